@@ -1,0 +1,168 @@
+"""How jobs travel: server, bytes, queues, acknowledgement. Celery's own setting names throughout.
+
+Producers, workers and Flower all read this file, so that they agree on every key in Redis. What it
+needs of the user comes from EMBEDQ_* variables, or from the [wire] table of the settings file:
+
+    redis_url             server; else REDIS_URL, else the embedded server of this user, else localhost
+    max_texts_per_job     texts (or passages) of one call
+    max_bytes_per_job     bytes of all texts of one call, as UTF-8
+    result_expires_s      seconds a result is kept for its producer
+    lease_s               seconds after which a silent worker's jobs go to another worker
+    data_dir              where the embedded server keeps its files
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from kombu.serialization import register
+
+from core.codec import pack, unpack
+from core.errors import InvalidSettings
+
+#: Names, defaults and types of the [wire] settings; a variable's text is turned into the same type.
+WIRE: dict[str, Any] = {
+    "redis_url": "",
+    # A job is the unit of retry and of fairness: 10,000 texts are some seconds on an accelerator and
+    # minutes on a CPU. Bulk loads are many such jobs.
+    "max_texts_per_job": 10_000,
+    # The broker holds a message three times over (base64, and again while in flight).
+    "max_bytes_per_job": 16 * 1024 * 1024,
+    "result_expires_s": 3600,
+    "lease_s": 60,
+    "data_dir": "",
+}
+
+
+def _read_wire() -> dict[str, Any]:
+    """Environment over file over defaults. InvalidSettings names what is wrong and what is known."""
+    file = Path(os.environ.get("EMBEDQ_CONFIG") or "embedq.toml")
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("wire", {}) if file.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise InvalidSettings(f"{file} cannot be read as TOML: {error}") from None
+    unknown = set(table) - set(WIRE)
+    if unknown:
+        raise InvalidSettings(f"{file} has unknown [wire] settings {sorted(unknown)}; known are {list(WIRE)}")
+    return {name: _value(name, table.get(name, default), default) for name, default in WIRE.items()}
+
+
+def _value(name: str, given: Any, default: Any) -> Any:
+    given = os.environ.get(f"EMBEDQ_{name.upper()}", given)
+    if isinstance(default, str):
+        return str(given)
+    try:
+        number = int(given)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise InvalidSettings(f"EMBEDQ_{name.upper()} must be a whole number from 1; given {given!r:.40}")
+    return number
+
+
+def data_dir() -> Path:
+    """The embedded server's directory, by default below the user's own data directory."""
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(wire["data_dir"] or f"{home}/embedq").expanduser()
+
+
+def url_file() -> Path:
+    """Where a running embedded server leaves its URL, readable by its owner only."""
+    return data_dir() / "url"
+
+
+def redis_url() -> str:
+    """The server everything talks to; read again at each call, since an embedded one comes and goes."""
+    named = str(wire["redis_url"]) or os.environ.get("REDIS_URL")
+    if named:
+        return named
+    try:
+        return url_file().read_text(encoding="utf-8").strip()
+    except OSError:
+        return "redis://127.0.0.1:6379/0"
+
+
+def queue_name(kind: str, model: str | None = None) -> str:
+    """The queue of a kind of job ("embed", "rerank"), for the default model or a named one."""
+    return f"{kind}.{model}" if model else kind
+
+
+def route(
+    name: str, args: Any, kwargs: dict[str, Any], options: Any, task: Any = None, **_: Any
+) -> dict[str, str] | None:
+    """Send each job to the queue of the model it names, also when it was sent by name."""
+    kind = name.removeprefix("tasks.")
+    if kind not in ("embed", "rerank"):
+        return None
+    return {"queue": queue_name(kind, (kwargs or {}).get("model"))}
+
+
+wire = _read_wire()
+
+# A name of our own, not kombu's "msgpack": an application that uses that one must not find its
+# decoder replaced by importing us. The bytes are msgpack all the same.
+register("embedq", pack, unpack, content_type="application/x-embedq-msgpack", content_encoding="binary")
+
+broker_url = redis_url()
+result_backend = redis_url()
+
+# What a message may be. No pickle: a worker must not run what a message says. "msgpack" and "json"
+# let producers send by name without our code.
+task_serializer = "embedq"
+result_serializer = "embedq"
+accept_content = ["embedq", "msgpack", "json"]
+result_accept_content = ["embedq", "msgpack"]
+
+# Acknowledged after the result is stored, so a worker that dies loses nothing.
+task_acks_late = True
+task_acks_on_failure = True  # an error is an answer; giving the job back would repeat it for ever
+task_acks_on_timeout = True
+worker_deduplicate_successful_tasks = True  # a job delivered twice is computed once if the first was stored
+worker_cancel_long_running_tasks_on_connection_loss = False  # needs a pool that can stop a running job
+worker_enable_prefetch_count_reduction = False  # would run small batches for a while after a reconnect
+worker_prefetch_multiplier = 1  # the worker's job threads are the window; more would hide the backlog
+
+task_routes = (route,)
+task_default_queue = "embed"
+task_create_missing_queues = True
+task_track_started = False  # would cost three round trips per job; events tell the same
+task_send_sent_event = False
+worker_send_task_events = True  # Flower
+event_serializer = "json"
+result_expires = wire["result_expires_s"]
+
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_channel_error_retry = True
+broker_pool_limit = 10
+broker_connection_timeout = 4
+broker_transport_options = {
+    # A lease, renewed while the worker lives: see workers/transport.py.
+    "visibility_timeout": wire["lease_s"],
+    "unacked_restore_interval": 2,  # with the throttle below: look for expired leases every 2 s
+    "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 15,  # a worker that dies while looking must not stop the others for minutes
+    "health_check_interval": 10,
+    "socket_timeout": 15,  # without it a publish on a dead connection can hang for ever
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "max_connections": 2048,  # the default of 10 per channel is below the number of job threads
+    "queue_order_strategy": "priority",
+    "priority_steps": [0, 3, 6, 9],
+    "sep": ":",
+    "client_name": "embedq",
+}
+result_backend_transport_options = {"retry_policy": {"timeout": 5.0}, "visibility_timeout": wire["lease_s"]}
+visibility_timeout = wire["lease_s"]
+redis_socket_timeout = 15
+redis_socket_connect_timeout = 5
+redis_socket_keepalive = True
+redis_backend_health_check_interval = 25
+result_backend_always_retry = True
+result_backend_max_retries = 10
+
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False

@@ -1,0 +1,47 @@
+"""The model core without Celery, for any program.
+
+    with core.load("BAAI/bge-m3") as engine:
+        engine.embed(["a text"]).dense
+
+Importing this package loads nothing heavy: torch loads inside `load`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.engine import Engine
+    from core.settings import Precision, Settings
+
+
+def load(
+    path: str, *, alias: str = "model", device: str = "auto", precision: Precision = "auto", **settings: Any
+) -> Engine:
+    """Load one checkpoint, a local directory or a hub name, and return an engine that serves it.
+
+    `settings` are those of `core.settings.Settings`. OperatorError if the checkpoint, the device or
+    a setting is not usable.
+    """
+    from core.settings import read_settings
+
+    model = {"path": path, "precision": precision}
+    return load_all(read_settings(models={alias: model}, device=device, **settings))
+
+
+def load_all(settings: Settings) -> Engine:
+    """Load every model of `settings` on one device and return the engine that serves them."""
+    from core.checkpoint import read_spec
+    from core.devices import choose_device
+    from core.engine import Engine
+    from core.errors import InvalidSettings
+    from core.models import load_model
+
+    if not settings.models:
+        raise InvalidSettings(
+            "no model is configured; set EMBEDQ_MODELS=alias=path, or [models.alias] path in embedq.toml"
+        )
+    device = choose_device(settings.device)
+    specs = {alias: read_spec(alias, model) for alias, model in settings.models.items()}
+    models = {alias: load_model(spec, device, settings.models[alias].precision) for alias, spec in specs.items()}
+    return Engine(models, settings)

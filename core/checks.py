@@ -1,0 +1,158 @@
+"""A call's arguments, checked without a model: the door that producers and the engine share.
+
+Checked once in the producer, where the mistake is, and again in the worker, because any program can
+write to the queue. What comes out has been checked: a `list[str]`, `EmbedOptions`, `RerankOptions`.
+What only the model knows (its dimension, its outputs) is checked by the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Self, get_args
+
+from core.errors import InvalidInput
+from core.results import Dtype
+
+#: Outputs an embedding job can ask for; which of them a model has is the model's affair.
+OUTPUTS = ("dense", "sparse", "colbert")
+
+#: How an embedding model scores a passage; a cross-encoder has one way and takes no mode.
+MODES = ("dense", "colbert")
+
+INPUT_TYPES = ("query", "document")
+
+#: A model's alias becomes part of a queue's name, a worker's name and a metric label.
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+#: Longer instructions are texts put in the wrong place.
+MAX_INSTRUCTION_CHARACTERS = 10_000
+
+
+class _Options:
+    """What the two kinds of options share."""
+
+    __slots__ = ()
+
+    @classmethod
+    def checked(cls, given: dict[str, Any]) -> Self:
+        """Build from keyword arguments; an unknown one is an error that lists the known ones."""
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InvalidInput(f"unknown option {unknown[0]!r:.40}; the options are {', '.join(known)}")
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions(_Options):
+    """How to embed. InvalidInput says which option is wrong, what it may be, and what was given."""
+
+    #: Alias of a model; None for the default one.
+    model: str | None = None
+    #: Which of the checkpoint's prompts goes before each text; None takes the checkpoint's default.
+    input_type: str | None = None
+    #: Put before each text instead of the checkpoint's prompt.
+    instruction: str | None = None
+    #: Keep this many leading components (Matryoshka); None keeps all.
+    dimensions: int | None = None
+    dtype: Dtype = "float32"
+    outputs: tuple[str, ...] = ("dense",)
+    #: Tokens per text, special tokens included; longer texts are cut. None for the model's limit.
+    max_length: int | None = None
+    #: Scale vectors to length 1; None does what the checkpoint says.
+    normalize: bool | None = None
+
+    def __post_init__(self) -> None:
+        _optional_alias(self.model)
+        _one_of("input_type", self.input_type, (None, *INPUT_TYPES))
+        _optional_instruction(self.instruction)
+        _optional_count("dimensions", self.dimensions)
+        _one_of("dtype", self.dtype, get_args(Dtype))
+        _optional_count("max_length", self.max_length, minimum=3)
+        _one_of("normalize", self.normalize, (None, True, False))
+        if not isinstance(self.outputs, list | tuple) or not self.outputs:
+            raise InvalidInput(f"outputs must be a list of {', '.join(OUTPUTS)}; given {_given(self.outputs)}")
+        for output in self.outputs:
+            _one_of("outputs", output, OUTPUTS)
+        # A list from the wire becomes a tuple, so that options can be compared and hashed.
+        object.__setattr__(self, "outputs", tuple(self.outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOptions(_Options):
+    """How to rerank. InvalidInput says which option is wrong, what it may be, and what was given."""
+
+    model: str | None = None
+    #: For embedding models: "dense" (None) or "colbert".
+    mode: str | None = None
+    #: Keep this many of the best in `Ranking.order`; None keeps all.
+    top_k: int | None = None
+    #: Map scores to 0..1 by the sigmoid. Does not change the order.
+    normalize: bool = False
+    #: Tokens per query-passage pair; with an embedding model, per text.
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        _optional_alias(self.model)
+        _one_of("mode", self.mode, (None, *MODES))
+        _optional_count("top_k", self.top_k)
+        _one_of("normalize", self.normalize, (True, False))
+        _optional_count("max_length", self.max_length, minimum=3)
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """A list or tuple of strings that can be encoded as UTF-8, as a list."""
+    if not isinstance(texts, list | tuple):
+        hint = f"; for one text write [{name[:-1]}]" if isinstance(texts, str) else ""
+        raise InvalidInput(f"{name} must be a list of strings; given {type(texts).__name__}{hint}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name} must be strings; number {index} is {type(text).__name__}")
+        check_text(f"{name}, number {index},", text)
+    return list(texts)
+
+
+def check_text(name: str, text: Any) -> str:
+    """A string that can be encoded as UTF-8."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name} must be a string; given {type(text).__name__}")
+    if not text.isascii():  # isascii is a flag lookup, and lone surrogates are never ASCII
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"{name} cannot be encoded as UTF-8: lone surrogate at character {error.start}; "
+                "decode the source with errors='replace', or remove it"
+            ) from None
+    return text
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    # By type as well: 1 == True would let a number pass as a flag.
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        raise InvalidInput(f"{name} must be one of {', '.join(map(str, allowed))}; given {_given(value)}")
+
+
+def _optional_count(name: str, value: Any, minimum: int = 1) -> None:
+    if value is not None and (type(value) is not int or value < minimum):
+        raise InvalidInput(f"{name} must be a whole number from {minimum}; given {_given(value)}")
+
+
+def _optional_alias(value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and ALIAS.fullmatch(value)):
+        raise InvalidInput(
+            f"model must be an alias of 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit; given {_given(value)}"
+        )
+
+
+def _optional_instruction(value: Any) -> None:
+    if value is not None and len(check_text("instruction", value)) > MAX_INSTRUCTION_CHARACTERS:
+        raise InvalidInput(f"instruction may have {MAX_INSTRUCTION_CHARACTERS:,} characters; given {len(value):,}")
+
+
+def _given(value: Any) -> str:
+    """Name a wrong value: plain scalars and short words as they are, anything else by its type."""
+    if isinstance(value, bool | int | float) or value is None:
+        return str(value)[:40]
+    return repr(value) if isinstance(value, str) and len(value) <= 40 else type(value).__name__

@@ -1,0 +1,153 @@
+"""Jobs' sequences -> batches -> rows, on the one thread that touches the models.
+
+Knows of sequences and rows only: what a text was, what a caller wants of its rows and how calls
+are answered is the engine's. Callers' threads meet the device thread in the scheduler, under one
+lock, and in each job's future.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Rows
+from concurrent.futures import Future
+
+import numpy as np
+
+from core.errors import DeviceFailure, EmbedqError, InvalidSettings
+from core.models import Model
+from core.scheduler import Scheduler, Sequence
+from core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: Token budgets of a batch where the settings leave it open; see `Settings.max_batch_tokens`.
+_CPU_BATCH_TOKENS = 2_048
+_ACCELERATOR_BATCH_TOKENS = 16_384
+
+
+class Job:
+    """The rows of one call, filled in as batches finish. Touched by the device thread after submitting."""
+
+    def __init__(self, num_rows: int, outputs: frozenset[str]) -> None:
+        self.done: Future[dict[str, list[np.ndarray]]] = Future()
+        self._rows: dict[str, list[np.ndarray]] = {output: [np.empty(0)] * num_rows for output in outputs}
+        self._num_left = num_rows
+        if num_rows == 0:
+            self.done.set_result(self._rows)
+
+    def deliver(self, row: int, index: int, outputs: Mapping[str, Rows[np.ndarray]]) -> None:
+        """Take row `index` of a batch's outputs as this job's row `row`."""
+        for name, rows in self._rows.items():
+            rows[row] = outputs[name][index]
+        self._num_left -= 1
+        if self._num_left == 0 and not self.done.done():
+            self.done.set_result(self._rows)
+
+    def fail(self, error: BaseException) -> None:
+        """Answer the call with `error`; what still comes of its rows is dropped."""
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class DeviceLoop:
+    """The scheduler, the device thread that empties it, and the room that callers wait for."""
+
+    def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
+        self._models = models
+        self._max_waiting_tokens = settings.max_waiting_tokens
+        self.scheduler = Scheduler(_batch_tokens(models, settings), settings.max_batch_sequences, settings.max_wait_s)
+        #: Guards the scheduler; signals new work to the device thread and new room to the callers.
+        self._changed = threading.Condition()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
+
+    def submit(self, sequences: Iterable[Sequence]) -> None:
+        """Let `sequences` wait for a batch; blocks while as much as settings allow is waiting already."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or self.scheduler.num_tokens < self._max_waiting_tokens)
+            if self._is_closing:
+                raise DeviceFailure("the engine is closed; no new work is taken")
+            self.scheduler.add(sequences)
+            self._changed.notify_all()
+
+    def withdraw(self, job: Job) -> None:
+        """Drop what still waits of `job`."""
+        with self._changed:
+            self.scheduler.remove(job)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Finish what waits, then end the device thread."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._step(batch)
+
+    def _next_batch(self) -> list[Sequence]:
+        """Wait for work and take a batch of it; empty once the engine is closing and all is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or self.scheduler.num_sequences)
+            batch = self.scheduler.next_batch(time.monotonic())
+            self._changed.notify_all()
+            return batch
+
+    def _step(self, batch: list[Sequence]) -> None:
+        """Run one batch and deliver its rows; on an error halve it, so that only the culprit fails."""
+        alias, outputs = batch[0].key
+        try:
+            rows = self._models[alias].forward(batch, outputs)
+            _check_rows(alias, rows, len(batch))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].job.fail(_as_failure(alias, error))
+                return
+            log.warning(
+                "a batch failed and is run again in halves: %s",
+                type(error).__name__,
+                extra={"action": "batch_split", "model": alias, "num_sequences": len(batch)},
+            )
+            self._step(batch[: len(batch) // 2])
+            self._step(batch[len(batch) // 2 :])
+            return
+        for index, sequence in enumerate(batch):
+            sequence.job.deliver(sequence.row, index, rows)
+
+
+def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
+    """The budget of a batch; the longest sequence must fit it, or that sequence would wait for ever."""
+    longest = max(model.spec.max_length for model in models.values())
+    if settings.max_batch_tokens is None:
+        is_cpu = all(model.device == "cpu" for model in models.values())
+        return max(longest, _CPU_BATCH_TOKENS if is_cpu else _ACCELERATOR_BATCH_TOKENS)
+    if settings.max_batch_tokens < longest:
+        raise InvalidSettings(
+            f"max_batch_tokens is {settings.max_batch_tokens} and a sequence may have {longest} tokens; "
+            f"raise EMBEDQ_MAX_BATCH_TOKENS to {longest}, or lower the model's max_length"
+        )
+    return settings.max_batch_tokens
+
+
+def _check_rows(alias: str, outputs: Mapping[str, Rows[np.ndarray]], num_sequences: int) -> None:
+    for name, rows in outputs.items():
+        if len(rows) != num_sequences:
+            raise DeviceFailure(
+                f"model {alias} gave {len(rows)} {name} rows for {num_sequences} sequences; this is a bug"
+            )
+        if isinstance(rows, np.ndarray) and not np.isfinite(rows).all():
+            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values")
+
+
+def _as_failure(alias: str, error: Exception) -> EmbedqError:
+    if isinstance(error, EmbedqError):
+        return error
+    return DeviceFailure(
+        f"the forward pass of model {alias} failed on a single sequence: {type(error).__name__}: {error}"
+    )

@@ -1,0 +1,180 @@
+"""Which accelerators this machine has, how a process is pinned to one, what arithmetic each can do.
+
+`devices()` and `choose_precision()` need torch and load it when called. Pinning needs nothing: it
+is an environment that must be in place before the pinned process starts, because a driver reads
+it once. Inside a pinned process the accelerator is always number 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import InvalidSettings
+
+if TYPE_CHECKING:
+    from core.settings import Precision
+
+#: Kinds in the order they are preferred, with the variable that limits which of them a process sees.
+VISIBILITY = {
+    "cuda": "CUDA_VISIBLE_DEVICES",
+    "npu": "ASCEND_RT_VISIBLE_DEVICES",
+    "musa": "MUSA_VISIBLE_DEVICES",
+    "mps": None,
+    "cpu": None,
+}
+
+#: Variables that fix how many threads the CPU libraries start; read when torch loads.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device a worker can be pinned to."""
+
+    kind: str
+    index: int
+    name: str
+    #: 0 where the device does not tell.
+    memory_bytes: int = 0
+    #: The cores of a CPU worker; empty for accelerators, which use whichever core is free.
+    cores: tuple[int, ...] = field(default=())
+
+    def __str__(self) -> str:
+        """As settings write it: "cuda:0", "cpu"."""
+        return self.kind if self.kind in ("cpu", "mps") else f"{self.kind}:{self.index}"
+
+    @property
+    def label(self) -> str:
+        """The device's part of a worker's name, without a colon: "cuda0", "cpu0"."""
+        return f"{self.kind}{self.index}"
+
+    def environment(self) -> dict[str, str]:
+        """What a process must be born with to see this device and no other."""
+        variable = VISIBILITY[self.kind]
+        pinned = {variable: str(self.index)} if variable else {}
+        if self.cores:
+            pinned |= dict.fromkeys(_THREADS, str(len(self.cores)))
+        return pinned
+
+
+def devices() -> list[Device]:
+    """List the accelerators of the first kind that is present, else the CPU with all its cores."""
+    import torch
+
+    _load_vendor_backends()
+    for kind in ("cuda", "npu", "musa"):
+        backend = getattr(torch, kind, None)
+        if backend is not None and backend.is_available():
+            return [_accelerator(kind, index) for index in range(backend.device_count())]
+    if torch.backends.mps.is_available():
+        return [Device("mps", 0, "Apple GPU")]
+    return cpu_devices(1)
+
+
+def cpu_devices(num_workers: int) -> list[Device]:
+    """Split the cores this process may use evenly into `num_workers` CPU devices."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    if num_workers > len(cores):
+        raise InvalidSettings(
+            f"{num_workers} CPU workers were asked for; at most one per core, and there are {len(cores)}"
+        )
+    size = len(cores) // num_workers
+    groups = [tuple(cores[i * size : (i + 1) * size]) for i in range(num_workers)]
+    return [Device("cpu", index, cpu_name(), cores=group) for index, group in enumerate(groups)]
+
+
+def choose_device(wanted: str) -> str:
+    """Turn "auto" or an explicit device into what torch is asked for. InvalidSettings if it is absent."""
+    import torch
+
+    if wanted == "auto":
+        return str(devices()[0])
+    kind, _, index = wanted.partition(":")
+    if kind not in VISIBILITY or (index and not index.isdigit()):
+        raise InvalidSettings(
+            f"device must be auto or one of {', '.join(VISIBILITY)}, with :number; given {wanted!r:.40}"
+        )
+    if kind == "cpu":
+        return "cpu"
+    _load_vendor_backends()
+    backend = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
+    count = 0 if backend is None or not backend.is_available() else 1 if kind == "mps" else backend.device_count()
+    if int(index or 0) >= count:
+        raise InvalidSettings(f"device {wanted!r:.40} was asked for; this process sees {count} of kind {kind}")
+    return "mps" if kind == "mps" else f"{kind}:{int(index or 0)}"
+
+
+def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
+    """Choose the arithmetic for a device: (precision, reason). An explicit choice is kept if possible."""
+    kind = device.partition(":")[0]
+    native_bf16 = _has_native_bf16(kind)
+    if wanted == "float16" and kind == "cpu":
+        raise InvalidSettings(
+            "precision float16 on a CPU would be slower than float32 and less exact; use auto or float32"
+        )
+    if wanted != "auto":
+        return wanted, "asked for"
+    if native_bf16:
+        return "bfloat16", f"{kind} multiplies bfloat16 natively"
+    if kind == "cpu":
+        return "float32", "this CPU has no native bfloat16 products"
+    return "float16", f"{kind} has no native bfloat16"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets the CPU itself reports; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())
+
+
+def cpu_name() -> str:
+    """The processor's model name, or the architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), os.uname().machine)
+
+
+def _has_native_bf16(kind: str) -> bool:
+    import torch
+
+    if kind == "cpu":
+        # bf16 without these instructions is emulated and slower than float32. The CPU is asked, not
+        # its name: virtual machines hide instructions that the model name promises.
+        return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    backend = getattr(torch, kind, None)
+    supported = getattr(backend, "is_bf16_supported", None)
+    return bool(supported()) if supported else False
+
+
+def _accelerator(kind: str, index: int) -> Device:
+    import torch
+
+    backend = getattr(torch, kind)
+    properties = backend.get_device_properties(index)
+    return Device(kind, index, str(backend.get_device_name(index)), int(properties.total_memory))
+
+
+def _load_vendor_backends() -> None:
+    """Import the plug-ins that add torch.npu and torch.musa, where they are installed."""
+    import importlib.util
+
+    for plugin in ("torch_npu", "torch_musa"):
+        if importlib.util.find_spec(plugin):
+            importlib.import_module(plugin)
+
+
+if __name__ == "__main__":  # asked by the launcher, which itself must never load torch or a driver
+    json.dump([asdict(device) for device in devices()], sys.stdout)

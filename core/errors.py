@@ -1,0 +1,75 @@
+"""Every error embedq raises, as a tree by whose fault it is.
+
+    EmbedqError
+    ├── ProducerError          the call is wrong; sending it again gives the same error
+    │   ├── InvalidInput       an argument: type, value or content
+    │   ├── JobTooLarge        too many texts or bytes for one job
+    │   └── UnknownModel       no worker serves a model of that name
+    ├── OperatorError          the installation is wrong; a worker does not start
+    │   ├── InvalidSettings    a setting cannot be read, or two contradict each other
+    │   ├── CannotLoadModel    a model directory is missing, incomplete, or not of a known kind
+    │   └── ServerUnavailable  no Redis or Valkey server could be reached or started
+    └── WorkerError            the worker failed; the same job may succeed elsewhere
+        ├── DeviceFailure      the forward pass failed on the device
+        └── DeviceOutOfMemory  a single sequence does not fit the device's memory
+
+Along the path of a job:  produce ─ProducerError→ encode ─InvalidInput→ forward ─WorkerError→ result.
+
+Each class takes exactly one string, so that an error raised in a worker is rebuilt from the stored
+result as the same class in the producer. A message says what, the limit, and what was given; it
+never contains a text or a vector.
+"""
+
+from __future__ import annotations
+
+
+class EmbedqError(Exception):
+    """embedq failed."""
+
+    def __init__(self, message: str | None = None) -> None:
+        #: A class without a message of its own speaks through its docstring.
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class ProducerError(EmbedqError):
+    """The call is wrong; sending it again gives the same error."""
+
+
+class InvalidInput(ProducerError):
+    """An argument of the call has the wrong type, value or content."""
+
+
+class JobTooLarge(ProducerError):
+    """The job holds more texts or bytes than one job may; split it into several jobs."""
+
+
+class UnknownModel(ProducerError):
+    """No worker serves a model of that name."""
+
+
+class OperatorError(EmbedqError):
+    """The installation is wrong; a worker does not start."""
+
+
+class InvalidSettings(OperatorError):
+    """A setting cannot be read, or two settings contradict each other."""
+
+
+class CannotLoadModel(OperatorError):
+    """A model directory is missing, incomplete, or not of a known kind."""
+
+
+class ServerUnavailable(OperatorError):
+    """No Redis or Valkey server could be reached or started."""
+
+
+class WorkerError(EmbedqError):
+    """The worker failed; the same job may succeed on another one."""
+
+
+class DeviceFailure(WorkerError):
+    """The forward pass failed on the device."""
+
+
+class DeviceOutOfMemory(WorkerError):
+    """A single sequence does not fit the device's memory."""

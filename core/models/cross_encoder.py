@@ -1,0 +1,35 @@
+"""Reranking with an encoder that reads query and passage together and gives one score."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from core.checkpoint import ModelSpec
+from core.devices import choose_precision
+from core.models.weights import load, pad, pad_types
+from core.scheduler import Sequence
+from core.settings import Precision
+
+
+class CrossEncoder:
+    """A sequence classifier with one label; its logit is the score."""
+
+    outputs = frozenset({"score"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        self._module = load(AutoModelForSequenceClassification, spec, device, self.precision)
+        # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
+        self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray]:
+        """See `core.models.Model.forward`."""
+        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
+        types = {"token_type_ids": pad_types(batch, self.device)} if self._has_types else {}
+        logits = self._module(input_ids=ids, attention_mask=mask, **types).logits  # (num_sequences, 1)
+        return {"score": logits[:, 0].float().cpu().numpy()}

@@ -1,0 +1,53 @@
+"""Embedding with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and their kin.
+
+One forward pass gives the last hidden state; "dense" pools it, "colbert" keeps it per token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import AutoModel
+
+from core.checkpoint import ModelSpec
+from core.devices import choose_precision
+from core.models.weights import load, pad
+from core.scheduler import Sequence
+from core.settings import Precision
+
+
+class Encoder:
+    """An encoder with CLS or mean pooling."""
+
+    outputs = frozenset({"dense", "colbert"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
+        self._module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray | list[np.ndarray]]:
+        """See `core.models.Model.forward`."""
+        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
+        hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
+        rows: dict[str, np.ndarray | list[np.ndarray]] = {}
+        if "dense" in outputs:
+            rows["dense"] = self._pool(hidden, mask).float().cpu().numpy()
+        if "colbert" in outputs:
+            tokens = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu().numpy()
+            # Without the first token, with the last: as BGE-M3 keeps them.
+            rows["colbert"] = [tokens[row, 1 : sequence.length] for row, sequence in enumerate(batch)]
+        return rows
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(num_sequences, longest, dim) -> (num_sequences, dim)"""
+        if self.spec.pooling == "cls":
+            return hidden[:, 0]
+        if mask is None:
+            return hidden.float().mean(dim=1)
+        weights = mask.unsqueeze(-1).float()
+        # In float32: a sum of hundreds of half-precision values loses their last digits.
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)

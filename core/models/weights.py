@@ -1,0 +1,72 @@
+"""Checkpoint -> transformers module on a device; batch -> padded tensors. Shared by the families."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from core.checkpoint import ModelSpec
+from core.errors import CannotLoadModel
+from core.scheduler import Sequence
+
+transformers_logging.disable_progress_bar()
+# Its load report lists weights we drop on purpose (an unused pooler); what matters is checked below.
+transformers_logging.set_verbosity_error()
+
+
+def load(
+    auto_class: Any, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
+) -> torch.nn.Module:
+    """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present.
+
+    Weights whose name starts with one of `unused` may be missing: the family never reads them.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module, info = auto_class.from_pretrained(
+                str(spec.path),
+                dtype=getattr(torch, precision),
+                device_map=None,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
+    missing = [name for name in info["missing_keys"] if not name.startswith(unused or ("\0",))]
+    if missing:
+        # transformers would fill them with random numbers and go on: plausible vectors, all wrong.
+        raise CannotLoadModel(
+            f"{spec.path} lacks {len(missing)} weights the model needs, among them {sorted(missing)[0]}"
+        )
+    loaded: torch.nn.Module = module.to(device).eval()
+    return loaded
+
+
+def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(ids (num_sequences, longest) int64, mask of the same shape, or None when nothing is padded)."""
+    longest = max(sequence.length for sequence in batch)
+    ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        ids[row, : sequence.length] = torch.from_numpy(sequence.token_ids)
+    if all(sequence.length == longest for sequence in batch):
+        return ids.to(device), None
+    lengths = torch.tensor([sequence.length for sequence in batch])
+    mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
+    return ids.to(device), mask.to(device)
+
+
+def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
+    """(num_sequences, longest) int64 segment ids; padding counts as segment 0."""
+    longest = max(sequence.length for sequence in batch)
+    types = torch.zeros((len(batch), longest), dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        if sequence.type_ids is not None:
+            types[row, : sequence.length] = torch.from_numpy(sequence.type_ids)
+    return types.to(device)

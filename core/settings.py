@@ -1,0 +1,153 @@
+"""Every limit and choice of a worker: its unit, its default and the reason for it.
+
+Values come from arguments, then environment variables with the prefix EMBEDQ_, then one file,
+`embedq.toml` in the working directory or wherever EMBEDQ_CONFIG points. They are read once, checked
+against each other, and frozen. What a producer needs (server, limits of a call) is the file's
+[wire] table, which `celeryconfig.py` reads without this module's dependencies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from core.checks import ALIAS
+from core.errors import InvalidSettings
+
+#: Arithmetic a model may run in; "auto" asks the device.
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class ModelSettings(BaseModel):
+    """One model a worker serves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: A local directory, or a name on the hub ("BAAI/bge-m3").
+    path: str
+    #: Branch, tag or commit of a hub model. Name a commit in production, so that a changed hub
+    #: repository cannot silently change stored vectors.
+    revision: str | None = None
+    #: Expected SHA-256 of the weights file; a file that differs is refused before it is read.
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    precision: Precision = "auto"
+    #: Tokens per sequence; None takes the checkpoint's own limit.
+    max_length: int | None = Field(default=None, ge=3)
+    #: Pooling for a directory that does not state one; None takes what the directory says, else mean.
+    pooling: Literal["cls", "mean"] | None = None
+
+
+class Settings(BaseSettings):
+    """All settings of one worker process."""
+
+    model_config = SettingsConfigDict(env_prefix="EMBEDQ_", frozen=True, extra="forbid")
+
+    #: Models by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
+    models: Annotated[dict[str, ModelSettings], NoDecode] = {}
+    #: Alias that serves jobs which name no model; "none" for no model. Not set: the only one that
+    #: can, if there is just one.
+    default_embed: str | None = None
+    default_rerank: str | None = None
+    #: "auto" takes CUDA, then Ascend NPU, Moore Threads MUSA, Apple MPS, CPU.
+    device: str = "auto"
+    #: Tokens of one forward pass, padding included. None: 2,048 on a CPU (larger batches leave its
+    #: cache and were slower), 16,384 on accelerators; raised to the longest sequence of any model.
+    max_batch_tokens: int | None = Field(default=None, ge=16)
+    #: Sequences of one forward pass; bounds the bookkeeping when texts are very short.
+    max_batch_sequences: int = Field(default=512, ge=1)
+    #: Tokens encoded ahead of the device; beyond it encoding waits. 4 bytes each, and enough for
+    #: hundreds of batches: a deep backlog is what lets sequences of like length meet.
+    max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
+    #: Bulk work waiting longer than this goes before interactive work, so that nothing starves.
+    max_wait_s: float = Field(default=5.0, gt=0)
+    #: Jobs one worker holds at a time; also its number of job threads. More lets more small jobs
+    #: share a batch, and hides more of the backlog from other workers.
+    max_jobs: int = Field(default=32, ge=1, le=1024)
+    #: Seconds a worker may take to finish its jobs after SIGTERM before it is killed; what it had
+    #: not finished returns to the queue.
+    drain_timeout_s: float = Field(default=60.0, gt=0)
+    #: Producers' settings; declared so that the file may hold them, used by `celeryconfig.py` only.
+    wire: dict[str, Any] = Field(default={}, exclude=True)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models_from_text(cls, value: Any) -> Any:
+        """Accept "alias=path,alias=path", JSON, and in a mapping "alias": "path" for short."""
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("{") else _split_models(value)
+        if isinstance(value, dict):
+            return {alias: {"path": m} if isinstance(m, str) else m for alias, m in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _aliases(self) -> Settings:
+        for alias in self.models:
+            if not ALIAS.fullmatch(alias):
+                raise ValueError(
+                    f"model alias {alias!r} must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit"
+                )
+        for name in ("default_embed", "default_rerank"):
+            alias = getattr(self, name)
+            if alias not in (None, "none", *self.models):
+                raise ValueError(f"{name} is {alias!r}, which is none of the models: {', '.join(self.models)}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def config_file() -> Path:
+    """Where the settings file is looked for; it need not exist unless EMBEDQ_CONFIG names it."""
+    named = os.environ.get("EMBEDQ_CONFIG")
+    if named and not Path(named).is_file():
+        raise InvalidSettings(f"EMBEDQ_CONFIG is {named!r}, and there is no such file")
+    return Path(named or "embedq.toml")
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Read all settings. InvalidSettings names every wrong one, what it may be, and what was given."""
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(_problem(dict(one)) for one in error.errors())
+        raise InvalidSettings(f"{problems} (known settings: {', '.join(Settings.model_fields)})") from None
+    except ValueError as error:  # a file that is not TOML, models that are not JSON
+        raise InvalidSettings(f"the settings cannot be read: {error}") from None
+
+
+def _split_models(text: str) -> dict[str, str]:
+    models = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        alias, found, path = part.partition("=")
+        if not found or not path:
+            raise ValueError(f"a model is written alias=path; given {part!r}")
+        models[alias.strip()] = path.strip()
+    return models
+
+
+def _problem(error: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    given = "" if isinstance(error["input"], dict) else f", given {error['input']!r:.80}"
+    return f"{name} (EMBEDQ_{name.split('.')[0].upper()}): {message}{given}"

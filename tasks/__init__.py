@@ -1,0 +1,187 @@
+"""What application code imports.
+
+    import tasks
+
+    vectors = tasks.embed.delay(["a text", "another"]).get(timeout=30)       # Embeddings, (2, dim)
+    ranking = tasks.rerank.delay("a question", ["a text", "another"]).get()  # Ranking
+
+Arguments are checked here, at the call, and never reach the queue if they are wrong. Loads no
+torch, transformers or tokenizers: a producer needs celery, redis, msgpack and numpy.
+
+No module in this package may be named after a task or `app`: importing it would replace the task.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery import Celery, Task
+
+from core.checks import EmbedOptions, RerankOptions, check_text, check_texts
+from core.errors import InvalidInput, JobTooLarge, ProducerError
+from core.results import Embeddings, Ranking
+from tasks.models import Registry
+
+if TYPE_CHECKING:
+    from celery.result import AsyncResult
+
+    from core.engine import Engine
+
+__all__ = ["Embeddings", "Ranking", "app", "embed", "rerank"]
+
+#: Options shown in logs and Flower. The instruction is a text, so it is not among them.
+_SHOWN = ("model", "input_type", "dimensions", "dtype", "outputs", "mode", "top_k", "max_length", "normalize")
+
+
+def _load_config() -> ModuleType:
+    """Our `celeryconfig.py` by its place: the application may have a module of that name itself."""
+    path = Path(__file__).parent.parent / "celeryconfig.py"
+    spec = importlib.util.spec_from_file_location("embedq_celeryconfig", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+config = _load_config()
+
+# Not the current app: `shared_task`s of the application must stay with the application's own.
+app = Celery("embedq", set_as_current=False)
+app.config_from_object(config)
+
+
+class EngineTask(Task):
+    """A job: checked and summarised where it is sent, computed by the engine where it is run."""
+
+    abstract = True
+    #: Expected errors: logged in one line without a traceback, because the producer gets them.
+    throws = (ProducerError,)
+    #: Set by the worker once its models are loaded. A producer has none.
+    engine: ClassVar[Engine | None] = None
+
+    #: Set by `task`: how to check one kind of call.
+    options_class: ClassVar[type[EmbedOptions] | type[RerankOptions]]
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **sending: Any) -> AsyncResult:
+        """Check the call, then send it. ProducerError, before anything is sent, if it is wrong."""
+        call = self._bind(args or (), kwargs or {})
+        sending.setdefault("argsrepr", self._summary(call))
+        sending.setdefault("kwargsrepr", _shown(call))
+        self.registry.check(self.name.removeprefix("tasks."), call.get("model"))
+        return super().apply_async(args, kwargs, *rest, **sending)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The announced models, on the connections of the result backend."""
+        return Registry(self.backend.client)
+
+    @property
+    def priority(self) -> int:
+        """Priority of the running job, 0 interactive to 9 bulk."""
+        return (self.request.delivery_info or {}).get("priority") or 0
+
+    def running_engine(self) -> Engine:
+        """The worker's engine. InvalidInput where there is none: the task was called, not sent."""
+        if self.engine is None:
+            raise InvalidInput(
+                f"{self.name} runs in a worker; send it with .delay(...), or use core.load(...) in this process"
+            )
+        return self.engine
+
+    def _bind(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's arguments by name, all checked. TypeError if they do not fit the signature."""
+        call = inspect.signature(self.run).bind(*args, **kwargs).arguments
+        check_size(check_texts(self._texts_name, call[self._texts_name]), call.get("query", ""))
+        self.options_class.checked(
+            {name: value for name, value in call.items() if name not in ("query", self._texts_name)}
+        )
+        return dict(call)
+
+    @property
+    def _texts_name(self) -> str:
+        return "texts" if self.options_class is EmbedOptions else "passages"
+
+    def _summary(self, call: dict[str, Any]) -> str:
+        """What Flower and logs show of the texts: how many, how long, never what they say."""
+        texts = call[self._texts_name]
+        noun = self._texts_name if len(texts) != 1 else self._texts_name[:-1]
+        return f"{len(texts):,} {noun}, {sum(map(len, texts)):,} characters"
+
+
+def check_size(texts: list[str], query: str = "") -> None:
+    """JobTooLarge if one job holds too much; says the limits, what was given, and what to do."""
+    max_texts, max_bytes = config.wire["max_texts_per_job"], config.wire["max_bytes_per_job"]
+    check_text("query", query)
+    num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in (query, *texts))
+    if len(texts) > max_texts or num_bytes > max_bytes:
+        raise JobTooLarge(
+            f"a job may hold {max_texts:,} texts and {max_bytes:,} bytes; given {len(texts):,} texts and {num_bytes:,} bytes. "
+            "Send several jobs, or raise EMBEDQ_MAX_TEXTS_PER_JOB or EMBEDQ_MAX_BYTES_PER_JOB for producers and workers."
+        )
+
+
+def _shown(call: dict[str, Any]) -> str:
+    # "{}" and not "": Celery replaces an empty summary by the repr of the arguments themselves.
+    return ", ".join(f"{name}={call[name]}" for name in _SHOWN if call.get(name) is not None) or "{}"
+
+
+@app.task(base=EngineTask, bind=True, name="tasks.embed", options_class=EmbedOptions)
+def embed(
+    self: EngineTask,
+    texts: list[str],
+    *,
+    model: str | None = None,
+    input_type: str | None = None,
+    instruction: str | None = None,
+    dimensions: int | None = None,
+    dtype: str = "float32",
+    outputs: list[str] | tuple[str, ...] = ("dense",),
+    max_length: int | None = None,
+    normalize: bool | None = None,
+) -> Embeddings:
+    """Embed `texts`; `.dense` is (num_texts, dim) in their order. Options: `core.checks.EmbedOptions`."""
+    check_size(check_texts("texts", texts))
+    return self.running_engine().embed(
+        texts,
+        priority=self.priority,
+        model=model,
+        input_type=input_type,
+        instruction=instruction,
+        dimensions=dimensions,
+        dtype=dtype,
+        outputs=outputs,
+        max_length=max_length,
+        normalize=normalize,
+    )
+
+
+@app.task(base=EngineTask, bind=True, name="tasks.rerank", options_class=RerankOptions)
+def rerank(
+    self: EngineTask,
+    query: str,
+    passages: list[str],
+    *,
+    model: str | None = None,
+    mode: str | None = None,
+    top_k: int | None = None,
+    normalize: bool = False,
+    max_length: int | None = None,
+) -> Ranking:
+    """Score `passages` against `query`; `.order` is best first. Options: `core.checks.RerankOptions`."""
+    check_size(check_texts("passages", passages), query)
+    return self.running_engine().rerank(
+        query,
+        passages,
+        priority=self.priority,
+        model=model,
+        mode=mode,
+        top_k=top_k,
+        normalize=normalize,
+        max_length=max_length,
+    )

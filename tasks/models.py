@@ -1,0 +1,104 @@
+"""Which models the pool serves: announced in Redis by workers, asked by producers.
+
+    embedq:models     hash   alias -> JSON of `Served`; kept when workers stop, since a queue outlives
+                             them and a pool may be scaled to zero
+
+A producer can thus refuse an unknown model at the call, where a typo would otherwise wait for ever
+in a queue that nobody reads. As long as no worker has ever announced anything, every name passes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from core.errors import InvalidInput, InvalidSettings, UnknownModel
+
+KEY = "embedq:models"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What producers may know of a model."""
+
+    alias: str
+    #: Directory or hub name it was loaded from, and revision.
+    source: str
+    #: Of "embed", "rerank": what it can do.
+    kinds: list[str]
+    dimensions: int
+    max_length: int
+    outputs: list[str]
+    #: Of "embed", "rerank": jobs that name no model.
+    default_for: list[str]
+
+
+class Registry:
+    """The announced models, through one Redis client. Remembers what it has seen."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._seen: dict[str, Served] = {}
+
+    def all(self) -> dict[str, Served]:
+        """Read every announced model by alias."""
+        found = self._client.hgetall(KEY)
+        self._seen = {alias.decode(): Served(**json.loads(value)) for alias, value in found.items()}
+        return self._seen
+
+    def check(self, kind: str, alias: str | None) -> None:
+        """Refuse a job that no worker would ever take. UnknownModel or InvalidInput says why.
+
+        `kind` is "embed" or "rerank"; without `alias` a default model for it must exist. A server
+        that does not answer is left to the publish, which retries and has the better error.
+        """
+        if _can(self._seen, kind, alias):
+            return
+        try:
+            known = self.all()
+        except redis.RedisError:
+            return
+        if not known or _can(known, kind, alias):
+            return
+        names = ", ".join(sorted(known))
+        if alias is None:
+            raise UnknownModel(f"{kind} needs model=…: none of the announced models is its default: {names}")
+        if alias in known:
+            raise InvalidInput(f"model {alias} cannot {kind}; it can {' and '.join(known[alias].kinds)}")
+        raise UnknownModel(
+            f"unknown model {alias!r:.70}; workers have announced {names}. "
+            "Start a worker that serves it before sending it work."
+        )
+
+    def announce(self, models: list[Served]) -> None:
+        """Say what this worker serves. InvalidSettings if another model is the default already.
+
+        Two defaults would put vectors of two models into one result set, which nobody notices until
+        search results are nonsense.
+        """
+        known = self.all()
+        for model in models:
+            for kind in model.default_for:
+                rival = next(
+                    (one for one in known.values() if kind in one.default_for and one.alias != model.alias), None
+                )
+                if rival:
+                    raise InvalidSettings(
+                        f"model {model.alias!r} would become the default for {kind}, but {rival.alias!r} is. "
+                        f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival.alias!r} is "
+                        f"gone for good, run `python -m tasks forget {rival.alias}`"
+                    )
+        self._client.hset(KEY, mapping={model.alias: json.dumps(asdict(model)) for model in models})
+
+    def forget(self, alias: str) -> bool:
+        """Withdraw an announcement; false if there was none. Workers announce again when they start."""
+        return bool(self._client.hdel(KEY, alias))
+
+
+def _can(known: dict[str, Served], kind: str, alias: str | None) -> bool:
+    if alias is None:
+        return any(kind in model.default_for for model in known.values())
+    return alias in known and kind in known[alias].kinds

@@ -1,0 +1,1 @@
+"""Worker processes: one per device, started and watched by the launcher."""

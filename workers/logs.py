@@ -1,0 +1,43 @@
+"""Log lines: a short sentence, then the stable fields given as `extra`, to filter by."""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import urlsplit, urlunsplit
+
+#: What every record has; anything else on it came in through `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
+
+
+class FieldFormatter(logging.Formatter):
+    """`12:00:01 INFO workers.worker: ready action=worker_ready device=cpu`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, its fields appended to the sentence and before any traceback."""
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        message, arguments = record.msg, record.args
+        if text:
+            record.msg, record.args = f"{record.getMessage()} {text}", ()
+        try:
+            return super().format(record)
+        finally:
+            record.msg, record.args = message, arguments  # other handlers format the same record
+
+
+def set_up(level: str = "INFO") -> None:
+    """Log to standard error: our own loggers from `level`, everything else from WARNING."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("core", "tasks", "workers", "deploy", "__main__"):
+        logging.getLogger(name).setLevel(level)
+
+
+def without_password(url: str) -> str:
+    """A server's URL as logs may show it."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"***@{host}"))
