@@ -69,6 +69,12 @@ class ModelSpec:
     def is_embedder(self) -> bool:
         return self.family != "cross_encoder"
 
+    def prompt(self, input_type: str | None, instruction: str | None) -> str:
+        """What goes before each text: the call's instruction, else the checkpoint's own prompt."""
+        if instruction is not None:
+            return instruction
+        return self.default_prompt if input_type is None else self.prompts.get(input_type, "")
+
 
 def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     """Find the checkpoint (downloading a hub name), verify it, and read how to run it.

@@ -23,7 +23,7 @@ from core.models import Model
 from core.results import Embeddings, Ranking
 from core.scheduler import Sequence
 from core.settings import Settings
-from core.tokenizer import Tokenizer, Tokens
+from core.tokenizer import Tokens
 
 #: Texts encoded before the first of them may be computed: small enough that the device starts
 #: early on a large job, large enough to keep the tokenizer's threads busy.
@@ -37,7 +37,6 @@ class Engine:
         self.models = dict(models)
         self.settings = settings
         self.default_embed, self.default_rerank = _defaults(self.models, settings)
-        self._tokenizers = {alias: Tokenizer(model.spec) for alias, model in self.models.items()}
         self._loop = DeviceLoop(self.models, settings)
 
     def __enter__(self) -> Engine:
@@ -62,13 +61,12 @@ class Engine:
         texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
         model = self._model(chosen.model, self.default_embed, "embed")
         _check_model_can(model, chosen)
-        prompt = _prompt(model, chosen)
         rows = self._compute(
             model,
             len(texts),
             frozenset(chosen.outputs),
             priority,
-            lambda part: self._tokenizer(model).encode([prompt + text for text in texts[part]], chosen.max_length),
+            lambda part: model.encode_texts(texts[part], chosen),
         )
         dense, ranges = None, None
         if "dense" in rows:
@@ -121,7 +119,7 @@ class Engine:
             len(passages),
             frozenset({"score"}),
             priority,
-            lambda part: self._tokenizer(model).encode_pairs(query, passages[part], chosen.max_length),
+            lambda part: model.encode_pairs(query, passages[part], chosen),
         )
         return np.array(rows["score"], np.float32)
 
@@ -129,16 +127,15 @@ class Engine:
         self, model: Model, query: str, passages: list[str], chosen: RerankOptions, priority: int
     ) -> np.ndarray:
         """(num_passages,) cosines or MaxSims; the query is row 0 of the job, so all share batches."""
-        prompts = model.spec.prompts
-        texts = [prompts.get("query", "") + query, *(prompts.get("document", "") + text for text in passages)]
         output = chosen.mode or "dense"
-        rows = self._compute(
-            model,
-            len(texts),
-            frozenset({output}),
-            priority,
-            lambda part: self._tokenizer(model).encode(texts[part], chosen.max_length),
-        )[output]
+        as_query = EmbedOptions(input_type="query", max_length=chosen.max_length)
+        as_document = EmbedOptions(input_type="document", max_length=chosen.max_length)
+
+        def encode(part: slice) -> list[Tokens]:
+            first = model.encode_texts([query], as_query) if part.start == 0 else []
+            return first + model.encode_texts(passages[max(0, part.start - 1) : part.stop - 1], as_document)
+
+        rows = self._compute(model, 1 + len(passages), frozenset({output}), priority, encode)[output]
         if output == "colbert":
             return np.array([vectors.max_sim(rows[0], row) for row in rows[1:]], np.float32)
         scaled = vectors.normalized(_stack(rows, model.spec.dimensions))
@@ -182,9 +179,6 @@ class Engine:
             raise InvalidInput(f"model {chosen} is a cross-encoder: it can rerank but not embed")
         return model
 
-    def _tokenizer(self, model: Model) -> Tokenizer:
-        return self._tokenizers[model.spec.alias]
-
 
 def _defaults(models: Mapping[str, Model], settings: Settings) -> tuple[str | None, str | None]:
     """(alias for embed, alias for rerank): as set, else the only one that can."""
@@ -212,15 +206,6 @@ def _check_model_can(model: Model, chosen: EmbedOptions) -> None:
         raise InvalidInput(
             f"dimensions may be up to {model.spec.dimensions} for model {model.spec.alias}; given {chosen.dimensions}"
         )
-
-
-def _prompt(model: Model, chosen: EmbedOptions) -> str:
-    """What goes before each text: the call's instruction, else the checkpoint's prompt."""
-    if chosen.instruction is not None:
-        return chosen.instruction
-    if chosen.input_type is None:
-        return model.spec.default_prompt
-    return model.spec.prompts.get(chosen.input_type, "")
 
 
 def _stack(rows: list[np.ndarray], dimensions: int) -> np.ndarray:

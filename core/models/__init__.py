@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from core.checkpoint import ModelSpec
+from core.checks import EmbedOptions, RerankOptions
 from core.scheduler import Sequence
+from core.tokenizer import Tokens
 
 if TYPE_CHECKING:
     from core.settings import Precision
@@ -27,7 +29,10 @@ FAMILIES = {
 
 
 class Model(Protocol):
-    """Weights on a device. Used by one thread, the device thread."""
+    """Weights on a device, and how their inputs are written.
+
+    `encode_*` run in any number of calling threads at once, `forward` on the device thread alone.
+    """
 
     spec: ModelSpec
     #: What `forward` can give: of "dense", "colbert", "score".
@@ -36,6 +41,14 @@ class Model(Protocol):
     device: str
     precision: str
     reason: str
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """Texts with their prompt or instruction -> token ids, in order. For models that embed."""
+        ...
+
+    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
+        """The query joined with each passage -> token ids, in order. For models that only rerank."""
+        ...
 
     def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> Mapping[str, Rows[np.ndarray]]:
         """One pass over `batch`; for each of `outputs`, as many rows as sequences, in their order.

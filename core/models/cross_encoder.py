@@ -7,10 +7,12 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from core.checkpoint import ModelSpec
+from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.models.weights import load, pad, pad_types
 from core.scheduler import Sequence
 from core.settings import Precision
+from core.tokenizer import Tokenizer, Tokens
 
 
 class CrossEncoder:
@@ -23,8 +25,17 @@ class CrossEncoder:
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
         self._module = load(AutoModelForSequenceClassification, spec, device, self.precision)
+        self._tokenizer = Tokenizer(spec)
         # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """A cross-encoder has no use for a text alone; the engine refuses such calls."""
+        raise NotImplementedError
+
+    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
+        """See `core.models.Model.encode_pairs`."""
+        return self._tokenizer.encode_pairs(query, passages, options.max_length)
 
     @torch.inference_mode()
     def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray]:

@@ -10,10 +10,12 @@ import torch
 from transformers import AutoModel
 
 from core.checkpoint import ModelSpec
+from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.models.weights import load, pad
 from core.scheduler import Sequence
 from core.settings import Precision
+from core.tokenizer import Tokenizer, Tokens
 
 
 class Encoder:
@@ -25,8 +27,18 @@ class Encoder:
         self.spec = spec
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
+        self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
         self._module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """See `core.models.Model.encode_texts`."""
+        prompt = self.spec.prompt(options.input_type, options.instruction)
+        return self._tokenizer.encode([prompt + text for text in texts], options.max_length)
+
+    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
+        """An embedding model reads query and passage apart; the engine never asks for pairs."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray | list[np.ndarray]]:
