@@ -1,0 +1,66 @@
+"""What the tests share: one real server and one real worker for the whole run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything of ours is imported: a developer's own settings must not leak into the tests, and
+# the default server of this process must not be the developer's.
+for _name in [name for name in os.environ if name.startswith("EMBEDQ_")] + ["REDIS_URL"]:
+    os.environ.pop(_name, None)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["EMBEDQ_DATA_DIR"] = os.devnull
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of the real all-MiniLM-L6-v2."""
+    from deploy.demo import minilm
+
+    return minilm.directory()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real server of this run, with the producer side of this process pointed at it."""
+    import tasks
+    from workers import embedded
+
+    tasks.config.wire["data_dir"] = str(tmp_path_factory.mktemp("server"))
+    with embedded.server() as url:
+        tasks.app.conf.update(broker_url=url, result_backend=url)
+        yield url
+        tasks.app.close()
+
+
+@pytest.fixture(scope="session")
+def worker(server: str, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """One real worker with MiniLM in float32 (the default) and a tiny cross-encoder, `reranker`.
+
+    Gives the environment it was started with.
+    """
+    from tests.running import start_workers
+
+    config = tmp_path_factory.mktemp("worker") / "embedq.toml"
+    config.write_text(
+        f"""
+default_rerank = "minilm"
+
+[models.minilm]
+path = "{minilm}"
+precision = "float32"
+
+[models.reranker]
+path = "{GOLDEN / "flagreranker_bert" / "model"}"
+precision = "float32"
+"""
+    )
+    environment = {"EMBEDQ_REDIS_URL": server, "EMBEDQ_CONFIG": str(config)}
+    with start_workers(environment, "--cpu-workers", "1"):
+        yield environment
