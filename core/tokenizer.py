@@ -20,6 +20,11 @@ from core.errors import CannotLoadModel, InvalidInput
 _QUERY_SHARE = (3, 4)
 
 
+#: Characters of a text read first for each token that may be kept. Real text has 3 to 5 per token,
+#: so this nearly always suffices, and a book costs no more than its first pages.
+_CHARACTERS_PER_TOKEN = 16
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """One checked sequence: at most `max_length` tokens, special tokens included."""
@@ -44,9 +49,7 @@ class Tokenizer:
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
         limit = self.checked_length(max_length, self._num_special)
-        encoded = self._encode(texts)
-        for one in encoded:
-            one.truncate(limit - self._num_special)
+        encoded = self._encode(texts, limit - self._num_special)
         return [_tokens(self._rust.post_process(one, None, True)) for one in encoded]
 
     def encode_pairs(self, query: str, passages: list[str], max_length: int | None = None) -> list[Tokens]:
@@ -56,13 +59,9 @@ class Tokenizer:
         (FlagEmbedding's FlagReranker; ids equal those of transformers v4).
         """
         limit = self.checked_length(max_length, self._num_special_pair + 2)
-        first, *seconds = self._encode([query, *passages])
-        first.truncate(limit * _QUERY_SHARE[0] // _QUERY_SHARE[1])
-        room = limit - self._num_special_pair - len(first)
-        if room < 0:  # only for limits of a few tokens, where a quarter does not hold the specials
-            first.truncate(len(first) + room)
-        for second in seconds:
-            second.truncate(max(room, 0))
+        room = limit - self._num_special_pair
+        (first,) = self._encode([query], min(limit * _QUERY_SHARE[0] // _QUERY_SHARE[1], room))
+        seconds = self._encode(passages, room - len(first))
         return [_tokens(self._rust.post_process(first, second, True)) for second in seconds]
 
     def checked_length(self, max_length: int | None, minimum: int) -> int:
@@ -76,13 +75,34 @@ class Tokenizer:
             )
         return max_length
 
-    def _encode(self, texts: list[str]) -> list[Encoding]:
+    def _encode(self, texts: list[str], max_tokens: int) -> list[Encoding]:
+        """The first `max_tokens` of each text, without special tokens."""
         if self._spec.strip:
             texts = [text.strip() for text in texts]
         if self._spec.lower:
             texts = [text.lower() for text in texts]
-        encoded: list[Encoding] = self._rust.encode_batch(texts, add_special_tokens=False)
+        heads = [_head(text, max_tokens * _CHARACTERS_PER_TOKEN) for text in texts]
+        encoded: list[Encoding] = self._rust.encode_batch(heads, add_special_tokens=False)
+        for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            while len(encoded[index]) < max_tokens and len(head) < len(text):
+                head = _head(text, 2 * len(head))
+                encoded[index] = self._rust.encode(head, add_special_tokens=False)
+            encoded[index].truncate(max_tokens)
         return encoded
+
+
+def _head(text: str, max_characters: int) -> str:
+    """The start of `text`, about `max_characters` long, ending where a word ends.
+
+    Tokenizers split before white space that follows a word, so what comes after such a place does
+    not change the tokens before it. Without one (Chinese, a single endless word) nothing is cut.
+    """
+    if len(text) <= max_characters:
+        return text
+    for end in range(max_characters, 0, -1):
+        if text[end].isspace() and not text[end - 1].isspace():
+            return text[:end]
+    return text
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:
