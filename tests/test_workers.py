@@ -1,0 +1,177 @@
+"""Worker processes and their launcher: real processes, real signals."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+import tasks
+from tests.running import Running, children_of, is_alive, start_workers
+from workers import logs
+from workers.processes import spawn, stop
+
+TIMEOUT_S = 60
+
+
+@pytest.fixture
+def own(server: str, minilm: Path) -> Iterator[dict[str, str]]:
+    """Environment for workers of a test's own: a model served under a name no other worker has."""
+    yield {
+        "EMBEDQ_REDIS_URL": server,
+        "EMBEDQ_MODELS": f"own={minilm}",
+        "EMBEDQ_DEFAULT_EMBED": "none",
+        "EMBEDQ_DEFAULT_RERANK": "none",
+        "EMBEDQ_LEASE_S": "2",
+    }
+    tasks.embed.registry.forget("own")
+    with redis.Redis.from_url(server) as client:
+        client.delete("embed.own")
+
+
+def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(own: dict[str, str], tmp_path: Path) -> None:
+    tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
+    own["EMBEDQ_MODELS"] = f"own={tmp_path}"
+    with Running(["python", "-m", "workers", "--cpu-workers", "1"], own) as running:
+        assert running.wait() == 1
+    assert f"cannot start: {tmp_path} has no weights as safetensors" in running.output
+    with redis.Redis.from_url(own["EMBEDQ_REDIS_URL"]) as client:
+        assert client.llen("embed.own") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no model is configured; give --model alias=path"),
+        (["--model", "x"], "a model is written alias=path; given 'x'"),
+        (["--model", "x=/nowhere", "--device", "cuda:7"], "device 'cuda:7' is not on this machine; there is"),
+        (["--model", "x=/nowhere", "--cpu-workers", "1000"], "1000 CPU workers were asked for; at most one per core"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_one_line_that_says_so(arguments: list[str], message: str) -> None:
+    with Running(["python", "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}) as running:
+        assert running.wait() == 1
+    assert message in running.output
+    assert "Traceback" not in running.output
+
+
+def test_each_worker_is_born_pinned_and_named(own: dict[str, str]) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    num_workers = min(2, len(cores))
+    with start_workers(own, "--cpu-workers", str(num_workers)) as running:
+        names = {f"own.cpu{index}@{socket.gethostname()}" for index in range(num_workers)}
+        assert set(name for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers) for name in answer) == names
+        pinned = {}
+        for pid in children_of(running.process.pid):
+            environment = dict(part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part)
+            assert environment["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(pid)))
+            pinned[environment["EMBEDQ_DEVICE_LABEL"]] = os.sched_getaffinity(pid)
+        assert len(pinned) == num_workers
+        assert set.union(*pinned.values()) <= set(cores)
+        assert sum(map(len, pinned.values())) == len(set.union(*pinned.values())), "two workers share a core"
+
+
+def test_a_killed_worker_is_replaced_and_its_jobs_are_done(own: dict[str, str]) -> None:
+    with start_workers(own, "--cpu-workers", "1") as running:
+        jobs = [tasks.embed.delay([f"text {index} " * 60] * 10, model="own") for index in range(12)]
+        jobs[0].get(timeout=TIMEOUT_S)
+        (child,) = children_of(running.process.pid)
+        os.kill(child, signal.SIGKILL)
+        running.wait_for("action=worker_crashed")
+        assert all(job.get(timeout=TIMEOUT_S).dense.shape == (10, 384) for job in jobs)
+        running.wait_for("action=worker_ready", count=2)
+
+
+def test_a_job_longer_than_its_lease_is_delivered_once(own: dict[str, str]) -> None:
+    own["EMBEDQ_LEASE_S"] = "1"
+    with start_workers(own, "--cpu-workers", "1") as running:
+        job = tasks.embed.delay(["a text of some length, repeated " * 12] * 300, model="own")
+        with redis.Redis.from_url(own["EMBEDQ_REDIS_URL"]) as client:
+            assert job.get(timeout=TIMEOUT_S).dense.shape == (300, 384)
+            assert client.llen("embed.own") == 0
+        name = f"own.cpu0@{socket.gethostname()}"
+        (stats,) = tasks.app.control.inspect(destination=[name], timeout=5).stats().values()
+        assert stats["total"] == {"tasks.embed": 1}
+        assert "redelivered" not in running.output
+
+
+def test_killing_the_launcher_ends_its_workers(own: dict[str, str]) -> None:
+    running = start_workers(own, "--cpu-workers", "1")
+    (child,) = children_of(running.process.pid)
+    running.process.kill()
+    running.wait()  # the worker holds the same output pipe: its end is the worker's end
+    assert not is_alive(child)
+    assert "action=draining" in running.output
+
+
+def test_events_show_counts_and_never_a_text(worker: dict[str, str]) -> None:
+    secret = "a very private sentence"
+    seen: list[dict[str, Any]] = []
+    is_listening, have_all = threading.Event(), threading.Event()
+
+    def note(event: dict[str, Any]) -> None:
+        seen.append(event)
+        if sum(one["type"] == "task-succeeded" for one in seen) == 2:
+            have_all.set()
+            receiver.should_stop = True
+
+    connection = tasks.app.connection_for_read()
+    receiver = tasks.app.events.Receiver(connection, handlers={"*": note})
+
+    receiver.on_consume_ready = lambda *_, **__: is_listening.set()
+    thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False}, daemon=True)
+    thread.start()
+    assert is_listening.wait(TIMEOUT_S)
+    tasks.embed.delay([secret, "x"], dimensions=64).get(timeout=TIMEOUT_S)
+    tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed").get(timeout=TIMEOUT_S)
+    assert have_all.wait(TIMEOUT_S)
+    thread.join(TIMEOUT_S)
+    connection.close()
+    assert secret not in str(seen)
+    ours, foreign = [event for event in seen if event["type"] == "task-received"]
+    assert (ours["args"], ours["kwargs"]) == ("2 texts, 24 characters", "dimensions=64")
+    assert (foreign["args"], foreign["kwargs"]) == ("(not shown)", "(not shown)")
+    results = [event["result"] for event in seen if event["type"] == "task-succeeded"]
+    assert results == ["2 × 64 float32", "2 × 384 float32"]
+
+
+def test_a_child_ends_with_the_thread_of_its_parent_and_not_with_a_keyboard_interrupt() -> None:
+    child = spawn(["sleep", "60"])
+    assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    assert stop(child, timeout_s=10) == -signal.SIGTERM
+
+
+def test_a_child_that_ignores_sigterm_is_killed() -> None:
+    child = spawn(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 60; done"], stdout=-1)
+    assert child.stdout
+    assert child.stdout.readline() == b"ready\n"
+    assert stop(child, timeout_s=0.2) == -signal.SIGKILL
+    child.stdout.close()
+
+
+def test_a_log_line_is_a_sentence_and_its_fields() -> None:
+    record = logging.LogRecord("workers", logging.INFO, "", 0, "took %d jobs", (3,), None)
+    record.action, record.device = "took", "cpu0"
+    formatter = logs.FieldFormatter("%(levelname)s %(message)s")
+    assert formatter.format(record) == "INFO took 3 jobs action=took device=cpu0"
+    assert record.getMessage() == "took 3 jobs"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:secret@host:1/0", "redis://***@host:1/0"),
+        ("rediss://user:secret@host/0", "rediss://***@host/0"),
+        ("redis://host:1/0", "redis://host:1/0"),
+    ],
+)
+def test_logs_never_hold_a_password(url: str, shown: str) -> None:
+    assert logs.without_password(url) == shown
