@@ -1,0 +1,51 @@
+"""`python -m core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
+
+Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old
+file stays; the new one appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from core.errors import CannotLoadModel
+
+
+def convert(directory: Path) -> Path:
+    """Write `model.safetensors` beside `pytorch_model.bin`; returns its path. CannotLoadModel if it cannot."""
+    import torch
+    from safetensors.torch import save_file
+
+    source, target = directory / "pytorch_model.bin", directory / "model.safetensors"
+    if not source.is_file():
+        raise CannotLoadModel(f"{directory} has no pytorch_model.bin to convert")
+    if target.exists():
+        raise CannotLoadModel(f"{target} exists already")
+    try:
+        weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a pickle that is not just weights makes the loader say
+        raise CannotLoadModel(f"{source} is not a plain file of weights: {type(error).__name__}") from error
+    # safetensors refuses tensors that share memory (tied weights); copies are read back as equals.
+    plain = {name: tensor.contiguous().clone() for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    part = target.with_suffix(".part")
+    save_file(plain, part, metadata={"format": "pt"})
+    part.replace(target)
+    return target
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    if len(sys.argv) != 2:
+        print("usage: python -m core.convert DIRECTORY", file=sys.stderr)
+        return 2
+    try:
+        print(convert(Path(sys.argv[1])))
+    except CannotLoadModel as error:
+        print(f"core.convert: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
