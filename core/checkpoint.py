@@ -193,12 +193,10 @@ def _chosen_length(alias: str, asked: int | None, stated: int | None, limit: int
 
 def _check_weights(path: Path, sha256: str | None) -> None:
     if not any((path / name).is_file() for name in _WEIGHTS):
-        pickled = (
-            " (it has pytorch_model.bin, a pickle, which is never read)"
-            if (path / "pytorch_model.bin").is_file()
-            else ""
+        raise CannotLoadModel(
+            f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
+            "never served; turn a local one into safetensors once with `python -m core.convert DIRECTORY`"
         )
-        raise CannotLoadModel(f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}{pickled}")
     if sha256 is None:
         return
     with (path / _WEIGHTS[0]).open("rb") as weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,8 @@ def test_it_is_configured_to_lose_nothing_and_to_let_nobody_in(directory: Path) 
         port = client.connection_pool.connection_kwargs["port"]
         with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
             stranger.ping()
-        assert stat.S_IMODE(os.stat(directory / "url").st_mode) == 0o600
-        assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+        assert stat.S_IMODE((directory / "url").stat().st_mode) == 0o600
+        assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert tasks.config.redis_url() == url
     assert not embedded.answers(url)
     assert not (directory / "url").exists()

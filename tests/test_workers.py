@@ -68,7 +68,7 @@ def test_each_worker_is_born_pinned_and_named(own: dict[str, str]) -> None:
     num_workers = min(2, len(cores))
     with start_workers(own, "--cpu-workers", str(num_workers)) as running:
         names = {f"own.cpu{index}@{socket.gethostname()}" for index in range(num_workers)}
-        assert set(name for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers) for name in answer) == names
+        assert {name for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers) for name in answer} == names
         pinned = {}
         for pid in children_of(running.process.pid):
             environment = dict(part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part)
