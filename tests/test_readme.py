@@ -81,7 +81,7 @@ def test_an_application_with_a_tasks_module_of_its_own_sends_by_name(server: str
 def documented() -> Iterator[dict[str, str]]:
     """Variables in the README's tables, with the default each is said to have."""
     rows = re.findall(r"^\| (`EMBEDQ_.*?) \| (.*?) \|", README, re.MULTILINE)
-    yield {name: default for names, default in rows for name in re.findall(r"`(EMBEDQ_\w+)`", names)}
+    return {name: default for names, default in rows for name in re.findall(r"`(EMBEDQ_\w+)`", names)}
 
 
 def test_every_setting_is_documented_with_its_default(documented: dict[str, str]) -> None:
@@ -97,7 +97,7 @@ def test_every_setting_is_documented_with_its_default(documented: dict[str, str]
 
 def test_every_model_setting_is_documented() -> None:
     row = next(line for line in README.splitlines() if line.startswith("| `EMBEDQ_MODELS`"))
-    assert {name for name in re.findall(r"`(\w+)`", row)} >= set(ModelSettings.model_fields)
+    assert set(re.findall(r"`(\w+)`", row)) >= set(ModelSettings.model_fields)
 
 
 def test_every_file_of_the_code_map_exists_and_none_is_missing() -> None:
