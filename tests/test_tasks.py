@@ -27,7 +27,7 @@ def model(alias: str, default_for: list[str]) -> Served:
 @pytest.fixture
 def registry(server: str) -> Any:
     """A registry in a database of its own."""
-    with redis.Redis.from_url(server, db=1) as client:
+    with redis.Redis.from_url(server.removesuffix("/0") + "/1") as client:
         yield Registry(client)
         client.delete(KEY)
 
