@@ -199,6 +199,8 @@ def _check_weights(path: Path, sha256: str | None) -> None:
         )
     if sha256 is None:
         return
+    if not (path / _WEIGHTS[0]).is_file():
+        raise CannotLoadModel(f"{path} has its weights in several files; sha256 is for one, {_WEIGHTS[0]}")
     with (path / _WEIGHTS[0]).open("rb") as weights:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != sha256:
