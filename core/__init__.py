@@ -26,7 +26,9 @@ def load(
     from core.settings import read_settings
 
     model = {"path": path, "precision": precision}
-    return load_all(read_settings(models={alias: model}, device=device, **settings))
+    # The defaults a worker's environment or file may name are not among this call's models.
+    defaults = {"default_embed": "", "default_rerank": ""}
+    return load_all(read_settings(models={alias: model}, device=device, **(defaults | settings)))
 
 
 def load_all(settings: Settings) -> Engine:

@@ -23,10 +23,11 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
 
 #: sentence-transformers module classes (the last part of their path) that `encoder` can run.
-_MODULES = ("Transformer", "Pooling", "Normalize")
+_MODULES = ["Transformer", "Pooling", "Normalize"]
 
-#: Pooling flags of `1_Pooling/config.json` -> our names.
-_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+#: Pooling of `1_Pooling/config.json` -> our names. Once a flag per mode, since sentence-transformers 6
+#: the value of "pooling_mode".
+_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "cls": "cls", "mean": "mean"}
 
 #: Model types whose attention looks both ways. Pooling over a decoder needs a family of its own.
 ENCODER_TYPES = frozenset(
@@ -61,8 +62,7 @@ class ModelSpec:
     #: Prompt per input type ("query", "document"), and the one used when a call names none.
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str = ""
-    #: sentence-transformers strips (and for some models lower-cases) texts before tokenizing.
-    strip: bool = False
+    #: Whether texts are lower-cased before the tokenizer's own rules (sentence-transformers' do_lower_case).
     lower: bool = False
 
     @property
@@ -87,19 +87,22 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
     model_type = config.get("model_type")
-    if model_type not in ENCODER_TYPES:
+    if not isinstance(model_type, str) or model_type not in ENCODER_TYPES:
         raise CannotLoadModel(
             f"{path} is of type {model_type!r}; the types supported are {', '.join(sorted(ENCODER_TYPES))}"
         )
-    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
-        return _read_cross_encoder(alias, path, config, settings)
-    return _read_encoder(alias, path, config, settings)
+    is_classifier = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    read = _read_cross_encoder if is_classifier else _read_encoder
+    try:
+        return read(alias, path, config, settings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CannotLoadModel(f"a configuration file of {path} has not the expected form: {error!r:.200}") from error
 
 
 def find(path_or_name: str, revision: str | None = None) -> Path:
     """A local directory as it is; any other name is fetched from the hub into its cache."""
     path = Path(path_or_name).expanduser()
-    if path.is_dir():
+    if path_or_name and path.is_dir():
         return path
     if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
         raise CannotLoadModel(f"there is no model directory {path_or_name!r:.300}; a hub name is written owner/name")
@@ -114,7 +117,7 @@ def find(path_or_name: str, revision: str | None = None) -> Path:
 
 
 def _read_encoder(alias: str, path: Path, config: dict[str, Any], settings: ModelSettings) -> ModelSpec:
-    modules = _read_json(path / "modules.json")
+    modules = _read_json(path / "modules.json", list)
     pooling: str = settings.pooling or "mean"
     normalize = True
     if modules is not None:
@@ -134,10 +137,9 @@ def _read_encoder(alias: str, path: Path, config: dict[str, Any], settings: Mode
         normalize=normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
         dimensions=int(config["hidden_size"] if "hidden_size" in config else config["dim"]),
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        pad_token_id=_pad_token_id(config),
         prompts=prompts,
         default_prompt=prompts.get(described.get("default_prompt_name") or "", ""),
-        strip=modules is not None,
         lower=bool(sentence.get("do_lower_case")),
     )
 
@@ -154,33 +156,46 @@ def _read_cross_encoder(alias: str, path: Path, config: dict[str, Any], settings
         normalize=False,
         max_length=_chosen_length(alias, settings.max_length, None, _max_length(path, config)),
         dimensions=1,
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        pad_token_id=_pad_token_id(config),
     )
 
 
 def _read_modules(path: Path, modules: list[dict[str, Any]]) -> tuple[str, bool]:
     """(pooling, whether vectors are normalised) from `modules.json`."""
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    unknown = [name for name in names if name not in _MODULES]
-    if unknown or names[:2] != ["Transformer", "Pooling"]:
+    if names not in (_MODULES[:2], _MODULES):
         raise CannotLoadModel(
             f"{path}/modules.json lists {', '.join(names)}; supported is Transformer, Pooling, then Normalize or nothing"
         )
     pooling_file = path / str(modules[1].get("path", "")) / "config.json"
     flags = _read_json(pooling_file) or {}
-    chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode") and is_on]
+    chosen = flags.get("pooling_mode") or [
+        name for name, is_on in flags.items() if name.startswith("pooling_mode_") and is_on
+    ]
+    if isinstance(chosen, str):
+        chosen = [chosen]
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         raise CannotLoadModel(
             f"{pooling_file} asks for {chosen or 'no pooling'}; supported is one of {list(_POOLINGS)}"
         )
+    if not flags.get("include_prompt", True):
+        raise CannotLoadModel(
+            f"{pooling_file} leaves the prompt out of the pooling (include_prompt); that is not supported"
+        )
     return _POOLINGS[chosen[0]], "Normalize" in names
+
+
+def _pad_token_id(config: dict[str, Any]) -> int:
+    """The stated padding token; where none is stated, the one transformers takes for the type."""
+    stated = config.get("pad_token_id")
+    return int(config.get("model_type") in _OFFSET_TYPES) if stated is None else int(stated)
 
 
 def _max_length(path: Path, config: dict[str, Any]) -> int:
     """The longest sequence the weights have positions for, or the tokenizer's own limit if shorter."""
     positions = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in _OFFSET_TYPES:
-        positions -= int(config.get("pad_token_id") or 0) + 1
+        positions -= _pad_token_id(config) + 1
     tokenizer = (_read_json(path / "tokenizer_config.json") or {}).get("model_max_length")
     return min(positions, int(tokenizer)) if tokenizer and tokenizer < _NO_LIMIT else positions
 
@@ -207,11 +222,14 @@ def _check_weights(path: Path, sha256: str | None) -> None:
         raise CannotLoadModel(f"{path / _WEIGHTS[0]} has SHA-256 {found}, not the expected {sha256}")
 
 
-def _read_json(path: Path) -> Any:
-    """The file's content; None where there is no such file."""
+def _read_json(path: Path, form: type = dict) -> Any:
+    """The file's content, of that form; None where there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise CannotLoadModel(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, form):
+        raise CannotLoadModel(f"{path} holds a {type(content).__name__} where a {form.__name__} is expected")
+    return content

@@ -104,7 +104,7 @@ class DeviceLoop:
         alias, outputs = batch[0].key
         try:
             rows = self._models[alias].forward(batch, outputs)
-            _check_rows(alias, rows, len(batch))
+            _check_rows(alias, rows, outputs, len(batch))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].job.fail(_as_failure(alias, error))
@@ -135,13 +135,18 @@ def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
     return settings.max_batch_tokens
 
 
-def _check_rows(alias: str, outputs: Mapping[str, Rows[np.ndarray]], num_sequences: int) -> None:
-    for name, rows in outputs.items():
-        if len(rows) != num_sequences:
+def _check_rows(alias: str, rows: Mapping[str, Rows[np.ndarray]], outputs: frozenset[str], num_sequences: int) -> None:
+    """DeviceFailure unless each of `outputs` has one row per sequence, all of finite numbers."""
+    for name in outputs:
+        if name not in rows:
+            raise DeviceFailure(f"model {alias} gave no {name} rows; this is a bug")
+        if len(rows[name]) != num_sequences:
             raise DeviceFailure(
-                f"model {alias} gave {len(rows)} {name} rows for {num_sequences} sequences; this is a bug"
+                f"model {alias} gave {len(rows[name])} {name} rows for {num_sequences} sequences; this is a bug"
             )
-        if isinstance(rows, np.ndarray) and not np.isfinite(rows).all():
+        # Rows of one length are one array and checked in one go; ColBERT's are a list.
+        parts = [rows[name]] if isinstance(rows[name], np.ndarray) else rows[name]
+        if not all(np.isfinite(part).all() for part in parts):
             raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values")
 
 

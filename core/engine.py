@@ -93,7 +93,7 @@ class Engine:
         else:
             scores = self._score_pairs(model, query, passages, chosen, priority)
         if chosen.normalize:
-            scores = 1 / (1 + np.exp(-scores))
+            scores = np.exp(-np.logaddexp(0, -scores))  # the sigmoid, without overflow for logits below -88
         order = np.argsort(-scores, kind="stable")[: chosen.top_k].astype(np.int32)
         return Ranking(scores, order, model.spec.alias)
 
@@ -102,7 +102,7 @@ class Engine:
         for model in self.models.values():
             length = min(model.spec.max_length, 512)
             count = max(1, min(self.max_batch_tokens // length, self.settings.max_batch_sequences))
-            ids = np.full(length, model.spec.pad_token_id + 1, np.int32)
+            ids = np.full(length, int(model.spec.pad_token_id == 0), np.int32)  # 0 or 1: every vocabulary has both
             batch = [Sequence(ids, np.zeros_like(ids), None, row) for row in range(count)]
             model.forward(batch, model.outputs)
 
@@ -128,6 +128,7 @@ class Engine:
     ) -> np.ndarray:
         """(num_passages,) cosines or MaxSims; the query is row 0 of the job, so all share batches."""
         output = chosen.mode or "dense"
+        _check_output(model, output)
         as_query = EmbedOptions(input_type="query", max_length=chosen.max_length)
         as_document = EmbedOptions(input_type="document", max_length=chosen.max_length)
 
@@ -170,7 +171,7 @@ class Engine:
         chosen = alias or default
         if chosen is None:
             raise UnknownModel(
-                f"{kind} needs model=…: no default is set and several could be meant: {', '.join(self.models)}"
+                f"{kind} needs model=…: there is no default for it; this worker serves {', '.join(self.models)}"
             )
         if chosen not in self.models:
             raise UnknownModel(f"unknown model {chosen!r:.40}; this worker serves {', '.join(self.models)}")
@@ -198,13 +199,17 @@ def _default(wanted: str | None, candidates: list[str]) -> str | None:
 def _check_model_can(model: Model, chosen: EmbedOptions) -> None:
     """Refuse what this model cannot do. InvalidInput says what it can."""
     for output in chosen.outputs:
-        if output not in model.outputs:
-            raise InvalidInput(
-                f"model {model.spec.alias} has no {output!r} output; it has {', '.join(sorted(model.outputs))}"
-            )
+        _check_output(model, output)
     if chosen.dimensions is not None and chosen.dimensions > model.spec.dimensions:
         raise InvalidInput(
             f"dimensions may be up to {model.spec.dimensions} for model {model.spec.alias}; given {chosen.dimensions}"
+        )
+
+
+def _check_output(model: Model, output: str) -> None:
+    if output not in model.outputs:
+        raise InvalidInput(
+            f"model {model.spec.alias} has no {output!r} output; it has {', '.join(sorted(model.outputs))}"
         )
 
 

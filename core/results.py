@@ -63,12 +63,14 @@ class Embeddings:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Embeddings:
-        """Undo `to_map`."""
-        colbert = fields.get("colbert")
+        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        dense, colbert, ranges = fields.get("dense"), fields.get("colbert"), fields.get("int8_ranges")
+        model = fields.get("model", "")
         if colbert is not None:
-            values, offsets = colbert["values"], colbert["offsets"]
-            colbert = [values[start:end] for start, end in pairwise(offsets)]
-        return cls(fields.get("dense"), colbert, fields.get("int8_ranges"), fields.get("model", ""))
+            colbert = _cut(colbert)
+        if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
+            raise ValueError("malformed Embeddings arrived")
+        return cls(dense, colbert, ranges, model)
 
     def _rows(self) -> Any:
         return self.dense if self.dense is not None else self.colbert or []
@@ -102,5 +104,25 @@ class Ranking:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Ranking:
-        """Undo `to_map`."""
-        return cls(fields["scores"], fields["order"], fields.get("model", ""))
+        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        scores, order, model = fields.get("scores"), fields.get("order"), fields.get("model", "")
+        if scores is None or order is None or not (_is_array(scores, 1) and _is_array(order, 1, "iu")):
+            raise ValueError("a malformed Ranking arrived")
+        if not isinstance(model, str):
+            raise ValueError("a malformed Ranking arrived: its model is not a string")
+        return cls(scores, order, model)
+
+
+def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
+    """Whether `value` is None or an array of that many dimensions and one of those kinds of numbers."""
+    return value is None or (
+        isinstance(value, np.ndarray) and value.ndim == num_dimensions and value.dtype.kind in kinds
+    )
+
+
+def _cut(colbert: Any) -> list[np.ndarray]:
+    """The rows of each text, from one array and the offsets that cut it. ValueError if it is neither."""
+    values, offsets = (colbert.get("values"), colbert.get("offsets")) if isinstance(colbert, dict) else (None, None)
+    if values is None or offsets is None or not (_is_array(values, 2) and _is_array(offsets, 1, "iu")):
+        raise ValueError("malformed Embeddings arrived: the ColBERT rows are not an array and its offsets")
+    return [values[start:end] for start, end in pairwise(offsets)]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Rules
 
 from core.checkpoint import ModelSpec
 from core.errors import CannotLoadModel, InvalidInput
@@ -19,10 +20,16 @@ from core.errors import CannotLoadModel, InvalidInput
 #: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
 _QUERY_SHARE = (3, 4)
 
-
 #: Characters of a text read first for each token that may be kept. Real text has 3 to 5 per token,
 #: so this nearly always suffices, and a book costs no more than its first pages.
 _CHARACTERS_PER_TOKEN = 16
+
+#: White space at which every tokenizer ends a word. Of the rest some drop one or the other: to BERT
+#: a form feed is a control character, and the words beside it are one.
+_SPACES = " \n\t\r"
+
+#: A word that stands in for a text where only the special tokens around it are wanted.
+_WORD = "a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,31 @@ class Tokens:
     type_ids: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The special tokens around one text or a pair, as runs: before, between, after.
+
+    Joining is done here because the Rust side, given a cut text, also joins everything that was cut
+    off: with two long texts each piece of the one with each piece of the other.
+    """
+
+    ids: list[np.ndarray]
+    type_ids: list[np.ndarray]
+    #: Segment of each text's tokens.
+    text_types: list[int]
+
+    def around(self, *texts: np.ndarray) -> Tokens:
+        ids, type_ids = [self.ids[0]], [self.type_ids[0]]
+        for number, text in enumerate(texts):
+            ids += [text, self.ids[number + 1]]
+            type_ids += [np.full(len(text), self.text_types[number], np.int32), self.type_ids[number + 1]]
+        return Tokens(np.concatenate(ids), np.concatenate(type_ids))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
 class Tokenizer:
     """Encodes texts and pairs for one model."""
 
@@ -43,14 +75,21 @@ class Tokenizer:
         self._rust = _load(spec)
         self._rust.no_truncation()
         self._rust.no_padding()
-        self._num_special = self._rust.num_special_tokens_to_add(is_pair=False)
-        self._num_special_pair = self._rust.num_special_tokens_to_add(is_pair=True)
+        if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text stay what they are
+            rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
+            self._rust.normalizer = Rules(rules)
+        self._frame = _read_frame(self._rust, num_texts=1)
+        self._pair_frame = _read_frame(self._rust, num_texts=2)
+        least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
+        if spec.max_length <= least:
+            raise CannotLoadModel(
+                f"max_length of model {spec.alias} is {spec.max_length}; with its special tokens it needs {least + 1}"
+            )
 
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
-        limit = self.checked_length(max_length, self._num_special)
-        encoded = self._encode(texts, limit - self._num_special)
-        return [_tokens(self._rust.post_process(one, None, True)) for one in encoded]
+        limit = self.checked_length(max_length, self._frame.num_tokens)
+        return [self._frame.around(ids) for ids in self._encode(texts, limit - self._frame.num_tokens)]
 
     def encode_pairs(self, query: str, passages: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode `query` with each passage, joined as the checkpoint's pair template says.
@@ -58,11 +97,10 @@ class Tokenizer:
         The passage gives way: the query keeps up to 3/4 of `max_length`, the passage what is left
         (FlagEmbedding's FlagReranker; ids equal those of transformers v4).
         """
-        limit = self.checked_length(max_length, self._num_special_pair + 2)
-        room = limit - self._num_special_pair
+        limit = self.checked_length(max_length, self._pair_frame.num_tokens + 2)
+        room = limit - self._pair_frame.num_tokens
         (first,) = self._encode([query], min(limit * _QUERY_SHARE[0] // _QUERY_SHARE[1], room))
-        seconds = self._encode(passages, room - len(first))
-        return [_tokens(self._rust.post_process(first, second, True)) for second in seconds]
+        return [self._pair_frame.around(first, second) for second in self._encode(passages, room - len(first))]
 
     def checked_length(self, max_length: int | None, minimum: int) -> int:
         """The limit to use for a call. InvalidInput if it is above the model's or leaves no room."""
@@ -75,34 +113,47 @@ class Tokenizer:
             )
         return max_length
 
-    def _encode(self, texts: list[str], max_tokens: int) -> list[Encoding]:
-        """The first `max_tokens` of each text, without special tokens."""
-        if self._spec.strip:
-            texts = [text.strip() for text in texts]
-        if self._spec.lower:
-            texts = [text.lower() for text in texts]
-        heads = [_head(text, max_tokens * _CHARACTERS_PER_TOKEN) for text in texts]
-        encoded: list[Encoding] = self._rust.encode_batch(heads, add_special_tokens=False)
-        for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            while len(encoded[index]) < max_tokens and len(head) < len(text):
-                head = _head(text, 2 * len(head))
-                encoded[index] = self._rust.encode(head, add_special_tokens=False)
-            encoded[index].truncate(max_tokens)
-        return encoded
+    def _encode(self, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+        """The first `max_tokens` ids of each text, without special tokens."""
+        num_characters = max_tokens * _CHARACTERS_PER_TOKEN
+        heads = [_head(text, num_characters) for text in texts]
+        encoded = self._rust.encode_batch(heads, add_special_tokens=False)
+        for index, text in enumerate(texts):
+            # Grown by what was asked for and not by what was found: that may stay the same.
+            size = num_characters
+            while len(encoded[index]) < max_tokens and len(heads[index]) < len(text):
+                size *= 4
+                heads[index] = _head(text, size)
+                encoded[index] = self._rust.encode(heads[index], add_special_tokens=False)
+        return [np.array(one.ids[:max_tokens], np.int32) for one in encoded]
 
 
 def _head(text: str, max_characters: int) -> str:
-    """The start of `text`, about `max_characters` long, ending where a word ends.
+    """The start of `text`, at most `max_characters` long, ending where a word ends.
 
-    Tokenizers split before white space that follows a word, so what comes after such a place does
-    not change the tokens before it. Without one (Chinese, a single endless word) nothing is cut.
+    What follows white space does not change the tokens before it. Where there is none (Chinese, a
+    single endless word) nothing is cut.
     """
     if len(text) <= max_characters:
         return text
-    for end in range(max_characters, 0, -1):
-        if text[end].isspace() and not text[end - 1].isspace():
-            return text[:end]
-    return text
+    end = max(text.rfind(space, 0, max_characters + 1) for space in _SPACES)
+    return text[: max(end, 0)].rstrip() or text
+
+
+def _read_frame(rust: RustTokenizer, num_texts: int) -> _Frame:
+    """Find out what the checkpoint puts around texts, by letting it do so to a word."""
+    word = rust.encode(_WORD, add_special_tokens=False)
+    framed = rust.post_process(word, word if num_texts == 2 else None, True)
+    ids, types = np.array(framed.ids, np.int32), np.array(framed.type_ids, np.int32)
+    plain = [index for index, is_special in enumerate(framed.special_tokens_mask) if not is_special]
+    if not word.ids or len(plain) != num_texts * len(word.ids):
+        raise CannotLoadModel(
+            f"the tokenizer gives no tokens for {_WORD!r}, so its special tokens cannot be told apart"
+        )
+    starts = plain[:: len(word.ids)]
+    ends = [start + len(word.ids) for start in starts]
+    runs = [slice(start, end) for start, end in zip([0, *ends], [*starts, len(ids)], strict=True)]
+    return _Frame([ids[run] for run in runs], [types[run] for run in runs], [int(types[start]) for start in starts])
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:
@@ -114,7 +165,3 @@ def _load(spec: ModelSpec) -> RustTokenizer:
         return RustTokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
         raise CannotLoadModel(f"{file} cannot be read as a tokenizer: {error}") from None
-
-
-def _tokens(encoding: Encoding) -> Tokens:
-    return Tokens(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))

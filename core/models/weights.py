@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from core.checkpoint import ModelSpec
@@ -27,6 +28,8 @@ def load(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # No word on attention: transformers takes torch's fused kernel where a type has it, and
+            # asked for it by name it would refuse the types that have not (MPNet).
             module, info = auto_class.from_pretrained(
                 str(spec.path),
                 dtype=getattr(torch, precision),
@@ -34,10 +37,9 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation="sdpa",
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(unused or ("\0",))]
     if missing:
