@@ -138,8 +138,10 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _optional_count(name: str, value: Any, minimum: int = 1) -> None:
-    if value is not None and (type(value) is not int or not minimum <= value <= MAX_COUNT):
-        raise InvalidInput(f"{name} must be a whole number from {minimum} to {MAX_COUNT}; given {_given(value)}")
+    if value is not None and (type(value) is not int or value < minimum):
+        raise InvalidInput(f"{name} must be a whole number from {minimum}; given {_given(value)}")
+    if value is not None and value > MAX_COUNT:
+        raise InvalidInput(f"{name} may be up to {MAX_COUNT:,}; given {_given(value)}")
 
 
 def _optional_alias(value: Any) -> None:

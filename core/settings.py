@@ -155,7 +155,7 @@ def _split_models(text: str) -> dict[str, str]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         alias, _, path = (piece.strip() for piece in part.partition("="))
         if not path:
-            raise ValueError("a model is written alias=path")
+            raise ValueError(f"a model is written alias=path; given {part!r}")
         if alias in models:
             raise ValueError(f"the alias {alias!r} stands for two models")
         models[alias] = path
@@ -169,6 +169,6 @@ def _problem(error: dict[str, Any]) -> str:
         return message
     if error["type"] == "extra_forbidden":  # its value stays untold: it may be a URL with a password
         return f"{name}: there is no such setting here; what producers need goes into the table [wire]"
-    is_told = name != "wire" and not isinstance(error["input"], dict)
+    is_told = "given" not in message and name != "wire" and not isinstance(error["input"], dict)
     given = f", given {error['input']!r:.80}" if is_told else ""
     return f"{name} (EMBEDQ_{name.split('.')[0].upper()}): {message}{given}"
