@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from core.auto import Known, known
 from core.errors import CannotLoadModel
 from core.settings import ModelSettings
+from core.spec import RERANKERS, DenseModule, ModelSpec
 
 #: Weights are read from these only; `pytorch_model.bin` is a pickle.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 #: What a hub download brings: weights as safetensors, and the small files that describe them.
-_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model"]
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
 
-#: sentence-transformers module classes (the last part of their path) that `encoder` can run.
-_MODULES = ("Transformer", "Pooling", "Normalize")
+#: sentence-transformers modules (the last part of their class's path) that may follow the pooling.
+_BEHIND = ("Dense", "Normalize")
 
 #: Pooling flags of `1_Pooling/config.json` -> our names.
-_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+_POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last_token",
+    "pooling_mode_cls": "cls",
+    "pooling_mode_mean": "mean",
+}
 
 #: Model types whose attention looks both ways. Pooling over a decoder needs a family of its own.
 ENCODER_TYPES = frozenset(
@@ -40,45 +47,28 @@ _OFFSET_TYPES = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 _NO_LIMIT = 10**6
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """How to run one checkpoint."""
+class Modules(NamedTuple):
+    """What `modules.json` says."""
 
-    #: Name that jobs, queues, logs and metrics use.
-    alias: str
-    path: Path
-    #: Which class of `core.models` runs it: "encoder" or "cross_encoder".
-    family: str
-    #: "cls" or "mean"; a cross-encoder has none.
     pooling: str | None
-    #: Whether vectors are scaled to length 1 unless a call says otherwise.
     normalize: bool
-    #: Tokens per sequence, special tokens included.
-    max_length: int
-    #: Components of a vector.
-    dimensions: int
-    pad_token_id: int
-    #: Prompt per input type ("query", "document"), and the one used when a call names none.
-    prompts: dict[str, str] = field(default_factory=dict)
-    default_prompt: str = ""
-    #: sentence-transformers strips (and for some models lower-cases) texts before tokenizing.
-    strip: bool = False
-    lower: bool = False
+    dense: tuple[DenseModule, ...]
 
-    @property
-    def is_embedder(self) -> bool:
-        return self.family != "cross_encoder"
 
-    def prompt(self, input_type: str | None, instruction: str | None) -> str:
-        """What goes before each text: the call's instruction, else the checkpoint's own prompt."""
-        if instruction is not None:
-            return instruction
-        return self.default_prompt if input_type is None else self.prompts.get(input_type, "")
+#: Architectures that say by themselves what they are.
+_ARCHITECTURES = {
+    "LayerWiseMiniCPMForCausalLM": "layerwise_reranker",
+    "CostWiseGemmaForCausalLM": "lightweight_reranker",
+}
+
+#: What BGE-M3 adds to an XLM-R directory.
+_M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 
 
 def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     """Find the checkpoint (downloading a hub name), verify it, and read how to run it.
 
+    Settings come first, then what the tables know of the name, then the directory's own files.
     CannotLoadModel says what was looked for and where.
     """
     path = find(settings.path, settings.revision)
@@ -86,14 +76,32 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     config = _read_json(path / "config.json")
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
-    model_type = config.get("model_type")
-    if model_type not in ENCODER_TYPES:
-        raise CannotLoadModel(
-            f"{path} is of type {model_type!r}; the types supported are {', '.join(sorted(ENCODER_TYPES))}"
-        )
-    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
-        return _read_cross_encoder(alias, path, config, settings)
-    return _read_encoder(alias, path, config, settings)
+    listed = known(settings.path)
+    family = settings.family or (listed.family if listed else _family(path, config))
+    spec = _read_reranker if family in RERANKERS else _read_embedder
+    return spec(alias, path, family, config, settings, listed or Known(family))
+
+
+def _family(path: Path, config: dict[str, Any]) -> str:
+    """What a directory's own files say it is. CannotLoadModel lists what was looked for."""
+    model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    for name in architectures:
+        if name in _ARCHITECTURES:
+            return _ARCHITECTURES[name]
+        if name.endswith("ForSequenceClassification"):
+            return "cross_encoder"
+    if any((path / name).is_file() for name in _M3_FILES):
+        return "m3"
+    if model_type in ENCODER_TYPES:
+        return "encoder"
+    if (path / "modules.json").is_file() or any(name.endswith("Model") for name in architectures):
+        return "decoder"
+    raise CannotLoadModel(
+        f"{path} is not recognised: type {model_type!r}, architectures {architectures}. Looked for modules.json, "
+        f"{' or '.join(_M3_FILES)}, an architecture that ends in ForSequenceClassification or Model, one of "
+        f"{', '.join(_ARCHITECTURES)}, and an encoder's type ({', '.join(sorted(ENCODER_TYPES))}). "
+        "If you know what it is, set `family` of the model"
+    )
 
 
 def find(path_or_name: str, revision: str | None = None) -> Path:
@@ -113,67 +121,111 @@ def find(path_or_name: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _read_encoder(alias: str, path: Path, config: dict[str, Any], settings: ModelSettings) -> ModelSpec:
+def _read_embedder(
+    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
+) -> ModelSpec:
     modules = _read_json(path / "modules.json")
-    pooling: str = settings.pooling or "mean"
-    normalize = True
-    if modules is not None:
-        stated, normalize = _read_modules(path, modules)
-        pooling = settings.pooling or stated
+    stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
     sentence = _read_json(path / "sentence_bert_config.json") or {}
     described = _read_json(path / "config_sentence_transformers.json") or {}
     prompts = {name: text for name, text in (described.get("prompts") or {}).items() if text}
     if "passage" in prompts:  # an older name for the same thing
         prompts.setdefault("document", prompts["passage"])
     limit = _max_length(path, config)
+    hidden = int(config["hidden_size"] if "hidden_size" in config else config["dim"])
+    is_plain = modules is None or family == "m3"  # FlagEmbedding runs these, and strips nothing
     return ModelSpec(
         alias=alias,
         path=path,
-        family="encoder",
-        pooling=pooling,
-        normalize=normalize,
+        family=family,
+        pooling=settings.pooling
+        or stated.pooling
+        or listed.pooling
+        or ("mean" if family == "encoder" else "last_token"),
+        normalize=stated.normalize if settings.normalize is None else settings.normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
-        dimensions=int(config["hidden_size"] if "hidden_size" in config else config["dim"]),
+        dimensions=stated.dense[-1].out_features if stated.dense else hidden,
         pad_token_id=int(config.get("pad_token_id") or 0),
+        config=config,
         prompts=prompts,
         default_prompt=prompts.get(described.get("default_prompt_name") or "", ""),
-        strip=modules is not None,
+        query_format=settings.query_format or listed.query_format,
+        strip=not is_plain if settings.strip is None else settings.strip,
         lower=bool(sentence.get("do_lower_case")),
+        dense_modules=stated.dense,
+        **_given(settings, "query_instruction", "passage_instruction", "passage_format", "examples_format", "suffix"),
     )
 
 
-def _read_cross_encoder(alias: str, path: Path, config: dict[str, Any], settings: ModelSettings) -> ModelSpec:
+def _read_reranker(
+    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
+) -> ModelSpec:
     num_labels = len(config.get("id2label") or {0: "", 1: ""})  # transformers' own default is two
-    if num_labels != 1:
+    if family == "cross_encoder" and num_labels != 1:
         raise CannotLoadModel(f"{path} has {num_labels} labels; a reranker gives one score, so it must have exactly 1")
+    own = {} if family == "cross_encoder" else {"query_instruction": "A: ", "passage_instruction": "B: "}
+    given = _given(settings, "query_instruction", "passage_instruction", "passage_format", "pair_truncation")
     return ModelSpec(
         alias=alias,
         path=path,
-        family="cross_encoder",
+        family=family,
         pooling=None,
         normalize=False,
         max_length=_chosen_length(alias, settings.max_length, None, _max_length(path, config)),
         dimensions=1,
         pad_token_id=int(config.get("pad_token_id") or 0),
+        config=config,
+        query_format=settings.query_format or listed.query_format,
+        **(own | given),
     )
 
 
-def _read_modules(path: Path, modules: list[dict[str, Any]]) -> tuple[str, bool]:
-    """(pooling, whether vectors are normalised) from `modules.json`."""
+def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:
+    """The settings among `names` that are set."""
+    return {name: value for name in names if (value := getattr(settings, name)) is not None}
+
+
+def _read_modules(path: Path, modules: list[dict[str, Any]]) -> Modules:
+    """What `modules.json` puts behind the transformer. CannotLoadModel for modules we cannot run."""
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    unknown = [name for name in names if name not in _MODULES]
-    if unknown or names[:2] != ["Transformer", "Pooling"]:
+    if names[:2] != ["Transformer", "Pooling"] or any(name not in _BEHIND for name in names[2:]):
         raise CannotLoadModel(
-            f"{path}/modules.json lists {', '.join(names)}; supported is Transformer, Pooling, then Normalize or nothing"
+            f"{path}/modules.json lists {', '.join(names)}; supported is Transformer, Pooling, then any of {', '.join(_BEHIND)}"
         )
-    pooling_file = path / str(modules[1].get("path", "")) / "config.json"
-    flags = _read_json(pooling_file) or {}
-    chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode") and is_on]
+    dense = [
+        _read_dense(path / str(module["path"])) for module, name in zip(modules, names, strict=True) if name == "Dense"
+    ]
+    if "Normalize" in names[:-1]:
+        raise CannotLoadModel(f"{path}/modules.json lists {', '.join(names)}; Normalize is supported as the last only")
+    return Modules(
+        _read_pooling(path / str(modules[1].get("path", "")) / "config.json"), "Normalize" in names, tuple(dense)
+    )
+
+
+def _read_pooling(file: Path) -> str:
+    flags = _read_json(file) or {}
+    chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode_") and is_on is True]
+    # Newer files name the mode itself.
+    named = flags.get("pooling_mode")
+    chosen += [f"pooling_mode_{named}"] if isinstance(named, str) else []
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
-        raise CannotLoadModel(
-            f"{pooling_file} asks for {chosen or 'no pooling'}; supported is one of {list(_POOLINGS)}"
-        )
-    return _POOLINGS[chosen[0]], "Normalize" in names
+        raise CannotLoadModel(f"{file} asks for {chosen or 'no pooling'}; supported is one of {list(_POOLINGS)}")
+    if flags.get("include_prompt") is False:
+        raise CannotLoadModel(f"{file} leaves the prompt out of the pooling, which is not supported")
+    return _POOLINGS[chosen[0]]
+
+
+def _read_dense(directory: Path) -> DenseModule:
+    config = _read_json(directory / "config.json") or {}
+    if "in_features" not in config:
+        raise CannotLoadModel(f"{directory}/config.json does not say in_features and out_features of the Dense module")
+    return DenseModule(
+        directory,
+        int(config["in_features"]),
+        int(config["out_features"]),
+        bool(config.get("bias", True)),
+        str(config.get("activation_function", "torch.nn.modules.activation.Tanh")),
+    )
 
 
 def _max_length(path: Path, config: dict[str, Any]) -> int:

@@ -5,10 +5,10 @@ Their repr is what logs and Flower show, so it tells the shape and never a value
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,23 @@ from core.codec import register
 
 #: Forms a vector can have.
 Dtype = Literal["float32", "float16", "int8", "ubinary"]
+
+
+class Sparse(NamedTuple):
+    """The lexical weights of one text, each token once."""
+
+    #: (num_tokens,) int32 token ids, ascending
+    ids: np.ndarray
+    #: (num_tokens,) float32, above 0
+    weights: np.ndarray
+
+    def as_tokens(self, vocabulary: Mapping[int, str] | Callable[[int], str]) -> dict[str, float]:
+        """The weights by token string; ids that read the same keep the larger weight."""
+        read = vocabulary if callable(vocabulary) else vocabulary.__getitem__
+        named: dict[str, float] = {}
+        for token_id, weight in zip(self.ids.tolist(), self.weights.tolist(), strict=True):
+            named[read(token_id)] = max(weight, named.get(read(token_id), 0.0))
+        return named
 
 
 @register
@@ -27,6 +44,8 @@ class Embeddings:
     dense: np.ndarray | None = None
     #: One (num_tokens, dim) float32 array per text.
     colbert: list[np.ndarray] | None = None
+    #: One `Sparse` per text.
+    sparse: list[Sparse] | None = None
     #: For int8 only: (2, dim) float32, the values that -128 and 127 stand for in each dimension.
     int8_ranges: np.ndarray | None = None
     #: Alias of the model that made them.
@@ -47,31 +66,49 @@ class Embeddings:
         return np.array(self.dense, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        if self.dense is not None:
-            shape = f"{self.dense.shape[0]} × {self.dense.shape[1]} {self.dense.dtype}"
-            return shape if self.colbert is None else f"{shape} + colbert"
-        return f"{len(self)} × colbert"
+        parts = [] if self.dense is None else [f"{self.dense.shape[0]} × {self.dense.shape[1]} {self.dense.dtype}"]
+        parts += [name for name in ("sparse", "colbert") if getattr(self, name) is not None]
+        return " + ".join(parts) if self.dense is not None else f"{len(self)} × {' + '.join(parts)}"
 
     def to_map(self) -> dict[str, Any]:
         """Plain values and arrays; ColBERT rows travel as one array and the offsets that cut it."""
-        colbert = None
+        colbert, sparse = None, None
         if self.colbert is not None:
-            offsets = np.cumsum([0, *map(len, self.colbert)], dtype=np.int64)
-            values = np.concatenate(self.colbert) if self.colbert else np.empty((0, 0), np.float32)
-            colbert = {"values": values, "offsets": offsets}
-        return {"dense": self.dense, "colbert": colbert, "int8_ranges": self.int8_ranges, "model": self.model}
+            colbert = {"values": _joined(self.colbert, np.empty((0, 0), np.float32)), "offsets": _offsets(self.colbert)}
+        if self.sparse is not None:
+            ids, weights = [one.ids for one in self.sparse], [one.weights for one in self.sparse]
+            joined = _joined(ids, np.empty(0, np.int32)), _joined(weights, np.empty(0, np.float32))
+            sparse = {"ids": joined[0], "weights": joined[1], "offsets": _offsets(ids)}
+        return {
+            "dense": self.dense,
+            "colbert": colbert,
+            "sparse": sparse,
+            "int8_ranges": self.int8_ranges,
+            "model": self.model,
+        }
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Embeddings:
         """Undo `to_map`."""
-        colbert = fields.get("colbert")
+        colbert, sparse = fields.get("colbert"), fields.get("sparse")
         if colbert is not None:
-            values, offsets = colbert["values"], colbert["offsets"]
-            colbert = [values[start:end] for start, end in pairwise(offsets)]
-        return cls(fields.get("dense"), colbert, fields.get("int8_ranges"), fields.get("model", ""))
+            colbert = [colbert["values"][start:end] for start, end in pairwise(colbert["offsets"])]
+        if sparse is not None:
+            cuts = pairwise(sparse["offsets"])
+            sparse = [Sparse(sparse["ids"][start:end], sparse["weights"][start:end]) for start, end in cuts]
+        return cls(fields.get("dense"), colbert, sparse, fields.get("int8_ranges"), fields.get("model", ""))
 
     def _rows(self) -> Any:
-        return self.dense if self.dense is not None else self.colbert or []
+        return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
+
+
+def _offsets(rows: list[np.ndarray]) -> np.ndarray:
+    """(num_rows + 1,): row i of the joined array is offsets[i] to offsets[i + 1]."""
+    return np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def _joined(rows: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(rows) if rows else empty
 
 
 @register
@@ -79,12 +116,14 @@ class Embeddings:
 class Ranking:
     """The scores of one query's passages."""
 
-    #: (num_passages,) float32, in the order of the passages.
+    #: (num_passages,) float32, in the order of the passages; of several layers, the last.
     scores: np.ndarray
     #: (top_k,) indices of the passages, best first; equal scores keep the order of the passages.
     order: np.ndarray
     #: Alias of the model that scored.
     model: str = ""
+    #: (num_layers, num_passages) float32 where several layers were asked for, in ascending order.
+    layer_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -98,9 +137,14 @@ class Ranking:
 
     def to_map(self) -> dict[str, Any]:
         """Plain values and arrays."""
-        return {"scores": self.scores, "order": self.order, "model": self.model}
+        return {
+            "scores": self.scores,
+            "order": self.order,
+            "model": self.model,
+            "layer_scores": self.layer_scores,
+        }
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Ranking:
         """Undo `to_map`."""
-        return cls(fields["scores"], fields["order"], fields.get("model", ""))
+        return cls(fields["scores"], fields["order"], fields.get("model", ""), fields.get("layer_scores"))

@@ -44,8 +44,24 @@ class ModelSettings(BaseModel):
     precision: Precision = "auto"
     #: Tokens per sequence; None takes the checkpoint's own limit.
     max_length: int | None = Field(default=None, ge=3)
-    #: Pooling for a directory that does not state one; None takes what the directory says, else mean.
-    pooling: Literal["cls", "mean"] | None = None
+    #: What kind of model it is, where neither its name nor its files tell; see `core.models.FAMILIES`.
+    family: str | None = None
+    #: None takes what the directory says; else what its name tells; else mean, for decoders last_token.
+    pooling: Literal["cls", "mean", "last_token"] | None = None
+    #: Whether vectors are scaled to length 1; None takes what the directory says, else yes.
+    normalize: bool | None = None
+    #: Whether white space around texts is dropped first; None does so for sentence-transformers directories.
+    strip: bool | None = None
+    #: Written around every query and passage; formats hold {} twice, for instruction and text.
+    query_instruction: str | None = None
+    passage_instruction: str | None = None
+    query_format: str | None = None
+    passage_format: str | None = None
+    #: In-context models: how an example is written ({} three times), and what follows the query.
+    examples_format: str | None = None
+    suffix: str | None = None
+    #: Which text of an over-long pair gives way; None for the passage.
+    pair_truncation: Literal["passage", "longest"] | None = None
 
 
 class Settings(BaseSettings):

@@ -7,14 +7,13 @@ Knows nothing of models or batches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
-from core.checkpoint import ModelSpec
 from core.errors import CannotLoadModel, InvalidInput
+from core.sequence import Tokens
+from core.spec import ModelSpec
 
 #: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
 _QUERY_SHARE = (3, 4)
@@ -25,14 +24,8 @@ _QUERY_SHARE = (3, 4)
 _CHARACTERS_PER_TOKEN = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One checked sequence: at most `max_length` tokens, special tokens included."""
-
-    #: (num_tokens,) int32
-    ids: np.ndarray
-    #: (num_tokens,) int32, 0 for the first text and 1 for the second of a pair.
-    type_ids: np.ndarray
+#: More tokens than any text has.
+_ALL = 2**31
 
 
 class Tokenizer:
@@ -52,17 +45,55 @@ class Tokenizer:
         encoded = self._encode(texts, limit - self._num_special)
         return [_tokens(self._rust.post_process(one, None, True)) for one in encoded]
 
-    def encode_pairs(self, query: str, passages: list[str], max_length: int | None = None) -> list[Tokens]:
-        """Encode `query` with each passage, joined as the checkpoint's pair template says.
+    def encode_pairs(
+        self, pairs: list[tuple[str, str]], max_length: int | None = None, query_max_length: int | None = None
+    ) -> list[Tokens]:
+        """Encode (query, passage) pairs, joined as the checkpoint's pair template says.
 
-        The passage gives way: the query keeps up to 3/4 of `max_length`, the passage what is left
-        (FlagEmbedding's FlagReranker; ids equal those of transformers v4).
+        The passage gives way: the query keeps up to `query_max_length` (None: 3/4 of `max_length`)
+        tokens, the passage what is left. As FlagEmbedding's FlagReranker, with the ids of
+        transformers v4; so too when the passage is not longer than the excess: then nothing is cut.
+        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does.
         """
-        limit = self.checked_length(max_length, self._num_special_pair + 2)
+        limit = self.checked_length(max_length, self._num_special_pair)
         room = limit - self._num_special_pair
-        (first,) = self._encode([query], min(limit * _QUERY_SHARE[0] // _QUERY_SHARE[1], room))
-        seconds = self._encode(passages, room - len(first))
-        return [_tokens(self._rust.post_process(first, second, True)) for second in seconds]
+        queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
+        is_longest = self._spec.pair_truncation == "longest"
+        # Which of two texts is the longer is only known when both are encoded to their ends.
+        kept = _ALL if is_longest else limit
+        encoded = dict(zip(queries, self._encode(queries, kept), strict=True))
+        seconds = self._encode([passage for _, passage in pairs], kept)
+        cut = _cut_longest if is_longest else _cut_passage
+        query_limit = query_max_length or limit * _QUERY_SHARE[0] // _QUERY_SHARE[1]
+        joined = []
+        for (query, _), second in zip(pairs, seconds, strict=True):
+            first = Encoding.merge([encoded[query]], False)  # a copy: cutting happens in place
+            cut(first, second, room, query_limit)
+            joined.append(_tokens(self._rust.post_process(first, second, True)))
+        self._check_positions(joined)
+        return joined
+
+    def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """The first `max_tokens` ids of each text, without special tokens."""
+        return [encoding.ids for encoding in self._encode(texts, max_tokens)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens left out only if they are marked as such."""
+        text: str = self._rust.decode(ids, skip_special_tokens=False)
+        return text
+
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token string; None where there is no such token."""
+        found: int | None = self._rust.token_to_id(token) if token is not None else None
+        return found
+
+    def _check_positions(self, joined: list[Tokens]) -> None:
+        """A pair can exceed the limit only if a call gave the query nearly all of it."""
+        longest = max((len(one.ids) for one in joined), default=0)
+        if longest > self._spec.max_length:
+            raise InvalidInput(
+                f"a pair has {longest} tokens, and model {self._spec.alias} {self._spec.max_length}; lower query_max_length"
+            )
 
     def checked_length(self, max_length: int | None, minimum: int) -> int:
         """The limit to use for a call. InvalidInput if it is above the model's or leaves no room."""
@@ -89,6 +120,27 @@ class Tokenizer:
                 encoded[index] = self._rust.encode(head, add_special_tokens=False)
             encoded[index].truncate(max_tokens)
         return encoded
+
+
+def _cut_passage(first: Encoding, second: Encoding, room: int, query_limit: int) -> None:
+    first.truncate(query_limit)
+    over = len(first) + len(second) - room
+    if 0 < over < len(second):
+        second.truncate(len(second) - over)
+
+
+def _cut_longest(first: Encoding, second: Encoding, room: int, _: int) -> None:
+    """The longer one gives way until both are alike; then they share the room."""
+    if len(first) + len(second) <= room:
+        return
+    shorter = min(len(first), len(second))
+    if 2 * shorter <= room:
+        (first if len(first) > len(second) else second).truncate(room - shorter)
+    else:
+        half = room // 2
+        first_room = half if len(first) <= len(second) else room - half
+        first.truncate(first_room)
+        second.truncate(room - first_room)
 
 
 def _head(text: str, max_characters: int) -> str:

@@ -37,7 +37,9 @@ def own(server: str, minilm: Path) -> Iterator[dict[str, str]]:
         client.delete("embed.own")
 
 
-def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(own: dict[str, str], tmp_path: Path) -> None:
+def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
+    own: dict[str, str], tmp_path: Path
+) -> None:
     tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
     own["EMBEDQ_MODELS"] = f"own={tmp_path}"
     with Running(["python", "-m", "workers", "--cpu-workers", "1"], own) as running:
@@ -68,10 +70,16 @@ def test_each_worker_is_born_pinned_and_named(own: dict[str, str]) -> None:
     num_workers = min(2, len(cores))
     with start_workers(own, "--cpu-workers", str(num_workers)) as running:
         names = {f"own.cpu{index}@{socket.gethostname()}" for index in range(num_workers)}
-        assert {name for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers) for name in answer} == names
+        assert {
+            name
+            for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers)
+            for name in answer
+        } == names
         pinned = {}
         for pid in children_of(running.process.pid):
-            environment = dict(part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part)
+            environment = dict(
+                part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part
+            )
             assert environment["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(pid)))
             pinned[environment["EMBEDQ_DEVICE_LABEL"]] = os.sched_getaffinity(pid)
         assert len(pinned) == num_workers

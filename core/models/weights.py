@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from core.checkpoint import ModelSpec
 from core.errors import CannotLoadModel
-from core.scheduler import Sequence
+from core.sequence import Sequence
+from core.spec import ModelSpec
 
 transformers_logging.disable_progress_bar()
 # Its load report lists weights we drop on purpose (an unused pooler); what matters is checked below.
@@ -54,7 +54,7 @@ def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Te
     longest = max(sequence.length for sequence in batch)
     ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
     for row, sequence in enumerate(batch):
-        ids[row, : sequence.length] = torch.from_numpy(sequence.token_ids)
+        ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
     if all(sequence.length == longest for sequence in batch):
         return ids.to(device), None
     lengths = torch.tensor([sequence.length for sequence in batch])
@@ -67,6 +67,6 @@ def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
     longest = max(sequence.length for sequence in batch)
     types = torch.zeros((len(batch), longest), dtype=torch.int64)
     for row, sequence in enumerate(batch):
-        if sequence.type_ids is not None:
-            types[row, : sequence.length] = torch.from_numpy(sequence.type_ids)
+        if sequence.tokens.type_ids is not None:
+            types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
     return types.to(device)

