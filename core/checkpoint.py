@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from core.auto import Known, known
 from core.errors import CannotLoadModel
+from core.prompts import OF_RERANKERS
 from core.settings import ModelSettings
 from core.spec import RERANKERS, DenseModule, ModelSpec
 
@@ -61,6 +62,10 @@ _ARCHITECTURES = {
     "CostWiseGemmaForCausalLM": "lightweight_reranker",
 }
 
+#: Tokens for a call that names no `max_length`, where the weights would carry far more: as their libraries
+#: have it. The longest context of a language model would make every over-long passage that costly.
+_USUAL_LENGTHS = {"llm_reranker": 512, "layerwise_reranker": 512, "lightweight_reranker": 512, "qwen3_reranker": 8_192}
+
 #: What BGE-M3 adds to an XLM-R directory.
 _M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 
@@ -73,13 +78,14 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     """
     path = find(settings.path, settings.revision)
     _check_weights(path, settings.sha256)
-    config = _read_json(path / "config.json")
+    config = read_json(path / "config.json")
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
     listed = known(settings.path)
     family = settings.family or (listed.family if listed else _family(path, config))
-    spec = _read_reranker if family in RERANKERS else _read_embedder
-    return spec(alias, path, family, config, settings, listed or Known(family))
+    if family in RERANKERS:
+        return _read_reranker(alias, path, family, config, settings)
+    return _read_embedder(alias, path, family, config, settings, listed or Known(family))
 
 
 def _family(path: Path, config: dict[str, Any]) -> str:
@@ -126,12 +132,12 @@ def _read_embedder(
 ) -> ModelSpec:
     modules = _read_json(path / "modules.json")
     stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
-    sentence = _read_json(path / "sentence_bert_config.json") or {}
-    described = _read_json(path / "config_sentence_transformers.json") or {}
+    sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
+    described = (read_json(path / "config_sentence_transformers.json") or {}) if is_layered else {}
     prompts = {name: text for name, text in (described.get("prompts") or {}).items() if text}
     if "passage" in prompts:  # an older name for the same thing
         prompts.setdefault("document", prompts["passage"])
-    limit = _max_length(path, config)
+    limit = _max_length(path, config, settings)
     hidden = int(config["hidden_size"] if "hidden_size" in config else config["dim"])
     is_plain = modules is None or family == "m3"  # FlagEmbedding runs these, and strips nothing
     return ModelSpec(
@@ -157,26 +163,34 @@ def _read_embedder(
     )
 
 
-def _read_reranker(
-    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
-) -> ModelSpec:
+def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings) -> ModelSpec:
     num_labels = len(config.get("id2label") or {0: "", 1: ""})  # transformers' own default is two
     if family == "cross_encoder" and num_labels != 1:
         raise CannotLoadModel(f"{path} has {num_labels} labels; a reranker gives one score, so it must have exactly 1")
-    own = {} if family == "cross_encoder" else {"query_instruction": "A: ", "passage_instruction": "B: "}
-    given = _given(settings, "query_instruction", "passage_instruction", "passage_format", "pair_truncation")
+    limit = _max_length(path, config, settings)
+    length = _chosen_length(alias, settings.max_length, None, limit)
+    usual = _USUAL_LENGTHS.get(family) if settings.max_length is None else None
+    names = (
+        "query_instruction",
+        "passage_instruction",
+        "query_format",
+        "passage_format",
+        "pair_truncation",
+        "heads_by",
+    )
     return ModelSpec(
         alias=alias,
         path=path,
         family=family,
         pooling=None,
         normalize=False,
-        max_length=_chosen_length(alias, settings.max_length, None, _max_length(path, config)),
+        max_length=length,
         dimensions=1,
         pad_token_id=int(config.get("pad_token_id") or 0),
         config=config,
-        query_format=settings.query_format or listed.query_format,
-        **(own | given),
+        default_length=min(usual, length) if usual else None,
+        num_positions=limit,
+        **(OF_RERANKERS.get(family, {}) | _given(settings, *names)),
     )
 
 
@@ -203,7 +217,7 @@ def _read_modules(path: Path, modules: list[dict[str, Any]]) -> Modules:
 
 
 def _read_pooling(file: Path) -> str:
-    flags = _read_json(file) or {}
+    flags = read_json(file) or {}
     chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode_") and is_on is True]
     # Newer files name the mode itself.
     named = flags.get("pooling_mode")
@@ -216,7 +230,7 @@ def _read_pooling(file: Path) -> str:
 
 
 def _read_dense(directory: Path) -> DenseModule:
-    config = _read_json(directory / "config.json") or {}
+    config = read_json(directory / "config.json") or {}
     if "in_features" not in config:
         raise CannotLoadModel(f"{directory}/config.json does not say in_features and out_features of the Dense module")
     return DenseModule(
@@ -228,7 +242,7 @@ def _read_dense(directory: Path) -> DenseModule:
     )
 
 
-def _max_length(path: Path, config: dict[str, Any]) -> int:
+def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> int:
     """The longest sequence the weights have positions for, or the tokenizer's own limit if shorter."""
     positions = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in _OFFSET_TYPES:
@@ -257,7 +271,7 @@ def _check_weights(path: Path, sha256: str | None) -> None:
         raise CannotLoadModel(f"{path / _WEIGHTS[0]} has SHA-256 {found}, not the expected {sha256}")
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """The file's content; None where there is no such file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -98,7 +98,8 @@ class Engine:
         for model in self.models.values():
             length = min(model.spec.max_length, 512)
             count = max(1, min(self.max_batch_tokens // length, self.settings.max_batch_sequences))
-            tokens = Tokens(np.full(length, model.spec.pad_token_id + 1, np.int32))
+            # Any token but the padding's, which some models leave out of their count of positions.
+            tokens = Tokens(np.full(length, int(model.spec.pad_token_id == 0), np.int32))
             model.forward([Sequence(tokens, None, row) for row in range(count)], Wanted(model.outputs))
 
     def close(self) -> None:

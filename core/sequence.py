@@ -31,6 +31,8 @@ class Wanted:
     outputs: frozenset[str]
     #: Layers whose scores are wanted, ascending; empty for a model's last one.
     cutoff_layers: tuple[int, ...] = ()
+    #: For each of them the layer whose head reads its state; empty for its own.
+    head_layers: tuple[int, ...] = ()
     #: Layers before which passages are compressed, and how many tokens become one.
     compress_layers: tuple[int, ...] = ()
     compress_ratio: int = 1

@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EMBEDQ_", frozen=True, extra="forbid")
 
     #: Models by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
+    #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
+    #: the "request", as FlagEmbedding has it. None for what published scores rest on: lightweight rerankers
+    #: by the request, others by the layer.
+    heads_by: Literal["layer", "request"] | None = None
     models: Annotated[dict[str, ModelSettings], NoDecode] = {}
     #: Alias that serves jobs which name no model; "none" for no model. Not set: the only one that
     #: can, if there is just one.

@@ -39,7 +39,7 @@ class ModelSpec:
     pooling: str | None
     #: Whether vectors are scaled to length 1 unless a call says otherwise.
     normalize: bool
-    #: Tokens per sequence, special tokens included.
+    #: Tokens per sequence, special tokens included; where a prompt follows, those before it.
     max_length: int
     #: Components of a vector; 1 for rerankers.
     dimensions: int
@@ -60,6 +60,12 @@ class ModelSpec:
     examples: tuple[dict[str, str], ...] = ()
     #: Which text of an over-long pair gives way: the passage, or the longer of the two.
     pair_truncation: Literal["passage", "longest"] = "passage"
+    #: Tokens for a call that names no `max_length`; None for `max_length`.
+    default_length: int | None = None
+    #: Tokens the weights have positions for, prompt included; None for `max_length`.
+    num_positions: int | None = None
+    #: Layered rerankers: see `core.settings.ModelSettings`.
+    heads_by: Literal["layer", "request"] | None = None
     #: sentence-transformers strips (and for some models lower-cases) texts before tokenizing.
     strip: bool = False
     lower: bool = False

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
 
+from core.checkpoint import read_json
 from core.errors import CannotLoadModel, InvalidInput
 from core.sequence import Tokens
 from core.spec import ModelSpec
@@ -87,6 +88,19 @@ class Tokenizer:
         found: int | None = self._rust.token_to_id(token) if token is not None else None
         return found
 
+    def special_id(self, name: str) -> int | None:
+        """The id of the token that the checkpoint calls `name` ("bos_token"); None where it has none.
+
+        The tokenizer's files decide; `config.json` only where they do not mention it.
+        """
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            stated = read_json(self._spec.path / file) or {}
+            if name in stated:
+                token = stated[name]
+                return self.id_of(token["content"] if isinstance(token, dict) else token)
+        stated_id = self._spec.config.get(f"{name}_id")
+        return stated_id if isinstance(stated_id, int) else None
+
     def _check_positions(self, joined: list[Tokens]) -> None:
         """A pair can exceed the limit only if a call gave the query nearly all of it."""
         longest = max((len(one.ids) for one in joined), default=0)
@@ -99,7 +113,7 @@ class Tokenizer:
         """The limit to use for a call. InvalidInput if it is above the model's or leaves no room."""
         limit = self._spec.max_length
         if max_length is None:
-            return limit
+            return self._spec.default_length or limit
         if not minimum < max_length <= limit:
             raise InvalidInput(
                 f"max_length must be {minimum + 1} to {limit} tokens for model {self._spec.alias}; given {max_length}"
