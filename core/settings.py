@@ -39,9 +39,16 @@ class ModelSettings(BaseModel):
     #: Branch, tag or commit of a hub model. Name a commit in production, so that a changed hub
     #: repository cannot silently change stored vectors.
     revision: str | None = None
+    #: Where a hub model is kept once fetched; None for the hub client's own cache.
+    cache_dir: str | None = None
     #: Expected SHA-256 of the weights file; a file that differs is refused before it is read.
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     precision: Precision = "auto"
+    #: Round weights to this, then compute in `precision`: what FlagEmbedding makes of half precision on a CPU.
+    weights_rounded_to: Literal["float16", "bfloat16"] | None = None
+    #: "transformers" reads the directory as FlagEmbedding does, as if sentence-transformers' files were not
+    #: there: no modules, no prompts, no stripping, and as many tokens as there are positions. None reads all.
+    layout: Literal["transformers"] | None = None
     #: Tokens per sequence; None takes the checkpoint's own limit.
     max_length: int | None = Field(default=None, ge=3)
     #: What kind of model it is, where neither its name nor its files tell; see `core.models.FAMILIES`.

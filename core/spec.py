@@ -70,6 +70,8 @@ class ModelSpec:
     strip: bool = False
     lower: bool = False
     dense_modules: tuple[DenseModule, ...] = ()
+    #: Name of the dtype that weights are rounded to before they are used in another; None keeps them.
+    weights_rounded_to: str | None = None
 
     @property
     def is_embedder(self) -> bool:
