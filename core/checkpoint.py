@@ -76,7 +76,7 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     Settings come first, then what the tables know of the name, then the directory's own files.
     CannotLoadModel says what was looked for and where.
     """
-    path = find(settings.path, settings.revision)
+    path = find(settings.path, settings.revision, settings.cache_dir)
     _check_weights(path, settings.sha256)
     config = read_json(path / "config.json")
     if config is None:
@@ -110,7 +110,7 @@ def _family(path: Path, config: dict[str, Any]) -> str:
     )
 
 
-def find(path_or_name: str, revision: str | None = None) -> Path:
+def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
     """A local directory as it is; any other name is fetched from the hub into its cache."""
     path = Path(path_or_name).expanduser()
     if path.is_dir():
@@ -120,7 +120,7 @@ def find(path_or_name: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path_or_name, revision=revision, allow_patterns=_DOWNLOAD))
+        return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
     except Exception as error:  # the client has dozens of classes: absent, private, offline, disk full
         raise CannotLoadModel(
             f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
@@ -130,7 +130,8 @@ def find(path_or_name: str, revision: str | None = None) -> Path:
 def _read_embedder(
     alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
 ) -> ModelSpec:
-    modules = _read_json(path / "modules.json")
+    is_layered = settings.layout is None  # sentence-transformers' files count
+    modules = read_json(path / "modules.json") if is_layered else None
     stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
     sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
     described = (read_json(path / "config_sentence_transformers.json") or {}) if is_layered else {}
@@ -159,6 +160,7 @@ def _read_embedder(
         strip=not is_plain if settings.strip is None else settings.strip,
         lower=bool(sentence.get("do_lower_case")),
         dense_modules=stated.dense,
+        weights_rounded_to=settings.weights_rounded_to,
         **_given(settings, "query_instruction", "passage_instruction", "passage_format", "examples_format", "suffix"),
     )
 
@@ -247,7 +249,9 @@ def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> 
     positions = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in _OFFSET_TYPES:
         positions -= int(config.get("pad_token_id") or 0) + 1
-    tokenizer = (_read_json(path / "tokenizer_config.json") or {}).get("model_max_length")
+    if settings.layout == "transformers":
+        return positions
+    tokenizer = (read_json(path / "tokenizer_config.json") or {}).get("model_max_length")
     return min(positions, int(tokenizer)) if tokenizer and tokenizer < _NO_LIMIT else positions
 
 

@@ -49,7 +49,8 @@ class ModelSettings(BaseModel):
     #: "transformers" reads the directory as FlagEmbedding does, as if sentence-transformers' files were not
     #: there: no modules, no prompts, no stripping, and as many tokens as there are positions. None reads all.
     layout: Literal["transformers"] | None = None
-    #: Tokens per sequence; None takes the checkpoint's own limit.
+    #: Tokens per sequence; None takes the checkpoint's own limit. Rerankers that put a prompt behind query and
+    #: passage count these two alone, and take 512 of them where neither this nor a call says otherwise.
     max_length: int | None = Field(default=None, ge=3)
     #: What kind of model it is, where neither its name nor its files tell; see `core.models.FAMILIES`.
     family: str | None = None
@@ -69,6 +70,10 @@ class ModelSettings(BaseModel):
     suffix: str | None = None
     #: Which text of an over-long pair gives way; None for the passage.
     pair_truncation: Literal["passage", "longest"] | None = None
+    #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
+    #: the "request", as FlagEmbedding has it. None for what published scores rest on: lightweight rerankers
+    #: by the request, others by the layer.
+    heads_by: Literal["layer", "request"] | None = None
 
 
 class Settings(BaseSettings):
@@ -77,10 +82,6 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="EMBEDQ_", frozen=True, extra="forbid")
 
     #: Models by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
-    #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
-    #: the "request", as FlagEmbedding has it. None for what published scores rest on: lightweight rerankers
-    #: by the request, others by the layer.
-    heads_by: Literal["layer", "request"] | None = None
     models: Annotated[dict[str, ModelSettings], NoDecode] = {}
     #: Alias that serves jobs which name no model; "none" for no model. Not set: the only one that
     #: can, if there is just one.

@@ -45,8 +45,16 @@ def load(
         raise CannotLoadModel(
             f"{spec.path} lacks {len(missing)} weights the model needs, among them {sorted(missing)[0]}"
         )
+    round_weights(module, spec)
     loaded: torch.nn.Module = module.to(device).eval()
     return loaded
+
+
+def round_weights(module: torch.nn.Module, spec: ModelSpec) -> None:
+    """Give up the digits that `weights_rounded_to` lacks; the dtype stays, so the arithmetic is as exact as before."""
+    if spec.weights_rounded_to is not None:
+        for weight in module.parameters():
+            weight.data = weight.data.to(getattr(torch, spec.weights_rounded_to)).to(weight.dtype)
 
 
 def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
