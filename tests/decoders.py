@@ -1,53 +1,29 @@
-"""What the tests of our own decoders share: golden calls by token ids, padding, small checkpoints on disk."""
+"""What the tests of our own decoders share: golden scores, padding, small checkpoints on disk."""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import GOLDEN
-
-#: Of scores in float32, absolute and relative: what golden/*/meta.json allows.
-TOLERANCE = 1e-5
+from tests.golden_cases import Call
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a golden case."""
-
-    id: str
-    kwargs: dict[str, Any]
-    pairs: list[list[str]]
-    #: The ids that reached the network, in the order of `pairs`.
-    rows: list[list[int]]
-    #: (num_layers, num_pairs)
-    expected: Tensor
-
-    def finish(self, scores: Tensor) -> Tensor:
-        """What the library's caller gets of the network's logits."""
-        return scores.sigmoid() if self.kwargs.get("normalize") else scores
+def scores_of(call: Call) -> Tensor:
+    """What the library gave, (num_layers, num_pairs)."""
+    return torch.from_numpy(call.expected[""]).view(-1, len(call.inputs))
 
 
-def read_calls(case: str) -> list[Call]:
-    """Every call of the case, in order."""
-    inputs = json.loads((GOLDEN / case / "inputs.json").read_text())
-    rows = json.loads((GOLDEN / case / "token_ids.json").read_text())
-    expected = np.load(GOLDEN / case / "expected.npz")
-    calls = []
-    for call in inputs["calls"]:
-        pairs = inputs["inputs"][call["input"]] if "input" in call else [call["input_value"]]
-        scores = torch.from_numpy(expected[call["id"]]).view(-1, len(pairs))
-        calls.append(Call(call["id"], call["kwargs"], pairs, rows[call["id"]]["input_ids"], scores))
-    return calls
+def finish(call: Call, scores: Tensor) -> Tensor:
+    """What the library's caller gets of the network's logits."""
+    return scores.sigmoid() if call.kwargs.get("normalize") else scores
 
 
 def pad(rows: list[list[int]], side: str = "right", extra: int = 0) -> tuple[Tensor, Tensor]:
@@ -65,11 +41,6 @@ def random_rows(*lengths: int) -> list[list[int]]:
     """Rows of these lengths of different tokens, ids 0 to 49."""
     draw = random.Random(9)
     return [[draw.randrange(50) for _ in range(length)] for length in lengths]
-
-
-def largest_difference(scores: Tensor, expected: Tensor) -> float:
-    """In units of the tolerance: at most 1 is equal."""
-    return float(((scores - expected).abs() / (TOLERANCE + TOLERANCE * expected.abs())).max())
 
 
 def assert_close_in_bfloat16(scores: Tensor, expected: Tensor, within: float, min_cosine: float) -> None:

@@ -15,20 +15,21 @@ from torch import Tensor
 from core.errors import CannotLoadModel
 from core.models import gemma2_lightweight
 from core.models.gemma2_lightweight import LightweightGemma2, compress
+from tests import golden_cases
 from tests.conftest import GOLDEN
 from tests.decoders import (
-    Call,
     assert_close_in_bfloat16,
     changed_copy,
-    largest_difference,
+    finish,
     pad,
     random_rows,
-    read_calls,
+    scores_of,
     write_checkpoint,
 )
+from tests.golden_cases import Call, difference
 
 CASE = "lightweight_reranker"
-CALLS = read_calls(CASE)
+CALLS = golden_cases.read(CASE)
 PROMPT = "Predict whether passage B contains an answer to query A."
 TOKENIZER = Tokenizer.from_file(str(GOLDEN / CASE / "model" / "tokenizer.json"))
 each_call = pytest.mark.parametrize("call", CALLS, ids=[call.id for call in CALLS])
@@ -59,7 +60,7 @@ def parts(call: Call) -> tuple[list[int], list[int]]:
     separator = encode("\n")
     prompt = separator + encode(call.kwargs.get("prompt", PROMPT))
     queries = []
-    for (query, _), row in zip(call.pairs, call.rows, strict=True):
+    for (query, _), row in zip(call.inputs, call.token_ids["input_ids"], strict=True):
         start = [2, *encode("A: " + query)[: call.kwargs.get("query_max_length", longest * 3 // 4)], *separator]
         assert row[: len(start)] == start
         assert row[-len(prompt) :] == prompt
@@ -71,44 +72,46 @@ def score(network: LightweightGemma2, call: Call, chosen: list[int], side: str =
     """(num_layers, num_chosen) for the chosen rows of the call."""
     queries, prompts = parts(call)
     scores = network(
-        *pad([call.rows[i] for i in chosen], side, extra),
+        *pad([call.token_ids["input_ids"][i] for i in chosen], side, extra),
         tuple(call.kwargs.get("cutoff_layers", [4])),
         query_lengths=torch.tensor([queries[i] for i in chosen]),
         prompt_lengths=torch.tensor([prompts[i] for i in chosen]),
         compress_layers=tuple(call.kwargs.get("compress_layers", [8])),
         compress_ratio=call.kwargs.get("compress_ratio", 1),
     )
-    return call.finish(scores)
+    return finish(call, scores)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @each_call
 def test_a_batch_scores_as_the_library_does(network: LightweightGemma2, call: Call, side: str) -> None:
-    assert largest_difference(score(network, call, [*range(len(call.rows))], side), call.expected) <= 1
+    assert (
+        difference(score(network, call, [*range(len(call.token_ids["input_ids"]))], side), scores_of(call).numpy()) <= 1
+    )
 
 
 @each_call
 def test_a_sequence_alone_scores_as_the_library_does(network: LightweightGemma2, call: Call) -> None:
-    alone = torch.cat([score(network, call, [i]) for i in range(len(call.rows))], dim=1)
-    assert largest_difference(alone, call.expected) <= 1
+    alone = torch.cat([score(network, call, [i]) for i in range(len(call.token_ids["input_ids"]))], dim=1)
+    assert difference(alone, scores_of(call).numpy()) <= 1
 
 
 @each_call
 def test_bfloat16_stays_close(call: Call) -> None:
     network = gemma2_lightweight.load(GOLDEN / CASE / "model", "cpu", "bfloat16")
-    scores = score(network, call, [*range(len(call.rows))])
+    scores = score(network, call, [*range(len(call.token_ids["input_ids"]))])
     # The case's query and key weights are large on purpose: rounding the weights alone moves scores by 0.06.
-    assert_close_in_bfloat16(scores, call.expected, within=0.25, min_cosine=0.99)
+    assert_close_in_bfloat16(scores, scores_of(call), within=0.25, min_cosine=0.99)
 
 
 def test_neighbours_and_width_of_the_batch_do_not_matter(network: LightweightGemma2) -> None:
     call = next(call for call in CALLS if call.id == "compress_4_twice_several_layers")
-    alone = torch.cat([score(network, call, [i]) for i in range(len(call.rows))], dim=1)
+    alone = torch.cat([score(network, call, [i]) for i in range(len(call.token_ids["input_ids"]))], dim=1)
     draw = random.Random(6)
     for _ in range(3):
-        chosen = draw.sample(range(len(call.rows)), draw.randint(1, len(call.rows)))
+        chosen = draw.sample(range(len(call.token_ids["input_ids"])), draw.randint(1, len(call.token_ids["input_ids"])))
         together = score(network, call, chosen, draw.choice(["left", "right"]), extra=draw.randint(0, 20))
-        assert largest_difference(together, alone[:, chosen]) <= 1
+        assert difference(together, alone[:, chosen].numpy()) <= 1
 
 
 def one_by_one(states: Tensor, query: int, prompt: int, ratio: int) -> Tensor:
@@ -141,7 +144,7 @@ def test_compression_of_a_batch_is_that_of_each_sequence(ratio: int) -> None:
 
 
 def test_ratio_one_and_block_zero_compress_nothing(network: LightweightGemma2) -> None:
-    (ids, mask), (queries, prompts) = pad(CALLS[0].rows), map(torch.tensor, parts(CALLS[0]))
+    (ids, mask), (queries, prompts) = pad(CALLS[0].token_ids["input_ids"]), map(torch.tensor, parts(CALLS[0]))
     plain = network(ids, mask, (4,), query_lengths=queries, prompt_lengths=prompts)
     for layers, ratio in (((1, 2), 1), ((0,), 4), ((4,), 4)):
         same = network(
@@ -157,7 +160,7 @@ def test_ratio_one_and_block_zero_compress_nothing(network: LightweightGemma2) -
 
 
 def test_heads_in_order_are_the_default_and_own_heads_can_be_asked_for(network: LightweightGemma2) -> None:
-    (ids, mask), (queries, prompts) = pad(CALLS[0].rows), map(torch.tensor, parts(CALLS[0]))
+    (ids, mask), (queries, prompts) = pad(CALLS[0].token_ids["input_ids"]), map(torch.tensor, parts(CALLS[0]))
     lengths = {"query_lengths": queries, "prompt_lengths": prompts}
     all_layers = network(ids, mask, (1, 2, 3, 4), **lengths)  # here the j-th layer is the one of head j
     torch.testing.assert_close(network(ids, mask, (2, 3), heads="own", **lengths), all_layers[1:3])
@@ -198,7 +201,7 @@ def test_every_second_block_looks_back_over_the_window_only(tmp_path: Path) -> N
         states = [gemma(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
     expected = network.lm_head[0](torch.stack(states))
     ones = torch.ones(len(rows), dtype=torch.int64)
-    assert largest_difference(network(*pad(rows), (3,), query_lengths=ones, prompt_lengths=ones)[0], expected) <= 1
+    assert difference(network(*pad(rows), (3,), query_lengths=ones, prompt_lengths=ones)[0], expected.numpy()) <= 1
 
 
 @pytest.mark.parametrize(

@@ -16,21 +16,22 @@ from safetensors.torch import load_file, save_file
 
 from core.errors import CannotLoadModel
 from core.models import minicpm
+from tests import golden_cases
 from tests.conftest import GOLDEN
 from tests.decoders import (
-    Call,
     assert_close_in_bfloat16,
     changed_copy,
-    largest_difference,
+    finish,
     pad,
     random_rows,
-    read_calls,
+    scores_of,
     write_checkpoint,
 )
+from tests.golden_cases import Call, difference
 from tests.running import ROOT
 
 CASE = "layerwise_reranker"
-CALLS = read_calls(CASE)
+CALLS = golden_cases.read(CASE)
 each_call = pytest.mark.parametrize("call", CALLS, ids=[call.id for call in CALLS])
 
 
@@ -51,39 +52,41 @@ def network() -> minicpm.MiniCpm:
 def score(network: minicpm.MiniCpm, call: Call, rows: list[list[int]], side: str = "right") -> torch.Tensor:
     """(num_layers, num_rows), as the library gives them for a request that may be unsorted."""
     asked = tuple(call.kwargs.get("cutoff_layers", [4]))
-    return call.finish(network(*pad(rows, side), tuple(sorted(asked)), head_layers=asked))
+    return finish(call, network(*pad(rows, side), tuple(sorted(asked)), head_layers=asked))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @each_call
 def test_a_batch_scores_as_the_library_does(network: minicpm.MiniCpm, call: Call, side: str) -> None:
-    assert largest_difference(score(network, call, call.rows, side), call.expected) <= 1
+    assert difference(score(network, call, call.token_ids["input_ids"], side), scores_of(call).numpy()) <= 1
 
 
 @each_call
 def test_a_sequence_alone_scores_as_the_library_does(network: minicpm.MiniCpm, call: Call) -> None:
-    alone = torch.cat([score(network, call, [row]) for row in call.rows], dim=1)
-    assert largest_difference(alone, call.expected) <= 1
+    alone = torch.cat([score(network, call, [row]) for row in call.token_ids["input_ids"]], dim=1)
+    assert difference(alone, scores_of(call).numpy()) <= 1
 
 
 @each_call
 def test_bfloat16_stays_close(call: Call) -> None:
     network = minicpm.load(GOLDEN / CASE / "model", "cpu", "bfloat16")
-    assert_close_in_bfloat16(score(network, call, call.rows), call.expected, within=0.15, min_cosine=0.999)
+    assert_close_in_bfloat16(
+        score(network, call, call.token_ids["input_ids"]), scores_of(call), within=0.15, min_cosine=0.999
+    )
 
 
 def test_neighbours_and_width_of_the_batch_do_not_matter(network: minicpm.MiniCpm) -> None:
-    rows = CALLS[0].rows
+    rows = CALLS[0].token_ids["input_ids"]
     alone = torch.cat([network(torch.tensor([row]), None, (1, 3, 4)) for row in rows], dim=1)
     draw = random.Random(5)
     for _ in range(5):
         chosen = draw.sample(range(len(rows)), draw.randint(2, len(rows)))
         ids, mask = pad([rows[i] for i in chosen], draw.choice(["left", "right"]), extra=draw.randint(0, 20))
-        assert largest_difference(network(ids, mask, (1, 3, 4)), alone[:, chosen]) <= 1
+        assert difference(network(ids, mask, (1, 3, 4)), alone[:, chosen].numpy()) <= 1
 
 
 def test_each_layer_is_read_by_its_own_head_unless_told(network: minicpm.MiniCpm) -> None:
-    ids, mask = pad(CALLS[0].rows)
+    ids, mask = pad(CALLS[0].token_ids["input_ids"])
     both = network(ids, mask, (2, 4))
     torch.testing.assert_close(both[0], network(ids, mask, (2,))[0])
     torch.testing.assert_close(both[1], network(ids, mask, (4,))[0])
@@ -97,7 +100,7 @@ def test_blocks_after_the_last_layer_asked_do_not_run(network: minicpm.MiniCpm) 
         block.register_forward_hook(lambda *_, depth=depth: ran.append(depth))
         for depth, block in enumerate(network.model.layers)
     ]
-    network(*pad(CALLS[0].rows), (1, 2))
+    network(*pad(CALLS[0].token_ids["input_ids"]), (1, 2))
     for hook in hooks:
         hook.remove()
     assert ran == [0, 1]
@@ -124,7 +127,7 @@ def test_shared_keys_and_plain_scales_make_it_a_llama(tmp_path: Path) -> None:
     with torch.inference_mode():
         states = [llama(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
     expected = network.lm_head[0](torch.stack(states))
-    assert largest_difference(network(*pad(rows), (3,))[0], expected) <= 1
+    assert difference(network(*pad(rows), (3,))[0], expected.numpy()) <= 1
 
 
 def test_our_decoders_need_no_transformers() -> None:
@@ -141,7 +144,10 @@ def test_sharded_weights_give_the_same_scores(network: minicpm.MiniCpm, tmp_path
         save_file({name: weights[name] for name in weights if weight_map[name] == file}, path / file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     sharded = minicpm.load(path, "cpu", "float32")
-    assert torch.equal(score(sharded, CALLS[0], CALLS[0].rows), score(network, CALLS[0], CALLS[0].rows))
+    assert torch.equal(
+        score(sharded, CALLS[0], CALLS[0].token_ids["input_ids"]),
+        score(network, CALLS[0], CALLS[0].token_ids["input_ids"]),
+    )
     (path / "model-1.safetensors").unlink()
     with pytest.raises(CannotLoadModel, match=r"model-1\.safetensors cannot be read"):
         minicpm.load(path, "cpu", "float32")
