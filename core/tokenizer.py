@@ -17,7 +17,7 @@ from core.sequence import Tokens
 from core.spec import ModelSpec
 
 #: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
-_QUERY_SHARE = (3, 4)
+QUERY_SHARE = (3, 4)
 
 
 #: Characters of a text read first for each token that may be kept. Real text has 3 to 5 per token,
@@ -54,22 +54,22 @@ class Tokenizer:
         The passage gives way: the query keeps up to `query_max_length` (None: 3/4 of `max_length`)
         tokens, the passage what is left. As FlagEmbedding's FlagReranker, with the ids of
         transformers v4; so too when the passage is not longer than the excess: then nothing is cut.
-        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does.
+        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does,
+        and the query has no limit unless the call sets one.
         """
         limit = self.checked_length(max_length, self._num_special_pair)
         room = limit - self._num_special_pair
         queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
         is_longest = self._spec.pair_truncation == "longest"
         # Which of two texts is the longer is only known when both are encoded to their ends.
-        kept = _ALL if is_longest else limit
-        encoded = dict(zip(queries, self._encode(queries, kept), strict=True))
-        seconds = self._encode([passage for _, passage in pairs], kept)
+        query_limit = query_max_length or (_ALL if is_longest else limit * QUERY_SHARE[0] // QUERY_SHARE[1])
+        encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
+        seconds = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
         cut = _cut_longest if is_longest else _cut_passage
-        query_limit = query_max_length or limit * _QUERY_SHARE[0] // _QUERY_SHARE[1]
         joined = []
         for (query, _), second in zip(pairs, seconds, strict=True):
             first = Encoding.merge([encoded[query]], False)  # a copy: cutting happens in place
-            cut(first, second, room, query_limit)
+            cut(first, second, room)
             joined.append(_tokens(self._rust.post_process(first, second, True)))
         self._check_positions(joined)
         return joined
@@ -136,14 +136,13 @@ class Tokenizer:
         return encoded
 
 
-def _cut_passage(first: Encoding, second: Encoding, room: int, query_limit: int) -> None:
-    first.truncate(query_limit)
+def _cut_passage(first: Encoding, second: Encoding, room: int) -> None:
     over = len(first) + len(second) - room
     if 0 < over < len(second):
         second.truncate(len(second) - over)
 
 
-def _cut_longest(first: Encoding, second: Encoding, room: int, _: int) -> None:
+def _cut_longest(first: Encoding, second: Encoding, room: int) -> None:
     """The longer one gives way until both are alike; then they share the room."""
     if len(first) + len(second) <= room:
         return
