@@ -66,6 +66,9 @@ _ARCHITECTURES = {
 #: have it. The longest context of a language model would make every over-long passage that costly.
 _USUAL_LENGTHS = {"llm_reranker": 512, "layerwise_reranker": 512, "lightweight_reranker": 512, "qwen3_reranker": 8_192}
 
+#: Families that FlagEmbedding made, with how they are pooled where a directory does not say.
+_FLAG_POOLINGS = {"m3": "cls", "icl": "last_token"}
+
 #: What BGE-M3 adds to an XLM-R directory.
 _M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 
@@ -140,7 +143,7 @@ def _read_embedder(
         prompts.setdefault("document", prompts["passage"])
     limit = _max_length(path, config, settings)
     hidden = int(config["hidden_size"] if "hidden_size" in config else config["dim"])
-    is_plain = modules is None or family == "m3"  # FlagEmbedding runs these, and strips nothing
+    is_plain = modules is None or family in _FLAG_POOLINGS  # FlagEmbedding runs these, and strips nothing
     return ModelSpec(
         alias=alias,
         path=path,
@@ -148,7 +151,7 @@ def _read_embedder(
         pooling=settings.pooling
         or stated.pooling
         or listed.pooling
-        or ("mean" if family == "encoder" else "last_token"),
+        or ("mean" if family == "encoder" else _FLAG_POOLINGS.get(family, "last_token")),
         normalize=stated.normalize if settings.normalize is None else settings.normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
         dimensions=stated.dense[-1].out_features if stated.dense else hidden,
@@ -161,7 +164,15 @@ def _read_embedder(
         lower=bool(sentence.get("do_lower_case")),
         dense_modules=stated.dense,
         weights_rounded_to=settings.weights_rounded_to,
-        **_given(settings, "query_instruction", "passage_instruction", "passage_format", "examples_format", "suffix"),
+        **_given(
+            settings,
+            "query_instruction",
+            "passage_instruction",
+            "passage_format",
+            "examples_format",
+            "suffix",
+            "examples",
+        ),
     )
 
 
@@ -235,6 +246,12 @@ def _read_dense(directory: Path) -> DenseModule:
     config = read_json(directory / "config.json") or {}
     if "in_features" not in config:
         raise CannotLoadModel(f"{directory}/config.json does not say in_features and out_features of the Dense module")
+    read = config.get("module_input_name") or "sentence_embedding"
+    if config.get("use_residual") or {read, config.get("module_output_name") or read} != {"sentence_embedding"}:
+        raise CannotLoadModel(
+            f"{directory}/config.json asks for a Dense module with a residual, or one that reads or writes something "
+            "else than sentence_embedding; neither is supported"
+        )
     return DenseModule(
         directory,
         int(config["in_features"]),

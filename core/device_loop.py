@@ -106,7 +106,7 @@ class DeviceLoop:
         alias, wanted = batch[0].key
         try:
             rows = self._models[alias].forward(batch, wanted)
-            _check_rows(alias, rows, len(batch))
+            _check_rows(self._models[alias], rows, len(batch))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].job.fail(_as_failure(alias, error))
@@ -137,14 +137,21 @@ def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
     return settings.max_batch_tokens
 
 
-def _check_rows(alias: str, outputs: Mapping[str, Rows[Any]], num_sequences: int) -> None:
+def _check_rows(model: Model, outputs: Mapping[str, Rows[Any]], num_sequences: int) -> None:
+    alias = model.spec.alias
     for name, rows in outputs.items():
         if len(rows) != num_sequences:
             raise DeviceFailure(
                 f"model {alias} gave {len(rows)} {name} rows for {num_sequences} sequences; this is a bug"
             )
-        if isinstance(rows, np.ndarray) and not np.isfinite(rows).all():
-            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values")
+        # ColBERT rows are arrays of their own, sparse ones pairs of arrays.
+        arrays = [rows] if isinstance(rows, np.ndarray) else [one for row in rows for one in _arrays(row)]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values in {model.precision}")
+
+
+def _arrays(row: Any) -> Iterable[np.ndarray]:
+    return row if isinstance(row, tuple) else (row,)
 
 
 def _as_failure(alias: str, error: Exception) -> EmbedqError:

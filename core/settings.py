@@ -68,6 +68,8 @@ class ModelSettings(BaseModel):
     #: In-context models: how an example is written ({} three times), and what follows the query.
     examples_format: str | None = None
     suffix: str | None = None
+    #: Their examples for calls that bring none: dicts of "instruct", "query", "response".
+    examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
     #: Which text of an over-long pair gives way; None for the passage.
     pair_truncation: Literal["passage", "longest"] | None = None
     #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
