@@ -83,6 +83,9 @@ _GROUPS: list[tuple[list[str], Known]] = [
     (_each("Qwen3-Reranker-{}", "0.6B", "4B", "8B"), Known("qwen3_reranker")),
 ]
 
+#: What a family tells of a directory that is not listed; nothing for the others.
+OF_FAMILY = {"icl": Known("icl", "last_token", _TAGS)}
+
 #: Name -> what is known of it.
 TABLE = {name: known for names, known in _GROUPS for name in names}
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from core.auto import Known, known
+from core.auto import OF_FAMILY, Known, known
 from core.errors import CannotLoadModel
 from core.prompts import OF_RERANKERS
 from core.settings import ModelSettings
@@ -88,7 +88,7 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     family = settings.family or (listed.family if listed else _family(path, config))
     if family in RERANKERS:
         return _read_reranker(alias, path, family, config, settings)
-    return _read_embedder(alias, path, family, config, settings, listed or Known(family))
+    return _read_embedder(alias, path, family, config, settings, listed or OF_FAMILY.get(family, Known(family)))
 
 
 def _family(path: Path, config: dict[str, Any]) -> str:

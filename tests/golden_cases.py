@@ -27,6 +27,8 @@ class Call:
 
     case: str
     id: str
+    #: The library's class: "FlagModel", "SentenceTransformer", …
+    library: str
     #: Name of the library's method: "encode", "encode_queries", "compute_score", "predict", …
     method: str
     #: Texts or [first, second] pairs; a bare text or pair is a list of one, and `is_bare`.
@@ -71,6 +73,7 @@ def read(case: str) -> tuple[Call, ...]:
             Call(
                 case=case,
                 id=call["id"],
+                library=described["class"],
                 method=call["method"],
                 inputs=[call["input_value"]] if is_bare else described["inputs"][call["input"]],
                 is_bare=is_bare,
