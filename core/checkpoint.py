@@ -66,8 +66,8 @@ _ARCHITECTURES = {
 #: have it. The longest context of a language model would make every over-long passage that costly.
 _USUAL_LENGTHS = {"llm_reranker": 512, "layerwise_reranker": 512, "lightweight_reranker": 512, "qwen3_reranker": 8_192}
 
-#: Families that FlagEmbedding made, with how they are pooled where a directory does not say.
-_FLAG_POOLINGS = {"m3": "cls", "icl": "last_token"}
+#: How families are pooled where neither directory nor name tells; others by the last token.
+_USUAL_POOLINGS = {"encoder": "mean", "m3": "cls"}
 
 #: What BGE-M3 adds to an XLM-R directory.
 _M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
@@ -143,7 +143,6 @@ def _read_embedder(
         prompts.setdefault("document", prompts["passage"])
     limit = _max_length(path, config, settings)
     hidden = int(config["hidden_size"] if "hidden_size" in config else config["dim"])
-    is_plain = modules is None or family in _FLAG_POOLINGS  # FlagEmbedding runs these, and strips nothing
     return ModelSpec(
         alias=alias,
         path=path,
@@ -151,7 +150,7 @@ def _read_embedder(
         pooling=settings.pooling
         or stated.pooling
         or listed.pooling
-        or ("mean" if family == "encoder" else _FLAG_POOLINGS.get(family, "last_token")),
+        or _USUAL_POOLINGS.get(family, "last_token"),
         normalize=stated.normalize if settings.normalize is None else settings.normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
         dimensions=stated.dense[-1].out_features if stated.dense else hidden,
@@ -160,7 +159,7 @@ def _read_embedder(
         prompts=prompts,
         default_prompt=prompts.get(described.get("default_prompt_name") or "", ""),
         query_format=settings.query_format or listed.query_format,
-        strip=not is_plain if settings.strip is None else settings.strip,
+        strip=settings.strip,
         lower=bool(sentence.get("do_lower_case")),
         dense_modules=stated.dense,
         weights_rounded_to=settings.weights_rounded_to,

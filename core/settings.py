@@ -47,7 +47,7 @@ class ModelSettings(BaseModel):
     #: Round weights to this, then compute in `precision`: what FlagEmbedding makes of half precision on a CPU.
     weights_rounded_to: Literal["float16", "bfloat16"] | None = None
     #: "transformers" reads the directory as FlagEmbedding does, as if sentence-transformers' files were not
-    #: there: no modules, no prompts, no stripping, and as many tokens as there are positions. None reads all.
+    #: there: no modules, no prompts, and as many tokens as there are positions. None reads all.
     layout: Literal["transformers"] | None = None
     #: Tokens per sequence; None takes the checkpoint's own limit. Rerankers that put a prompt behind query and
     #: passage count these two alone, and take 512 of them where neither this nor a call says otherwise.
@@ -58,8 +58,8 @@ class ModelSettings(BaseModel):
     pooling: Literal["cls", "mean", "last_token"] | None = None
     #: Whether vectors are scaled to length 1; None takes what the directory says, else yes.
     normalize: bool | None = None
-    #: Whether white space around texts is dropped first; None does so for sentence-transformers directories.
-    strip: bool | None = None
+    #: Whether white space around texts is dropped first, as older versions of sentence-transformers did.
+    strip: bool = False
     #: Written around every query and passage; formats hold {} twice, for instruction and text.
     query_instruction: str | None = None
     passage_instruction: str | None = None

@@ -66,7 +66,7 @@ class ModelSpec:
     num_positions: int | None = None
     #: Layered rerankers: see `core.settings.ModelSettings`.
     heads_by: Literal["layer", "request"] | None = None
-    #: sentence-transformers strips (and for some models lower-cases) texts before tokenizing.
+    #: Whether texts lose the white space around them, and are lower-cased, before they are tokenized.
     strip: bool = False
     lower: bool = False
     dense_modules: tuple[DenseModule, ...] = ()
