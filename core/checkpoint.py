@@ -147,10 +147,7 @@ def _read_embedder(
         alias=alias,
         path=path,
         family=family,
-        pooling=settings.pooling
-        or stated.pooling
-        or listed.pooling
-        or _USUAL_POOLINGS.get(family, "last_token"),
+        pooling=settings.pooling or stated.pooling or listed.pooling or _USUAL_POOLINGS.get(family, "last_token"),
         normalize=stated.normalize if settings.normalize is None else settings.normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
         dimensions=stated.dense[-1].out_features if stated.dense else hidden,
