@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models.pooling import Pooling
 from core.models.wanted import of_embedder
 from core.models.weights import load, pad
 from core.sequence import Sequence, Tokens, Wanted
@@ -20,7 +21,7 @@ from core.tokenizer import Tokenizer
 
 
 class Encoder:
-    """An encoder with CLS or mean pooling."""
+    """An encoder, its pooling, and what sentence-transformers puts behind it."""
 
     outputs = frozenset({"dense", "colbert"})
 
@@ -31,6 +32,7 @@ class Encoder:
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
         self._module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+        self._pool = Pooling(spec, device)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
@@ -51,19 +53,9 @@ class Encoder:
         hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
         rows: dict[str, np.ndarray | list[np.ndarray]] = {}
         if "dense" in wanted.outputs:
-            rows["dense"] = self._pool(hidden, mask).float().cpu().numpy()
+            rows["dense"] = self._pool(hidden, mask).cpu().numpy()
         if "colbert" in wanted.outputs:
             tokens = hidden.float().cpu().numpy()
             # Without the first token, with the last: as BGE-M3 keeps them.
             rows["colbert"] = [tokens[row, 1 : sequence.length] for row, sequence in enumerate(batch)]
         return rows
-
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(num_sequences, longest, dim) -> (num_sequences, dim)"""
-        if self.spec.pooling == "cls":
-            return hidden[:, 0]
-        if mask is None:
-            return hidden.float().mean(dim=1)
-        weights = mask.unsqueeze(-1).float()
-        # In float32: a sum of hundreds of half-precision values loses their last digits.
-        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)

@@ -18,11 +18,17 @@ transformers_logging.set_verbosity_error()
 
 
 def load(
-    auto_class: Any, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
+    auto_class: Any,
+    spec: ModelSpec,
+    device: str,
+    precision: str,
+    unused: tuple[str, ...] = (),
+    attention: str = "sdpa",
 ) -> torch.nn.Module:
     """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present.
 
     Weights whose name starts with one of `unused` may be missing: the family never reads them.
+    `attention` is transformers' name of an implementation; "eager" for what torch's kernels cannot do.
     """
     try:
         with warnings.catch_warnings():
@@ -34,7 +40,7 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation="sdpa",
+                attn_implementation=attention,
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
