@@ -26,6 +26,8 @@ class Known:
     family: str
     pooling: str | None = None
     query_format: str = PLAIN
+    #: Published with code of its own, which others run and we never do.
+    has_own_code: bool = False
 
 
 def _each(pattern: str, *values: str) -> list[str]:
@@ -36,7 +38,8 @@ _SIZES = ("large", "base", "small")
 
 _GROUPS: list[tuple[list[str], Known]] = [
     (["bge-reasoner-embed-qwen3-8b-0923"], Known("decoder", "last_token", _INSTRUCT)),
-    (["bge-code-v1", "bge-multilingual-gemma2"], Known("decoder", "last_token", _TAGS)),
+    (["bge-code-v1"], Known("decoder", "last_token", _TAGS, has_own_code=True)),
+    (["bge-multilingual-gemma2"], Known("decoder", "last_token", _TAGS)),
     (["bge-en-icl"], Known("icl", "last_token", _TAGS)),
     (["bge-m3"], Known("m3", "cls")),
     (
@@ -47,9 +50,6 @@ _GROUPS: list[tuple[list[str], Known]] = [
     (
         [
             "e5-mistral-7b-instruct",
-            "gte-Qwen2-7B-instruct",
-            "gte-Qwen2-1.5B-instruct",
-            "gte-Qwen1.5-7B-instruct",
             "SFR-Embedding-2_R",
             "SFR-Embedding-Mistral",
             "Linq-Embed-Mistral",
@@ -57,11 +57,18 @@ _GROUPS: list[tuple[list[str], Known]] = [
         Known("decoder", "last_token", _INSTRUCT),
     ),
     (
+        _each("gte-{}-instruct", "Qwen2-7B", "Qwen2-1.5B", "Qwen1.5-7B"),
+        Known("decoder", "last_token", _INSTRUCT, has_own_code=True),
+    ),
+    (
         _each("e5-{}-v2", *_SIZES) + _each("e5-{}", *_SIZES) + _each("multilingual-e5-{}", *_SIZES),
         Known("encoder", "mean"),
     ),
     (["multilingual-e5-large-instruct"], Known("encoder", "mean", _INSTRUCT)),
-    (["gte-multilingual-base", "gte-large-en-v1.5", "gte-base-en-v1.5"], Known("encoder", "cls")),
+    (
+        ["gte-multilingual-base", "gte-large-en-v1.5", "gte-base-en-v1.5"],
+        Known("encoder", "cls", has_own_code=True),
+    ),
     (_each("gte-{}", *_SIZES), Known("encoder", "mean")),
     (_each("gte-{}-zh", *_SIZES), Known("encoder", "cls")),
     (["bce-embedding-base_v1"], Known("encoder", "cls")),
