@@ -7,6 +7,8 @@ Knows nothing of models or batches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
@@ -28,6 +30,10 @@ _CHARACTERS_PER_TOKEN = 16
 #: More tokens than any text has.
 _ALL = 2**31
 
+#: Tokenizer classes that put `add_eos_token` above what `tokenizer.json` says (transformers v4, with which
+#: their models were trained); others ignore it.
+_ENDING_CLASSES = ("Llama", "CodeLlama", "Gemma")
+
 
 class Tokenizer:
     """Encodes texts and pairs for one model."""
@@ -37,14 +43,18 @@ class Tokenizer:
         self._rust = _load(spec)
         self._rust.no_truncation()
         self._rust.no_padding()
-        self._num_special = self._rust.num_special_tokens_to_add(is_pair=False)
+        self._end = self._read_end()
+        self._num_special = self._rust.num_special_tokens_to_add(is_pair=False) + len(self._end)
         self._num_special_pair = self._rust.num_special_tokens_to_add(is_pair=True)
 
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
         limit = self.checked_length(max_length, self._num_special)
         encoded = self._encode(texts, limit - self._num_special)
-        return [_tokens(self._rust.post_process(one, None, True)) for one in encoded]
+        rows = [_tokens(self._rust.post_process(one, None, True), self._end) for one in encoded]
+        if self._num_special == 0 and not all(len(row.ids) for row in rows):
+            raise InvalidInput(f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text")
+        return rows
 
     def encode_pairs(
         self, pairs: list[tuple[str, str]], max_length: int | None = None, query_max_length: int | None = None
@@ -100,6 +110,19 @@ class Tokenizer:
                 return self.id_of(token["content"] if isinstance(token, dict) else token)
         stated_id = self._spec.config.get(f"{name}_id")
         return stated_id if isinstance(stated_id, int) else None
+
+    def _read_end(self) -> list[int]:
+        """The end token, where only a class would put it behind a text: one of Llama's kin, or a directory's own.
+
+        The vector of a text is often that of its last token: without this one it would be another.
+        """
+        stated = read_json(self._spec.path / "tokenizer_config.json") or {}
+        does_end = str(stated.get("tokenizer_class")).startswith(_ENDING_CLASSES) or "auto_map" in stated
+        end = self.special_id("eos_token")
+        if not (stated.get("add_eos_token") is True and does_end) or end is None:
+            return []
+        plain, full = (self._rust.encode("a", add_special_tokens=has_special).ids for has_special in (False, True))
+        return [end] if full[-1] == plain[-1] else []  # else something follows the text already
 
     def _check_positions(self, joined: list[Tokens]) -> None:
         """A pair can exceed the limit only if a call gave the query nearly all of it."""
@@ -181,5 +204,6 @@ def _load(spec: ModelSpec) -> RustTokenizer:
         raise CannotLoadModel(f"{file} cannot be read as a tokenizer: {error}") from None
 
 
-def _tokens(encoding: Encoding) -> Tokens:
-    return Tokens(np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32))
+def _tokens(encoding: Encoding, end: Sequence[int] = ()) -> Tokens:
+    type_ids = [*encoding.type_ids, *(0 for _ in end)]
+    return Tokens(np.array([*encoding.ids, *end], np.int32), np.array(type_ids, np.int32))
