@@ -53,7 +53,9 @@ class Tokenizer:
         encoded = self._encode(texts, limit - self._num_special)
         rows = [_tokens(self._rust.post_process(one, None, True), self._end) for one in encoded]
         if self._num_special == 0 and not all(len(row.ids) for row in rows):
-            raise InvalidInput(f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text")
+            raise InvalidInput(
+                f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text"
+            )
         return rows
 
     def encode_pairs(
