@@ -21,15 +21,11 @@ from core.devices import choose_precision
 from core.errors import CannotLoadModel
 from core.models.pooling import Pooling
 from core.models.wanted import of_embedder
-from core.models.weights import load, pad
+from core.models.weights import CAPPED_TYPES, load, pad
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
 from core.spec import ModelSpec
 from core.tokenizer import Tokenizer
-
-#: Types whose attention caps its logits, which torch's own kernels cannot do: transformers' plain
-#: implementation runs these, and takes memory for a score per pair of tokens and head.
-_CAPPED_TYPES = frozenset({"gemma2", "vaultgemma"})
 
 
 class Decoder:
@@ -43,8 +39,7 @@ class Decoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
         self._direction = _direction(spec)
-        attention = "eager" if spec.config.get("model_type") in _CAPPED_TYPES else "sdpa"
-        self._module = load(AutoModel, spec, device, self.precision, attention=attention)
+        self._module = load(AutoModel, spec, device, self.precision)
         self._pool = Pooling(spec, device)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
@@ -90,7 +85,7 @@ def _direction(spec: ModelSpec) -> Literal["causal", "both", "windows"]:
             f"{spec.path}/config.json has use_bidirectional_attention, which is supported for gemma3_text; it is {kind}"
         )
     if config.get("is_causal") is False:
-        if has_windows or kind in _CAPPED_TYPES:
+        if has_windows or kind in CAPPED_TYPES:
             raise CannotLoadModel(
                 f"{spec.path}/config.json says is_causal: false, and as {kind} its attention "
                 f"{'looks through a sliding window' if has_windows else 'is capped'}; the two together are not supported"

@@ -17,18 +17,17 @@ transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
 
+#: Types whose attention caps its logits, which torch's own kernels cannot do: transformers' plain
+#: implementation runs these, and takes memory for a score per pair of tokens and head.
+CAPPED_TYPES = frozenset({"gemma2", "vaultgemma"})
+
+
 def load(
-    auto_class: Any,
-    spec: ModelSpec,
-    device: str,
-    precision: str,
-    unused: tuple[str, ...] = (),
-    attention: str = "sdpa",
+    auto_class: Any, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
 ) -> torch.nn.Module:
     """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present.
 
     Weights whose name starts with one of `unused` may be missing: the family never reads them.
-    `attention` is transformers' name of an implementation; "eager" for what torch's kernels cannot do.
     """
     try:
         with warnings.catch_warnings():
@@ -40,7 +39,7 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation=attention,
+                attn_implementation="eager" if spec.config.get("model_type") in CAPPED_TYPES else "sdpa",
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
