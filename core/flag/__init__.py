@@ -5,7 +5,8 @@
 Constructors, calls, defaults, types and numbers are those of FlagEmbedding 1.4.2. What programs depend on without
 knowing (weights rounded on a CPU, padding that takes part in ColBERT scores, heads that follow a request) is kept
 behind keywords of that name: `round_weights_on_cpu`, `score_padding`, `heads_by`. Different on purpose: an unknown
-keyword is an error, no input gives no output, several devices are one, and no code of a checkpoint is run.
+keyword is an error, a layer without a head as well, no input gives no output, of several devices the first is used,
+and no code of a checkpoint is run.
 
 Everything a face can be asked for can be asked of `core.load(…).embed`, `.score` and `.rerank` as well.
 """

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import core
+from core.checks import check_pairs
 from core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -111,17 +112,20 @@ class Face:
 
 def checked(function: Callable[..., Any], given: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of `more`, as given or by default. InvalidInput for any other, listing all there are."""
-    for name in given:
-        if name not in more:
-            known = [
-                parameter.name
-                for parameter in inspect.signature(function).parameters.values()
-                if parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "self"
-            ]
-            raise InvalidInput(
-                f"{function.__qualname__} has no argument {name!r:.40}; it has {', '.join([*known, *more])}"
-            )
-    return {**more, **given}
+    unknown = next((name for name in given if name not in more), None)
+    if unknown is None:
+        return {**more, **given}
+    owner = getattr(function, "__self__", None)  # of a method; a class has none
+    called = function.__name__ if owner is None else f"{type(owner).__name__}.{function.__name__}"
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    known = [one.name for one in parameters] + list(more)
+    raise InvalidInput(f"{called} has no argument {unknown!r:.40}; it has {', '.join(known)}")
+
+
+def pairs_of(given: Any) -> tuple[list[tuple[str, str]], bool]:
+    """(query, passage) pairs from a list of them or one bare pair, and whether it was one."""
+    is_one = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], str)
+    return check_pairs([given] if is_one else given), is_one
 
 
 def one_device(devices: Devices) -> str:

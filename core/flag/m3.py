@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from core import scoring
-from core.checks import RerankOptions, check_pairs
+from core.checks import RerankOptions
 from core.errors import InvalidInput
 from core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
-from core.flag.face import Devices, checked
+from core.flag.face import Devices, checked, pairs_of
 from core.prompts import PLAIN
 from core.results import Embeddings, Sparse
 
@@ -122,7 +122,7 @@ class BGEM3FlagModel(Embedder):
     ) -> dict[str, Any]:
         """Embed texts as they are: "dense_vecs" (num_texts, dim), "lexical_weights" and "colbert_vecs" one per text.
 
-        What is not wanted is None; of one string each value is its own.
+        What is not wanted is None; of one string each value is its own. Weights are by token id as a string, ascending.
         """
         asked = self._call(self.encode, given, **WRITTEN)
         outputs = self._outputs(return_dense, return_sparse, return_colbert_vecs)
@@ -145,10 +145,9 @@ class BGEM3FlagModel(Embedder):
         `batch_size` in the order given, which decides where passages are padded (see `score_padding`).
         """
         checked(self.compute_score, given, {})
-        if not len(sentence_pairs):
+        pairs, is_one = pairs_of(sentence_pairs)
+        if not pairs:
             return []
-        is_one = isinstance(sentence_pairs[0], str)
-        pairs = check_pairs([sentence_pairs] if is_one else sentence_pairs)
         weights = RerankOptions.checked({"weights": weights_for_different_modes}).weights or (1.0, 1.0, 1.0)
         queries = self._side([query for query, _ in pairs], self._cut(max_query_length, self.query_max_length))
         passages = self._side([text for _, text in pairs], self._cut(max_passage_length, self.passage_max_length))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from core.errors import InvalidInput
-from core.flag.face import Devices, Face, checked
+from core.flag.face import Devices, Face, checked, pairs_of
 from core.prompts import PLAIN
 
 #: What every `compute_score` takes; None for what the constructor said.
@@ -44,9 +44,9 @@ class Reranker(Face):
         Of several layers one list for each, in ascending order of the layers. No pairs, no scores.
         """
         asked = checked(self.compute_score, given, self.call_more)
-        if not len(sentence_pairs):
+        pairs, _ = pairs_of(sentence_pairs)
+        if not pairs:
             return []
-        pairs = [sentence_pairs] if isinstance(sentence_pairs[0], str) else sentence_pairs
         scores: list[Any] = self.engine.score(pairs, **self._options(asked)).tolist()
         return scores
 
