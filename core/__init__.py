@@ -32,7 +32,9 @@ def load(
     from core.settings import read_settings
 
     chosen = {"path": path, "precision": precision, **(model or {})}
-    return load_all(read_settings(models={alias: chosen}, device=device, **settings))
+    # The defaults a worker's environment or file may name are not among this call's models.
+    defaults = {"default_embed": "", "default_rerank": ""}
+    return load_all(read_settings(models={alias: chosen}, device=device, **(defaults | settings)))
 
 
 def load_all(settings: Settings) -> Engine:

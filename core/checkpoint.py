@@ -7,22 +7,15 @@ directory and never reads a pickle. Knows nothing of devices.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.auto import OF_FAMILY, Known, known
+from core.directory import check_weights, find, read_json
 from core.errors import CannotLoadModel
 from core.prompts import OF_RERANKERS
 from core.settings import ModelSettings
 from core.spec import RERANKERS, DenseModule, ModelSpec
-
-#: Weights are read from these only; `pytorch_model.bin` is a pickle.
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-
-#: What a hub download brings: weights as safetensors, and the small files that describe them.
-_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
 
 #: sentence-transformers modules (the last part of their class's path) that may follow the pooling.
 _BEHIND = ("Dense", "Normalize")
@@ -80,15 +73,18 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     CannotLoadModel says what was looked for and where.
     """
     path = find(settings.path, settings.revision, settings.cache_dir)
-    _check_weights(path, settings.sha256)
+    check_weights(path, settings.sha256)
     config = read_json(path / "config.json")
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
     listed = known(settings.path)
-    family = settings.family or (listed.family if listed else _family(path, config))
-    if family in RERANKERS:
-        return _read_reranker(alias, path, family, config, settings)
-    return _read_embedder(alias, path, family, config, settings, listed or OF_FAMILY.get(family, Known(family)))
+    try:
+        family = settings.family or (listed.family if listed else _family(path, config))
+        if family in RERANKERS:
+            return _read_reranker(alias, path, family, config, settings)
+        return _read_embedder(alias, path, family, config, settings, listed or OF_FAMILY.get(family, Known(family)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CannotLoadModel(f"a configuration file of {path} has not the expected form: {error!r:.200}") from error
 
 
 def _family(path: Path, config: dict[str, Any]) -> str:
@@ -113,28 +109,11 @@ def _family(path: Path, config: dict[str, Any]) -> str:
     )
 
 
-def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
-    """A local directory as it is; any other name is fetched from the hub into its cache."""
-    path = Path(path_or_name).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
-        raise CannotLoadModel(f"there is no model directory {path_or_name!r:.300}; a hub name is written owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
-    except Exception as error:  # the client has dozens of classes: absent, private, offline, disk full
-        raise CannotLoadModel(
-            f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
-        ) from error
-
-
 def _read_embedder(
     alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
 ) -> ModelSpec:
     is_layered = settings.layout is None  # sentence-transformers' files count
-    modules = read_json(path / "modules.json") if is_layered else None
+    modules = read_json(path / "modules.json", list) if is_layered else None
     stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
     sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
     described = (read_json(path / "config_sentence_transformers.json") or {}) if is_layered else {}
@@ -151,7 +130,7 @@ def _read_embedder(
         normalize=stated.normalize if settings.normalize is None else settings.normalize,
         max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
         dimensions=stated.dense[-1].out_features if stated.dense else hidden,
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        pad_token_id=_pad_token_id(config),
         config=config,
         prompts=prompts,
         default_prompt=prompts.get(described.get("default_prompt_name") or "", ""),
@@ -195,7 +174,7 @@ def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], 
         normalize=False,
         max_length=length,
         dimensions=1,
-        pad_token_id=int(config.get("pad_token_id") or 0),
+        pad_token_id=_pad_token_id(config),
         config=config,
         default_length=min(usual, length) if usual else None,
         num_positions=limit,
@@ -257,11 +236,17 @@ def _read_dense(directory: Path) -> DenseModule:
     )
 
 
+def _pad_token_id(config: dict[str, Any]) -> int:
+    """The stated padding token; where none is stated, the one transformers takes for the type."""
+    stated = config.get("pad_token_id")
+    return int(config.get("model_type") in _OFFSET_TYPES) if stated is None else int(stated)
+
+
 def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> int:
     """The longest sequence the weights have positions for, or the tokenizer's own limit if shorter."""
     positions = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in _OFFSET_TYPES:
-        positions -= int(config.get("pad_token_id") or 0) + 1
+        positions -= _pad_token_id(config) + 1
     if settings.layout == "transformers":
         return positions
     tokenizer = (read_json(path / "tokenizer_config.json") or {}).get("model_max_length")
@@ -272,27 +257,3 @@ def _chosen_length(alias: str, asked: int | None, stated: int | None, limit: int
     if asked is not None and asked > limit:
         raise CannotLoadModel(f"max_length of model {alias!r} is set to {asked}; its weights carry {limit} tokens")
     return asked or min(stated or limit, limit)
-
-
-def _check_weights(path: Path, sha256: str | None) -> None:
-    if not any((path / name).is_file() for name in _WEIGHTS):
-        raise CannotLoadModel(
-            f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
-            "never served; turn a local one into safetensors once with `python -m core.convert DIRECTORY`"
-        )
-    if sha256 is None:
-        return
-    with (path / _WEIGHTS[0]).open("rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
-    if found != sha256:
-        raise CannotLoadModel(f"{path / _WEIGHTS[0]} has SHA-256 {found}, not the expected {sha256}")
-
-
-def read_json(path: Path) -> Any:
-    """The file's content; None where there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise CannotLoadModel(f"{path} cannot be read as JSON: {error}") from None

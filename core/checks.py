@@ -43,6 +43,9 @@ _RERANK_TEXTS = (
 #: A model's alias becomes part of a queue's name, a worker's name and a metric label.
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
+#: Above any dimension, length or number of passages, and within what every wire format can carry.
+MAX_COUNT = 2**31 - 1
+
 #: Longer instructions are texts put in the wrong place.
 MAX_INSTRUCTION_CHARACTERS = 10_000
 
@@ -193,8 +196,8 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 
 def _optional_count(name: str, value: Any, minimum: int = 1) -> None:
-    if value is not None and (type(value) is not int or value < minimum):
-        raise InvalidInput(f"{name} must be a whole number from {minimum}; given {_given(value)}")
+    if value is not None and (type(value) is not int or not minimum <= value <= MAX_COUNT):
+        raise InvalidInput(f"{name} must be a whole number from {minimum} to {MAX_COUNT}; given {_given(value)}")
 
 
 def _optional_alias(value: Any) -> None:
@@ -253,6 +256,8 @@ def _is_weight(value: Any) -> bool:
 
 def _given(value: Any) -> str:
     """Name a wrong value: plain scalars and short words as they are, anything else by its type."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"one of {value.bit_length()} bits"  # Python refuses to print numbers of thousands of digits
     if isinstance(value, bool | int | float) or value is None:
         return str(value)[:40]
     return repr(value) if isinstance(value, str) and len(value) <= 40 else type(value).__name__

@@ -30,7 +30,10 @@ _MAX_DIMENSIONS = 4
 
 
 class Wired(Protocol):
-    """A result class that can travel: `to_map()` gives plain values and arrays, `from_map` undoes it."""
+    """A result class that can travel: `to_map()` gives plain values and arrays, `from_map` undoes it.
+
+    `from_map` gets whatever arrived, and raises ValueError if that is not what `to_map` gives.
+    """
 
     def to_map(self) -> dict[str, Any]: ...
 
@@ -61,13 +64,16 @@ def unpack(packed: bytes | bytearray | memoryview) -> Any:
     ValueError for anything malformed. Cost is bounded by `len(packed)`: msgpack takes every length
     limit from the buffer and refuses deep nesting, and an array's bytes are already in the buffer.
     """
-    return msgpack.unpackb(packed, raw=False, strict_map_key=False, object_hook=_from_plain)
+    try:
+        return msgpack.unpackb(packed, raw=False, strict_map_key=False, object_hook=_from_plain)
+    except TypeError as error:  # a map's key that is itself a map or a list
+        raise ValueError(f"malformed bytes arrived: {error}") from None
 
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _array_to_map(value)
-    if isinstance(value, np.generic):
+    if isinstance(value, np.number | np.bool_):
         return value.item()
     name = type(value).__name__.lower()
     if _classes.get(name) is type(value):
@@ -79,6 +85,8 @@ def _array_to_map(array: np.ndarray) -> dict[str, Any]:
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     if little.dtype.str not in DTYPES:
         raise TypeError(f"cannot send an array of {array.dtype}; the types that travel are {sorted(DTYPES)}")
+    if array.ndim > _MAX_DIMENSIONS:
+        raise TypeError(f"cannot send an array of {array.ndim} dimensions; at most {_MAX_DIMENSIONS} travel")
     return {"dtype": little.dtype.str, "shape": list(array.shape), "data": little.tobytes()}
 
 
@@ -93,8 +101,9 @@ def _from_plain(fields: dict[str, Any]) -> Any:
 
 def _array_from_map(fields: dict[str, Any]) -> np.ndarray:
     dtype, shape, data = fields["dtype"], fields["shape"], fields["data"]
-    if dtype not in DTYPES:
-        raise ValueError(f"an array of {dtype!r:.20} arrived; the types that travel are {sorted(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        given = repr(dtype)[:20] if isinstance(dtype, str) else type(dtype).__name__  # a nested list has no safe repr
+        raise ValueError(f"an array of {given} arrived; the types that travel are {sorted(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
         raise ValueError(f"an array's shape must be a list of at most {_MAX_DIMENSIONS} lengths")
     if not all(type(length) is int and length >= 0 for length in shape):

@@ -106,7 +106,7 @@ class DeviceLoop:
         alias, wanted = batch[0].key
         try:
             rows = self._models[alias].forward(batch, wanted)
-            _check_rows(self._models[alias], rows, len(batch))
+            _check_rows(self._models[alias], rows, wanted.outputs, len(batch))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].job.fail(_as_failure(alias, error))
@@ -137,16 +137,20 @@ def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
     return settings.max_batch_tokens
 
 
-def _check_rows(model: Model, outputs: Mapping[str, Rows[Any]], num_sequences: int) -> None:
+def _check_rows(model: Model, rows: Mapping[str, Rows[Any]], outputs: frozenset[str], num_sequences: int) -> None:
+    """DeviceFailure unless each of `outputs` has one row per sequence, all of finite numbers."""
     alias = model.spec.alias
-    for name, rows in outputs.items():
-        if len(rows) != num_sequences:
+    for name in outputs:
+        if name not in rows:
+            raise DeviceFailure(f"model {alias} gave no {name} rows; this is a bug")
+        if len(rows[name]) != num_sequences:
             raise DeviceFailure(
-                f"model {alias} gave {len(rows)} {name} rows for {num_sequences} sequences; this is a bug"
+                f"model {alias} gave {len(rows[name])} {name} rows for {num_sequences} sequences; this is a bug"
             )
-        # ColBERT rows are arrays of their own, sparse ones pairs of arrays.
-        arrays = [rows] if isinstance(rows, np.ndarray) else [one for row in rows for one in _arrays(row)]
-        if not all(np.isfinite(array).all() for array in arrays):
+        # Rows of one length are one array; ColBERT's are arrays of their own, sparse ones pairs of arrays.
+        given = rows[name]
+        parts = [given] if isinstance(given, np.ndarray) else [part for row in given for part in _arrays(row)]
+        if not all(np.isfinite(part).all() for part in parts):
             raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values in {model.precision}")
 
 

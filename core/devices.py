@@ -56,10 +56,15 @@ class Device:
     def environment(self) -> dict[str, str]:
         """What a process must be born with to see this device and no other."""
         variable = VISIBILITY[self.kind]
-        pinned = {variable: str(self.index)} if variable else {}
+        pinned = {variable: self._name_in(os.environ.get(variable, ""))} if variable else {}
         if self.cores:
             pinned |= dict.fromkeys(_THREADS, str(len(self.cores)))
         return pinned
+
+    def _name_in(self, visible: str) -> str:
+        """This device's entry in a list of visible ones: where such a list is set, we count within it."""
+        entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+        return entries[self.index] if self.index < len(entries) else str(self.index)
 
 
 def devices() -> list[Device]:
@@ -79,9 +84,9 @@ def devices() -> list[Device]:
 def cpu_devices(num_workers: int) -> list[Device]:
     """Split the cores this process may use evenly into `num_workers` CPU devices."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    if num_workers > len(cores):
+    if not 1 <= num_workers <= len(cores):
         raise InvalidSettings(
-            f"{num_workers} CPU workers were asked for; at most one per core, and there are {len(cores)}"
+            f"{num_workers} CPU workers were asked for; at most one per core and at least one, and there are {len(cores)}"
         )
     size = len(cores) // num_workers
     groups = [tuple(cores[i * size : (i + 1) * size]) for i in range(num_workers)]
@@ -95,7 +100,7 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return str(devices()[0])
     kind, _, index = wanted.partition(":")
-    if kind not in VISIBILITY or (index and not index.isdigit()):
+    if kind not in VISIBILITY or (index and not index.isdecimal()):
         raise InvalidSettings(
             f"device must be auto or one of {', '.join(VISIBILITY)}, with :number; given {wanted!r:.40}"
         )

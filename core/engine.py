@@ -116,7 +116,9 @@ class Engine:
                 model, len(pairs), wanted, priority, lambda part: model.encode_pairs(pairs[part], chosen)
             )["score"]
             layers = _stack(rows, max(1, len(wanted.cutoff_layers))).T  # (num_layers, num_pairs)
-        return 1 / (1 + np.exp(-layers)) if chosen.normalize else np.ascontiguousarray(layers)
+        if chosen.normalize:
+            layers = np.exp(-np.logaddexp(0, -layers))  # the sigmoid, without overflow for logits below -88
+        return np.ascontiguousarray(layers)
 
     def _score_by_embedding(
         self, model: Model, pairs: list[tuple[str, str]], wanted: Wanted, chosen: RerankOptions, priority: int
@@ -166,7 +168,7 @@ class Engine:
         chosen = alias or default
         if chosen is None:
             raise UnknownModel(
-                f"{kind} needs model=…: no default is set and several could be meant: {', '.join(self.models)}"
+                f"{kind} needs model=…: there is no default for it; this worker serves {', '.join(self.models)}"
             )
         if chosen not in self.models:
             raise UnknownModel(f"unknown model {chosen!r:.40}; this worker serves {', '.join(self.models)}")

@@ -89,14 +89,17 @@ class Embeddings:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Embeddings:
-        """Undo `to_map`."""
-        colbert, sparse = fields.get("colbert"), fields.get("sparse")
+        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        dense, colbert, sparse = fields.get("dense"), fields.get("colbert"), fields.get("sparse")
+        ranges, model = fields.get("int8_ranges"), fields.get("model", "")
         if colbert is not None:
-            colbert = [colbert["values"][start:end] for start, end in pairwise(colbert["offsets"])]
+            colbert = list(_cut(colbert, values=2))
         if sparse is not None:
-            cuts = pairwise(sparse["offsets"])
-            sparse = [Sparse(sparse["ids"][start:end], sparse["weights"][start:end]) for start, end in cuts]
-        return cls(fields.get("dense"), colbert, sparse, fields.get("int8_ranges"), fields.get("model", ""))
+            cut = zip(_cut(sparse, ids=1), _cut(sparse, weights=1), strict=True)
+            sparse = [Sparse(ids, weights) for ids, weights in cut]
+        if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
+            raise ValueError("malformed Embeddings arrived")
+        return cls(dense, colbert, sparse, ranges, model)
 
     def _rows(self) -> Any:
         return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
@@ -146,5 +149,27 @@ class Ranking:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Ranking:
-        """Undo `to_map`."""
-        return cls(fields["scores"], fields["order"], fields.get("model", ""), fields.get("layer_scores"))
+        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        scores, order, model = fields.get("scores"), fields.get("order"), fields.get("model", "")
+        layers = fields.get("layer_scores")
+        if scores is None or order is None or not (_is_array(scores, 1) and _is_array(order, 1, "iu")):
+            raise ValueError("a malformed Ranking arrived")
+        if not (isinstance(model, str) and _is_array(layers, 2)):
+            raise ValueError("a malformed Ranking arrived: its model is not a string, or its layers no array")
+        return cls(scores, order, model, layers)
+
+
+def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
+    """Whether `value` is None or an array of that many dimensions and one of those kinds of numbers."""
+    return value is None or (
+        isinstance(value, np.ndarray) and value.ndim == num_dimensions and value.dtype.kind in kinds
+    )
+
+
+def _cut(joined: Any, **named: int) -> Iterator[np.ndarray]:
+    """The rows of each text, from one array (its name = its dimensions) and the offsets that cut it."""
+    ((name, num_dimensions),) = named.items()
+    values, offsets = (joined.get(name), joined.get("offsets")) if isinstance(joined, dict) else (None, None)
+    if values is None or offsets is None or not (_is_array(values, num_dimensions) and _is_array(offsets, 1, "iu")):
+        raise ValueError(f"malformed Embeddings arrived: {name} are not an array and its offsets")
+    return (values[start:end] for start, end in pairwise(offsets))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -120,17 +121,25 @@ class Settings(BaseSettings):
             return {alias: {"path": m} if isinstance(m, str) else m for alias, m in value.items()}
         return value
 
+    @field_validator("default_embed", "default_rerank")
+    @classmethod
+    def _empty_is_not_set(cls, value: str | None) -> str | None:
+        return value or None
+
     @model_validator(mode="after")
     def _aliases(self) -> Settings:
         for alias in self.models:
             if not ALIAS.fullmatch(alias):
                 raise ValueError(
-                    f"model alias {alias!r} must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit"
+                    f"models (EMBEDQ_MODELS): an alias must be 1 to 63 of a-z 0-9 . _ - and begin with a letter or digit, "
+                    f"given {alias!r}"
                 )
         for name in ("default_embed", "default_rerank"):
             alias = getattr(self, name)
             if alias not in (None, "none", *self.models):
-                raise ValueError(f"{name} is {alias!r}, which is none of the models: {', '.join(self.models)}")
+                raise ValueError(
+                    f"{name} (EMBEDQ_{name.upper()}): must be one of the models ({', '.join(self.models)}), given {alias!r}"
+                )
         return self
 
     @classmethod
@@ -155,22 +164,31 @@ def config_file() -> Path:
 
 def read_settings(**overrides: Any) -> Settings:
     """Read all settings. InvalidSettings names every wrong one, what it may be, and what was given."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(given.get("models"), dict):
+        # As text, because mappings of several sources are merged: a call that names its models would
+        # load those of the file as well.
+        given["models"] = json.dumps(given["models"], default=ModelSettings.model_dump)
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
         problems = "; ".join(_problem(dict(one)) for one in error.errors())
         raise InvalidSettings(f"{problems} (known settings: {', '.join(Settings.model_fields)})") from None
-    except ValueError as error:  # a file that is not TOML, models that are not JSON
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSettings(f"{config_file()} cannot be read as TOML: {error}") from None
+    except ValueError as error:  # a variable whose text cannot be parsed at all
         raise InvalidSettings(f"the settings cannot be read: {error}") from None
 
 
 def _split_models(text: str) -> dict[str, str]:
     models = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        alias, found, path = part.partition("=")
-        if not found or not path:
-            raise ValueError(f"a model is written alias=path; given {part!r}")
-        models[alias.strip()] = path.strip()
+        alias, _, path = (piece.strip() for piece in part.partition("="))
+        if not path:
+            raise ValueError("a model is written alias=path")
+        if alias in models:
+            raise ValueError(f"the alias {alias!r} stands for two models")
+        models[alias] = path
     return models
 
 
@@ -179,5 +197,8 @@ def _problem(error: dict[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message
-    given = "" if isinstance(error["input"], dict) else f", given {error['input']!r:.80}"
+    if error["type"] == "extra_forbidden":  # its value stays untold: it may be a URL with a password
+        return f"{name}: there is no such setting here; what producers need goes into the table [wire]"
+    is_told = name != "wire" and not isinstance(error["input"], dict)
+    given = f", given {error['input']!r:.80}" if is_told else ""
     return f"{name} (EMBEDQ_{name.split('.')[0].upper()}): {message}{given}"

@@ -7,13 +7,14 @@ Knows nothing of models or batches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from tokenizers import Encoding
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Sequence as Rules
 
-from core.checkpoint import read_json
+from core.directory import read_json
 from core.errors import CannotLoadModel, InvalidInput
 from core.sequence import Tokens
 from core.spec import ModelSpec
@@ -26,6 +27,13 @@ QUERY_SHARE = (3, 4)
 #: so this nearly always suffices, and a book costs no more than its first pages.
 _CHARACTERS_PER_TOKEN = 16
 
+#: White space at which every tokenizer ends a word. Of the rest some drop one or the other: to BERT
+#: a form feed is a control character, and the words beside it are one.
+_SPACES = " \n\t\r"
+
+#: A word that stands in for a text where only the special tokens around it are wanted.
+_WORD = "a"
+
 
 #: More tokens than any text has.
 _ALL = 2**31
@@ -33,6 +41,39 @@ _ALL = 2**31
 #: Tokenizer classes that put `add_eos_token` above what `tokenizer.json` says (transformers v4, with which
 #: their models were trained); others ignore it.
 _ENDING_CLASSES = ("Llama", "CodeLlama", "Gemma")
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """The special tokens around one text or a pair, as runs: before, between, after.
+
+    Joining is done here because the Rust side, given a cut text, also joins everything that was cut
+    off: with two long texts each piece of the one with each piece of the other.
+    """
+
+    ids: list[np.ndarray]
+    type_ids: list[np.ndarray]
+    #: Segment of each text's tokens.
+    text_types: list[int]
+
+    def around(self, *texts: np.ndarray) -> Tokens:
+        ids, type_ids = [self.ids[0]], [self.type_ids[0]]
+        for number, text in enumerate(texts):
+            ids += [text, self.ids[number + 1]]
+            type_ids += [np.full(len(text), self.text_types[number], np.int32), self.type_ids[number + 1]]
+        return Tokens(np.concatenate(ids), np.concatenate(type_ids))
+
+    def ended_by(self, end: list[int]) -> _Frame:
+        """The same with `end` behind all; its tokens count as segment 0."""
+        tail, types = (
+            np.append(last, [*values]).astype(np.int32)
+            for last, values in ((self.ids[-1], end), (self.type_ids[-1], [0] * len(end)))
+        )
+        return _Frame([*self.ids[:-1], tail], [*self.type_ids[:-1], types], self.text_types)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.ids))
 
 
 class Tokenizer:
@@ -43,16 +84,22 @@ class Tokenizer:
         self._rust = _load(spec)
         self._rust.no_truncation()
         self._rust.no_padding()
-        self._end = self._read_end()
-        self._num_special = self._rust.num_special_tokens_to_add(is_pair=False) + len(self._end)
-        self._num_special_pair = self._rust.num_special_tokens_to_add(is_pair=True)
+        if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text stay what they are
+            rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
+            self._rust.normalizer = Rules(rules)
+        self._frame = _read_frame(self._rust, num_texts=1).ended_by(self._read_end())
+        self._pair_frame = _read_frame(self._rust, num_texts=2)
+        least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
+        if spec.max_length <= least:
+            raise CannotLoadModel(
+                f"max_length of model {spec.alias} is {spec.max_length}; with its special tokens it needs {least + 1}"
+            )
 
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
-        limit = self.checked_length(max_length, self._num_special)
-        encoded = self._encode(texts, limit - self._num_special)
-        rows = [_tokens(self._rust.post_process(one, None, True), self._end) for one in encoded]
-        if self._num_special == 0 and not all(len(row.ids) for row in rows):
+        limit = self.checked_length(max_length, self._frame.num_tokens)
+        rows = [self._frame.around(ids) for ids in self._encode(texts, limit - self._frame.num_tokens)]
+        if self._frame.num_tokens == 0 and not all(len(row.ids) for row in rows):
             raise InvalidInput(
                 f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text"
             )
@@ -69,26 +116,24 @@ class Tokenizer:
         With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does,
         and the query has no limit unless the call sets one.
         """
-        limit = self.checked_length(max_length, self._num_special_pair)
-        room = limit - self._num_special_pair
+        limit = self.checked_length(max_length, self._pair_frame.num_tokens)
+        room = limit - self._pair_frame.num_tokens
         queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
         is_longest = self._spec.pair_truncation == "longest"
         # Which of two texts is the longer is only known when both are encoded to their ends.
         query_limit = query_max_length or (_ALL if is_longest else limit * QUERY_SHARE[0] // QUERY_SHARE[1])
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
-        seconds = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
+        passages = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
         cut = _cut_longest if is_longest else _cut_passage
         joined = []
-        for (query, _), second in zip(pairs, seconds, strict=True):
-            first = Encoding.merge([encoded[query]], False)  # a copy: cutting happens in place
-            cut(first, second, room)
-            joined.append(_tokens(self._rust.post_process(first, second, True)))
+        for (query, _), passage in zip(pairs, passages, strict=True):
+            joined.append(self._pair_frame.around(*cut(encoded[query], passage, room)))
         self._check_positions(joined)
         return joined
 
     def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""
-        return [encoding.ids for encoding in self._encode(texts, max_tokens)]
+        return [ids.tolist() for ids in self._encode(texts, max_tokens)]
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, special tokens left out only if they are marked as such."""
@@ -145,54 +190,66 @@ class Tokenizer:
             )
         return max_length
 
-    def _encode(self, texts: list[str], max_tokens: int) -> list[Encoding]:
-        """The first `max_tokens` of each text, without special tokens."""
+    def _encode(self, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+        """The first `max_tokens` ids of each text, without special tokens."""
         if self._spec.strip:
             texts = [text.strip() for text in texts]
-        if self._spec.lower:
-            texts = [text.lower() for text in texts]
-        heads = [_head(text, max_tokens * _CHARACTERS_PER_TOKEN) for text in texts]
-        encoded: list[Encoding] = self._rust.encode_batch(heads, add_special_tokens=False)
-        for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            while len(encoded[index]) < max_tokens and len(head) < len(text):
-                head = _head(text, 2 * len(head))
-                encoded[index] = self._rust.encode(head, add_special_tokens=False)
-            encoded[index].truncate(max_tokens)
-        return encoded
+        num_characters = max_tokens * _CHARACTERS_PER_TOKEN
+        heads = [_head(text, num_characters) for text in texts]
+        encoded = self._rust.encode_batch(heads, add_special_tokens=False)
+        for index, text in enumerate(texts):
+            # Grown by what was asked for and not by what was found: that may stay the same.
+            size = num_characters
+            while len(encoded[index]) < max_tokens and len(heads[index]) < len(text):
+                size *= 4
+                heads[index] = _head(text, size)
+                encoded[index] = self._rust.encode(heads[index], add_special_tokens=False)
+        return [np.array(one.ids[:max_tokens], np.int32) for one in encoded]
 
 
-def _cut_passage(first: Encoding, second: Encoding, room: int) -> None:
-    over = len(first) + len(second) - room
-    if 0 < over < len(second):
-        second.truncate(len(second) - over)
+def _cut_passage(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    over = len(query) + len(passage) - room
+    return query, passage[: len(passage) - over] if 0 < over < len(passage) else passage
 
 
-def _cut_longest(first: Encoding, second: Encoding, room: int) -> None:
+def _cut_longest(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
     """The longer one gives way until both are alike; then they share the room."""
-    if len(first) + len(second) <= room:
-        return
-    shorter = min(len(first), len(second))
-    if 2 * shorter <= room:
-        (first if len(first) > len(second) else second).truncate(room - shorter)
-    else:
-        half = room // 2
-        first_room = half if len(first) <= len(second) else room - half
-        first.truncate(first_room)
-        second.truncate(room - first_room)
+    if len(query) + len(passage) <= room:
+        return query, passage
+    shorter = min(len(query), len(passage))
+    if 2 * shorter > room:
+        shorter = room // 2
+    is_query_longer = len(query) > len(passage)
+    query_room = room - shorter if is_query_longer else shorter
+    return query[:query_room], passage[: room - query_room]
 
 
 def _head(text: str, max_characters: int) -> str:
-    """The start of `text`, about `max_characters` long, ending where a word ends.
+    """The start of `text`, at most `max_characters` long, ending where a word ends.
 
-    Tokenizers split before white space that follows a word, so what comes after such a place does
-    not change the tokens before it. Without one (Chinese, a single endless word) nothing is cut.
+    What follows white space does not change the tokens before it. Where there is none (Chinese, a
+    single endless word) nothing is cut.
     """
     if len(text) <= max_characters:
         return text
-    for end in range(max_characters, 0, -1):
-        if text[end].isspace() and not text[end - 1].isspace():
-            return text[:end]
-    return text
+    end = max(text.rfind(space, 0, max_characters + 1) for space in _SPACES)
+    return text[: max(end, 0)].rstrip() or text
+
+
+def _read_frame(rust: RustTokenizer, num_texts: int) -> _Frame:
+    """Find out what the checkpoint puts around texts, by letting it do so to a word."""
+    word = rust.encode(_WORD, add_special_tokens=False)
+    framed = rust.post_process(word, word if num_texts == 2 else None, True)
+    ids, types = np.array(framed.ids, np.int32), np.array(framed.type_ids, np.int32)
+    plain = [index for index, is_special in enumerate(framed.special_tokens_mask) if not is_special]
+    if not word.ids or len(plain) != num_texts * len(word.ids):
+        raise CannotLoadModel(
+            f"the tokenizer gives no tokens for {_WORD!r}, so its special tokens cannot be told apart"
+        )
+    starts = plain[:: len(word.ids)]
+    ends = [start + len(word.ids) for start in starts]
+    runs = [slice(start, end) for start, end in zip([0, *ends], [*starts, len(ids)], strict=True)]
+    return _Frame([ids[run] for run in runs], [types[run] for run in runs], [int(types[start]) for start in starts])
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:
@@ -204,8 +261,3 @@ def _load(spec: ModelSpec) -> RustTokenizer:
         return RustTokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
         raise CannotLoadModel(f"{file} cannot be read as a tokenizer: {error}") from None
-
-
-def _tokens(encoding: Encoding, end: Sequence[int] = ()) -> Tokens:
-    type_ids = [*encoding.type_ids, *(0 for _ in end)]
-    return Tokens(np.array([*encoding.ids, *end], np.int32), np.array(type_ids, np.int32))

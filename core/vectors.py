@@ -48,4 +48,7 @@ def _to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ranges = np.stack([rows.min(axis=0), rows.max(axis=0)]).astype(np.float32)
     steps = (ranges[1] - ranges[0]) / 255
     steps[steps == 0] = 1  # a single text, or a constant dimension: every value is the range's start
-    return ((rows - ranges[0]) / steps - 128).astype(np.int8), ranges
+    # Floored from 0 to 255 before the shift: rounding towards zero after it would make one value
+    # stand for twice as wide a range as the others.
+    buckets = np.clip(np.floor((rows - ranges[0]) / steps), 0, 255)
+    return (buckets - 128).astype(np.int8), ranges

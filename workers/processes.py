@@ -31,7 +31,7 @@ def spawn(
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # we died before the line above took effect
                 os._exit(1)
-        if cores:
+        if cores and hasattr(os, "sched_setaffinity"):  # macOS has no such thing
             os.sched_setaffinity(0, cores)
 
     return subprocess.Popen(

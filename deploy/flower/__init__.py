@@ -1,0 +1,24 @@
+"""How Flower is started for embedq; the same as, from the repository root,
+
+celery -A tasks flower --conf=deploy/flower/flowerconfig.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+#: Its settings, each with its reason.
+CONFIG = Path(__file__).parent / "flowerconfig.py"
+
+#: Stands in the line that Flower writes once it listens, before its address.
+READY = "Visit me at "
+
+#: Told to stop while it starts its threads, Flower 2.2 can wait for one of them for ever. It has
+#: nothing to save, so it may be killed; otherwise it ends within its inspection timeout of 1 s.
+STOP_TIMEOUT_S = 5.0
+
+
+def command(port: int) -> list[str]:
+    """The command that runs Flower on loopback; port 0 takes a free one, which it then names in its log."""
+    return [sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--conf={CONFIG}", f"--port={port}"]

@@ -1,0 +1,293 @@
+"""Calls to the engine, over a fake model: what comes back, in which order, and which error."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.checks import EmbedOptions
+from core.engine import Engine
+from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
+from core.scheduler import Sequence
+from core.settings import Settings, read_settings
+from core.tokenizer import Tokens
+from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
+
+
+@contextmanager
+def running(*models: FakeModel, **chosen: Any) -> Iterator[Engine]:
+    """An engine over `models`, closed at the end with every gate open."""
+    with Engine({model.spec.alias: model for model in models}, settings(models, **chosen)) as engine:
+        try:
+            yield engine
+        finally:
+            for model in models:
+                model.gate.set()
+
+
+def settings(models: tuple[FakeModel, ...], **chosen: Any) -> Settings:
+    return read_settings(models={model.spec.alias: "/nowhere" for model in models}, **chosen)
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def engine(model: FakeModel) -> Iterator[Engine]:
+    """An engine with one embedding model, and nothing else configured."""
+    with running(model) as engine:
+        yield engine
+
+
+def texts_of(seed: int, count: int) -> list[str]:
+    """Texts of 1 to 60 characters, nearly all different."""
+    random_ = random.Random(seed)
+    return ["".join(random_.choices("abcdefghij", k=random_.randint(1, 60))) for _ in range(count)]
+
+
+def wait_for_waiting(engine: Engine, num_sequences: int) -> None:
+    """Wait until that many sequences wait for a batch."""
+    loop = engine._loop
+    with loop._changed:
+        assert loop._changed.wait_for(lambda: loop.scheduler.num_sequences == num_sequences, PATIENCE_S)
+
+
+def test_vectors_come_in_the_order_of_the_texts(engine: Engine) -> None:
+    texts = texts_of(0, 600)  # several slices of encoding, many batches
+    np.testing.assert_array_equal(engine.embed(texts).dense, expected_rows(texts))
+
+
+def test_many_jobs_share_one_forward_pass(engine: Engine, model: FakeModel) -> None:
+    model.gate.clear()
+    with ThreadPoolExecutor(9) as callers:
+        blocker = callers.submit(engine.embed, ["blocker"])
+        assert model.begun.acquire(timeout=PATIENCE_S)
+        jobs = [callers.submit(engine.embed, texts_of(seed, 3)) for seed in range(8)]
+        wait_for_waiting(engine, 24)
+        model.gate.set()
+        for seed, job in enumerate(jobs):
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 3)))
+        blocker.result(PATIENCE_S)
+    assert [len(batch) for batch in model.batches] == [1, 24]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_job_gets_its_own_rows_in_order_under_random_interleaving(seed: int) -> None:
+    random_ = random.Random(seed)
+    jobs = [texts_of(100 * seed + number, random_.choice([1, 2, 7, 40, 300])) for number in range(60)]
+    model = FakeModel()
+    with running(model, max_batch_tokens=300, max_waiting_tokens=2000) as engine, ThreadPoolExecutor(16) as callers:
+        called = [callers.submit(engine.embed, texts, priority=random_.randint(0, 9)) for texts in jobs]
+        for texts, job in zip(jobs, called, strict=True):
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts))
+    assert sum(len(batch) for batch in model.batches) == sum(map(len, jobs))
+
+
+def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:
+    def fail_on_exclamation(batch: list[Sequence]) -> None:
+        if any(ord("!") in one.token_ids for one in batch):
+            raise RuntimeError("the device said no")
+
+    model.before_rows = fail_on_exclamation
+    model.gate.clear()
+    with ThreadPoolExecutor(4) as callers:
+        blocker = callers.submit(engine.embed, ["blocker"])
+        assert model.begun.acquire(timeout=PATIENCE_S)
+        good = [callers.submit(engine.embed, texts_of(seed, 5)) for seed in range(2)]
+        bad = callers.submit(engine.embed, ["fine", "bad!", "fine too"])
+        wait_for_waiting(engine, 13)
+        model.gate.set()
+        with pytest.raises(DeviceFailure, match="model fake failed on a single sequence: RuntimeError"):
+            bad.result(PATIENCE_S)
+        for seed, job in enumerate(good):
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 5)))
+        blocker.result(PATIENCE_S)
+    assert len(model.batches[1]) == 13
+
+
+def test_a_bad_later_slice_withdraws_the_earlier_ones(engine: Engine, model: FakeModel) -> None:
+    encode = model.encode_texts
+    may_encode = threading.Event()
+
+    def encode_or_refuse(texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        if "bad" in texts:
+            assert may_encode.wait(PATIENCE_S)
+            raise InvalidInput("text 500 cannot be encoded")
+        return encode(texts, options)
+
+    model.encode_texts = encode_or_refuse  # type: ignore[method-assign]
+    model.gate.clear()
+    with ThreadPoolExecutor(2) as callers:
+        blocker = callers.submit(engine.embed, ["blocker"])
+        assert model.begun.acquire(timeout=PATIENCE_S)
+        bad = callers.submit(engine.embed, ["good"] * 500 + ["bad"])
+        wait_for_waiting(engine, 256)
+        may_encode.set()
+        with pytest.raises(InvalidInput, match="text 500"):
+            bad.result(PATIENCE_S)
+        wait_for_waiting(engine, 0)
+        model.gate.set()
+        blocker.result(PATIENCE_S)
+    assert [len(batch) for batch in model.batches] == [1]
+
+
+def test_closing_answers_what_was_asked_and_later_calls_fail_clearly(model: FakeModel) -> None:
+    model.gate.clear()
+    with ThreadPoolExecutor(5) as callers:
+        with running(model) as engine:
+            asked: list[Future[Any]] = [callers.submit(engine.embed, ["blocker"])]
+            assert model.begun.acquire(timeout=PATIENCE_S)
+            asked += [callers.submit(engine.embed, texts_of(seed, 3)) for seed in range(4)]
+            wait_for_waiting(engine, 12)
+            model.gate.set()
+        assert all(job.done() or job.result(PATIENCE_S) is not None for job in asked)
+        assert sum(len(batch) for batch in model.batches) == 13
+        with pytest.raises(DeviceFailure, match="closed"):
+            engine.embed(["late"])
+
+
+def test_no_texts_give_no_vectors_and_no_pass(engine: Engine, model: FakeModel) -> None:
+    result = engine.embed([], outputs=["dense", "colbert"])
+    assert result.dense is not None
+    assert (result.dense.shape, result.dense.dtype, result.colbert) == ((0, 2), np.float32, [])
+    assert not model.batches
+
+
+def test_outputs_dimensions_types_and_scaling_are_as_asked(engine: Engine) -> None:
+    texts = ["abc", "de"]
+    both = engine.embed(texts, outputs=["dense", "colbert"])
+    assert both.colbert is not None
+    assert [row.shape for row in both.colbert] == [(3, 2), (2, 2)]
+    assert engine.embed(texts, outputs=["colbert"]).dense is None
+    np.testing.assert_array_equal(engine.embed(texts, dimensions=1).dense, expected_rows(texts)[:, :1])
+    np.testing.assert_allclose(np.linalg.norm(engine.embed(texts, normalize=True), axis=1), 1, atol=1e-6)
+    quantised = engine.embed(texts, dtype="int8")
+    assert quantised.dense is not None
+    assert quantised.int8_ranges is not None
+    assert (quantised.dense.dtype, quantised.int8_ranges.shape) == (np.int8, (2, 2))
+    assert engine.embed(texts).model == "fake"
+
+
+def test_an_instruction_goes_before_each_text(engine: Engine) -> None:
+    np.testing.assert_array_equal(
+        engine.embed(["a", "b"], instruction="find: ").dense, expected_rows(["find: a", "find: b"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"dimensions": 3}, "up to 2 for model fake; given 3"),
+        ({"outputs": ["sparse"]}, "has no 'sparse' output; it has colbert, dense"),
+        ({"dtype": "float64"}, "dtype"),
+        ({"nonsense": 1}, "unknown option 'nonsense'"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_before_anything_is_computed(
+    engine: Engine, model: FakeModel, given: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(InvalidInput, match=told):
+        engine.embed(["abc"], **given)
+    with pytest.raises(InvalidInput, match="texts"):
+        engine.embed("abc")  # type: ignore[arg-type]
+    assert not model.batches
+
+
+def test_an_unknown_model_is_named_with_those_that_are_served() -> None:
+    with running(FakeModel("first"), FakeModel("second")) as engine:
+        with pytest.raises(UnknownModel, match=r"unknown model 'third'.* first, second"):
+            engine.embed(["a"], model="third")
+        with pytest.raises(UnknownModel, match=r"rerank needs model=.* first, second"):
+            engine.rerank("a", ["b"])
+        assert engine.embed(["a"], model="second").model == "second"
+
+
+def test_the_only_model_that_can_serves_jobs_that_name_none() -> None:
+    with running(FakeModel("embedder"), FakeModel("reranker", "cross_encoder")) as engine:
+        assert (engine.default_embed, engine.default_rerank) == ("embedder", "reranker")
+        assert engine.rerank("a", ["b"]).model == "reranker"
+        with pytest.raises(InvalidInput, match="reranker is a cross-encoder"):
+            engine.embed(["a"], model="reranker")
+    with running(FakeModel("embedder")) as engine:
+        assert engine.default_rerank == "embedder"
+    with running(FakeModel("reranker", "cross_encoder")) as engine, pytest.raises(UnknownModel, match="embed needs"):
+        engine.embed(["a"])
+
+
+def test_defaults_are_as_set() -> None:
+    models = FakeModel("one"), FakeModel("two"), FakeModel("reranker", "cross_encoder")
+    with running(*models, default_embed="two", default_rerank="one") as engine:
+        assert (engine.embed(["a"]).model, engine.rerank("a", ["b"]).model) == ("two", "one")
+    with running(models[0], default_embed="none") as engine, pytest.raises(UnknownModel):
+        engine.embed(["a"])
+    with pytest.raises(InvalidSettings, match="'reranker', a cross-encoder"):
+        Engine({model.spec.alias: model for model in models}, settings(models, default_embed="reranker"))
+
+
+@pytest.mark.parametrize("num_passages", [0, 1, 255, 256, 600])
+def test_passages_are_scored_by_the_cosine_in_their_order(engine: Engine, num_passages: int) -> None:
+    query, passages = "query", texts_of(1, num_passages)
+    ranking = engine.rerank(query, passages)
+    rows = expected_rows([query, *passages]).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(ranking.scores, rows[1:] @ rows[0], atol=1e-6)
+    assert sorted(ranking.order) == list(range(num_passages))
+    assert (np.diff(ranking.scores[ranking.order]) <= 0).all()
+    assert (ranking.scores.dtype, ranking.order.dtype) == (np.float32, np.int32)
+
+
+def test_passages_are_scored_by_max_sim_when_asked(engine: Engine) -> None:
+    ranking = engine.rerank("ab", ["cd", "a"], mode="colbert")
+    a, b, c, d = ((float(ord(one)), float(ord(one) + 1)) for one in "abcd")
+    best_of = [[np.dot(q, p) for p in passage] for passage in ((c, d), (a,)) for q in (a, b)]
+    expected = [np.mean([max(best_of[0]), max(best_of[1])]), np.mean([max(best_of[2]), max(best_of[3])])]
+    np.testing.assert_allclose(ranking.scores, expected, rtol=1e-6)
+
+
+def test_a_cross_encoder_gives_its_logits_and_has_no_mode() -> None:
+    with running(FakeModel("reranker", "cross_encoder")) as engine:
+        ranking = engine.rerank("q", ["bb", "a", "bb"], top_k=2)
+        logits = [row_of(np.frombuffer(f"q|{one}".encode(), np.uint8))[0] for one in ("bb", "a", "bb")]
+        np.testing.assert_allclose(ranking.scores, logits)
+        assert list(ranking.order) == [0, 2]  # equal scores keep the order of the passages
+        assert engine.rerank("q", ["a"], top_k=100).order.tolist() == [0]
+        with pytest.raises(InvalidInput, match="mode 'dense' is for embedding models; reranker"):
+            engine.rerank("q", ["a"], mode="dense")
+
+
+def test_a_mode_the_model_has_no_output_for_is_refused(engine: Engine, model: FakeModel) -> None:
+    model.outputs = frozenset({"dense"})
+    with pytest.raises(InvalidInput, match="no 'colbert' output"):
+        engine.rerank("q", ["a"], mode="colbert")
+
+
+@pytest.mark.parametrize("logit", [-1000.0, -3.0, 0.0, 2.5, 1000.0])
+def test_normalised_scores_are_the_sigmoid_even_of_extreme_logits(logit: float) -> None:
+    model = FakeModel("reranker", "cross_encoder")
+    model.after_rows = lambda rows: {"score": np.full_like(rows["score"], logit)}
+    with running(model) as engine:
+        ranking = engine.rerank("q", ["a"], normalize=True)
+    assert ranking.scores.dtype == np.float32
+    assert ranking.scores[0] == pytest.approx(0.0 if logit == -1000 else 1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+@pytest.mark.parametrize("pad_token_id", [0, 1, 9])
+def test_warming_up_runs_every_model_on_a_full_batch_of_legal_tokens(pad_token_id: int) -> None:
+    model = FakeModel(max_length=128)
+    object.__setattr__(model.spec, "pad_token_id", pad_token_id)
+    with running(model, max_batch_tokens=1024) as engine:
+        engine.warm_up()
+    (batch,) = model.batches
+    assert (len(batch), batch[0].length) == (8, 128)
+    # Below the padding's id, or 1: an id that every vocabulary has.
+    assert {int(token) for one in batch for token in one.token_ids} in ({0}, {1})
+    assert pad_token_id not in batch[0].token_ids
