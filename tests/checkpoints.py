@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from core.checkpoint import ModelSpec
+from core.spec import ModelSpec
 from core.checks import EmbedOptions, RerankOptions
 from core.scheduler import Sequence
 from core.tokenizer import Tokens

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from core.checkpoint import ENCODER_TYPES, ModelSpec, find, read_spec
+from core.checkpoint import ENCODER_TYPES, read_spec
+from core.directory import find
+from core.spec import ModelSpec
 from core.errors import CannotLoadModel
 from core.settings import ModelSettings
 from deploy.demo import minilm as demo_model
