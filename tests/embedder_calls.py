@@ -89,6 +89,20 @@ def differences(found: Embeddings, call: Call) -> dict[str, float]:
     return outputs
 
 
+def rows_of(call: Call, rows: list[int]) -> Call:
+    """`call` with some of its texts only, and what is expected for them; a text may come more than once."""
+    expected = {}
+    for name, array in call.expected.items():
+        if name in ("", "dense"):
+            expected[name] = array[rows]
+    if "colbert_values" in call.expected:
+        values, offsets = call.expected["colbert_values"], call.expected["colbert_offsets"]
+        parts = [values[offsets[row] : offsets[row + 1]] for row in rows]
+        expected |= {"colbert_values": np.concatenate(parts), "colbert_offsets": np.cumsum([0, *map(len, parts)])}
+    sparse = None if call.expected_sparse is None else [call.expected_sparse[row] for row in rows]
+    return replace(call, inputs=[call.inputs[row] for row in rows], expected=expected, expected_sparse=sparse)
+
+
 def _sparse_difference(found: Embeddings, expected: list[dict[int, float]]) -> float:
     assert found.sparse is not None
     worst = 0.0
