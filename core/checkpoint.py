@@ -34,6 +34,23 @@ ENCODER_TYPES = frozenset(
     {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
 )
 
+#: Model types whose tokens see those before them.
+DECODER_TYPES = frozenset(
+    {
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+    }
+)
+
 #: Position ids of these start after the padding index, which takes that many off the limit.
 _OFFSET_TYPES = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 
@@ -90,6 +107,8 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
 def _family(path: Path, config: dict[str, Any]) -> str:
     """What a directory's own files say it is. CannotLoadModel lists what was looked for."""
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(model_type, str):
+        model_type = repr(model_type)
     for name in architectures:
         if name in _ARCHITECTURES:
             return _ARCHITECTURES[name]
@@ -99,12 +118,15 @@ def _family(path: Path, config: dict[str, Any]) -> str:
         return "m3"
     if model_type in ENCODER_TYPES:
         return "encoder"
-    if (path / "modules.json").is_file() or any(name.endswith("Model") for name in architectures):
+    if model_type in DECODER_TYPES and (
+        (path / "modules.json").is_file() or any(str(name).endswith("Model") for name in architectures)
+    ):
         return "decoder"
     raise CannotLoadModel(
-        f"{path} is not recognised: type {model_type!r}, architectures {architectures}. Looked for modules.json, "
-        f"{' or '.join(_M3_FILES)}, an architecture that ends in ForSequenceClassification or Model, one of "
-        f"{', '.join(_ARCHITECTURES)}, and an encoder's type ({', '.join(sorted(ENCODER_TYPES))}). "
+        f"{path} is not recognised: type {model_type}, architectures {architectures}. Looked for modules.json, "
+        f"{' or '.join(_M3_FILES)}, an architecture that ends in ForSequenceClassification, one of "
+        f"{', '.join(_ARCHITECTURES)}, an encoder's type ({', '.join(sorted(ENCODER_TYPES))}), and a decoder's type "
+        f"({', '.join(sorted(DECODER_TYPES))}) without a language model's head. "
         "If you know what it is, set `family` of the model"
     )
 
@@ -208,12 +230,12 @@ def _read_pooling(file: Path) -> str:
     flags = read_json(file) or {}
     chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode_") and is_on is True]
     # Newer files name the mode itself.
-    named = flags.get("pooling_mode")
-    chosen += [f"pooling_mode_{named}"] if isinstance(named, str) else []
+    named = flags.get("pooling_mode") or []
+    chosen += [f"pooling_mode_{name}" for name in ([named] if isinstance(named, str) else named)]
     if len(chosen) != 1 or chosen[0] not in _POOLINGS:
         raise CannotLoadModel(f"{file} asks for {chosen or 'no pooling'}; supported is one of {list(_POOLINGS)}")
     if flags.get("include_prompt") is False:
-        raise CannotLoadModel(f"{file} leaves the prompt out of the pooling, which is not supported")
+        raise CannotLoadModel(f"{file} leaves the prompt out of the pooling (include_prompt), which is not supported")
     return _POOLINGS[chosen[0]]
 
 

@@ -112,19 +112,21 @@ class Tokenizer:
 
         The passage gives way: the query keeps up to `query_max_length` (None: 3/4 of `max_length`)
         tokens, the passage what is left. As FlagEmbedding's FlagReranker, with the ids of
-        transformers v4; so too when the passage is not longer than the excess: then nothing is cut.
+        transformers v4; so too where a `query_max_length` leaves the passage no room: then it is not
+        cut at all, and the pair is longer than `max_length`.
         With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does,
         and the query has no limit unless the call sets one.
         """
-        limit = self.checked_length(max_length, self._pair_frame.num_tokens)
+        limit = self.checked_length(max_length, self._pair_frame.num_tokens + 2)
         room = limit - self._pair_frame.num_tokens
         queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
         is_longest = self._spec.pair_truncation == "longest"
         # Which of two texts is the longer is only known when both are encoded to their ends.
-        query_limit = query_max_length or (_ALL if is_longest else limit * QUERY_SHARE[0] // QUERY_SHARE[1])
+        share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
+        query_limit = query_max_length or (_ALL if is_longest else share)
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
         passages = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
-        cut = _cut_longest if is_longest else _cut_passage
+        cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
         joined = []
         for (query, _), passage in zip(pairs, passages, strict=True):
             joined.append(self._pair_frame.around(*cut(encoded[query], passage, room)))
@@ -208,8 +210,11 @@ class Tokenizer:
 
 
 def _cut_passage(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    over = len(query) + len(passage) - room
-    return query, passage[: len(passage) - over] if 0 < over < len(passage) else passage
+    return query, passage[: room - len(query)]
+
+
+def _cut_passage_with_room(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    return _cut_passage(query, passage, room) if len(query) < room else (query, passage)
 
 
 def _cut_longest(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:

@@ -94,7 +94,7 @@ def test_every_job_gets_its_own_rows_in_order_under_random_interleaving(seed: in
 
 def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:
     def fail_on_exclamation(batch: list[Sequence]) -> None:
-        if any(ord("!") in one.token_ids for one in batch):
+        if any(ord("!") in one.tokens.ids for one in batch):
             raise RuntimeError("the device said no")
 
     model.before_rows = fail_on_exclamation
@@ -215,7 +215,7 @@ def test_the_only_model_that_can_serves_jobs_that_name_none() -> None:
     with running(FakeModel("embedder"), FakeModel("reranker", "cross_encoder")) as engine:
         assert (engine.default_embed, engine.default_rerank) == ("embedder", "reranker")
         assert engine.rerank("a", ["b"]).model == "reranker"
-        with pytest.raises(InvalidInput, match="reranker is a cross-encoder"):
+        with pytest.raises(InvalidInput, match="reranker is a reranker"):
             engine.embed(["a"], model="reranker")
     with running(FakeModel("embedder")) as engine:
         assert engine.default_rerank == "embedder"
@@ -229,7 +229,7 @@ def test_defaults_are_as_set() -> None:
         assert (engine.embed(["a"]).model, engine.rerank("a", ["b"]).model) == ("two", "one")
     with running(models[0], default_embed="none") as engine, pytest.raises(UnknownModel):
         engine.embed(["a"])
-    with pytest.raises(InvalidSettings, match="'reranker', a cross-encoder"):
+    with pytest.raises(InvalidSettings, match="'reranker', a reranker"):
         Engine({model.spec.alias: model for model in models}, settings(models, default_embed="reranker"))
 
 
@@ -248,6 +248,7 @@ def test_passages_are_scored_by_the_cosine_in_their_order(engine: Engine, num_pa
 def test_passages_are_scored_by_max_sim_when_asked(engine: Engine) -> None:
     ranking = engine.rerank("ab", ["cd", "a"], mode="colbert")
     a, b, c, d = ((float(ord(one)), float(ord(one) + 1)) for one in "abcd")
+    a, b, c, d = ((x / np.hypot(x, y), y / np.hypot(x, y)) for x, y in (a, b, c, d))  # as rows of length 1
     best_of = [[np.dot(q, p) for p in passage] for passage in ((c, d), (a,)) for q in (a, b)]
     expected = [np.mean([max(best_of[0]), max(best_of[1])]), np.mean([max(best_of[2]), max(best_of[3])])]
     np.testing.assert_allclose(ranking.scores, expected, rtol=1e-6)
@@ -260,7 +261,7 @@ def test_a_cross_encoder_gives_its_logits_and_has_no_mode() -> None:
         np.testing.assert_allclose(ranking.scores, logits)
         assert list(ranking.order) == [0, 2]  # equal scores keep the order of the passages
         assert engine.rerank("q", ["a"], top_k=100).order.tolist() == [0]
-        with pytest.raises(InvalidInput, match="mode 'dense' is for embedding models; reranker"):
+        with pytest.raises(InvalidInput, match="option mode means nothing to model reranker, a cross encoder"):
             engine.rerank("q", ["a"], mode="dense")
 
 
@@ -289,5 +290,5 @@ def test_warming_up_runs_every_model_on_a_full_batch_of_legal_tokens(pad_token_i
     (batch,) = model.batches
     assert (len(batch), batch[0].length) == (8, 128)
     # Below the padding's id, or 1: an id that every vocabulary has.
-    assert {int(token) for one in batch for token in one.token_ids} in ({0}, {1})
-    assert pad_token_id not in batch[0].token_ids
+    assert {int(token) for one in batch for token in one.tokens.ids} in ({0}, {1})
+    assert pad_token_id not in batch[0].tokens.ids
