@@ -53,7 +53,8 @@ config = _load_config()
 
 # Not the current app: `shared_task`s of the application must stay with the application's own.
 app = Celery("embedq", set_as_current=False)
-app.config_from_object(config)
+# Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
+app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 
 
 class EngineTask(Task):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -98,3 +99,18 @@ def test_more_dimensions_than_there_are_are_refused() -> None:
     call = next(call for call in CALLS if call.id == "cut_larger_than_size")
     with load(call) as engine, pytest.raises(InvalidInput, match=r"dimensions may be up to 48 .*given 4096"):
         embed(engine, call, dimensions=4096)
+
+
+def test_a_call_can_bring_the_instruction_itself() -> None:
+    call = next(call for call in CALLS if str(call) == "flagllmmodel_last_token-queries")
+    given = call.constructor
+    bare = replace(
+        call, constructor=given | {"query_instruction_for_retrieval": None, "query_instruction_format": "{}{}"}
+    )
+    own = {
+        "instruction": given["query_instruction_for_retrieval"],
+        "instruction_format": given["query_instruction_format"],
+    }
+    with load(bare) as engine:
+        assert differences(embed(engine, bare, **own), call)["dense"] <= 1
+        assert differences(embed(engine, bare), call)["dense"] > 1

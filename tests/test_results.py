@@ -45,6 +45,7 @@ def test_embeddings_without_dense_vectors_give_their_token_rows() -> None:
     assert [len(row) for row in embeddings] == [2, 0, 3]
     with pytest.raises(TypeError, match="colbert"):
         np.asarray(embeddings)
+    np.testing.assert_array_equal(Embeddings(DENSE, COLBERT)[0], DENSE[0])  # with both, the dense ones
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,36 @@ def test_a_long_text_gives_the_first_tokens_of_all_its_tokens(
     assert tokens.ids[1:-1].tolist() == full_ids(directory, text)[: max_length - 2]
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("lightho" + one + "use" + "z" * 60 for one in "\x0b\x0c\x1c\x1f\x85\u2028\u200b"),
+        "ab" + " " * 200 + "cd",
+        "ab" + "\n" * 200 + "cd",
+        " " * 200 + "ab",
+    ],
+    ids=ascii,
+)
+def test_a_long_text_is_never_cut_where_that_would_change_a_token(
+    tokenizers: dict[str, Tokenizer], text: str, case: str
+) -> None:
+    for max_length in (3, 4, 5):
+        (tokens,) = tokenizers[case].encode([text], max_length)
+        assert tokens.ids[1:-1].tolist() == full_ids(GOLDEN / case / "model", text)[: max_length - 2]
+
+
+def test_a_long_text_is_not_cut_inside_a_run_of_blanks_that_is_one_token(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "st_modernbert" / "model", tmp_path, dirs_exist_ok=True)
+    rust = RustTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rust.add_tokens([" " * count for count in range(2, 25)])  # as in the real ModernBERT
+    rust.save(str(tmp_path / "tokenizer.json"))
+    text = "ab" + " " * 500 + "cd"
+    for max_length in range(3, 12):
+        (tokens,) = load(tmp_path).encode([text], max_length)
+        assert tokens.ids[1:-1].tolist() == full_ids(tmp_path, text)[: max_length - 2]
+
+
 @PROPERTY
 @given(TEXTS, TEXTS, st.integers(8, 60), st.sampled_from(CASES[:2]))
 def test_of_a_pair_the_query_keeps_three_quarters_and_the_passage_the_rest(

@@ -34,8 +34,7 @@ def save(directory: Path, config: PretrainedConfig, case: str, seed: int = 0, **
 
 def change(file: Path, **stated: Any) -> None:
     """Set keys of a JSON file, which need not exist; None removes one."""
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    content |= stated
+    content = (read(file) if file.is_file() else {}) | stated
     write(file, {name: value for name, value in content.items() if value is not None})
 
 
@@ -49,7 +48,7 @@ def add_modules(directory: Path, pooling: str, dense: Sequence[tuple[int, int, s
         modules.append({"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"})
         (directory / path).mkdir(exist_ok=True)
     write(directory / "modules.json", modules)
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config = read(directory / "config.json")
     pooled = {"word_embedding_dimension": config["hidden_size"], f"pooling_mode_{pooling}": True}
     write(directory / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": False} | pooled)
     for index, (in_features, out_features, activation) in enumerate(dense, start=2):
@@ -65,6 +64,10 @@ def add_modules(directory: Path, pooling: str, dense: Sequence[tuple[int, int, s
         state = {f"linear.{name}": value.detach().contiguous() for name, value in layer.named_parameters()}
         save_file(state, directory / f"{index}_Dense" / "model.safetensors")
     return directory
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def write(file: Path, content: Any) -> None:

@@ -23,6 +23,13 @@ class Pooling:
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self._how = spec.pooling
+        width = int(spec.config["hidden_size"] if "hidden_size" in spec.config else spec.config["dim"])
+        for module in spec.dense_modules:
+            if module.in_features != width:
+                raise CannotLoadModel(
+                    f"{module.path} reads {module.in_features} values, and what is before it gives {width}"
+                )
+            width = module.out_features
         self._dense = torch.nn.Sequential(*(_load_dense(module) for module in spec.dense_modules)).to(device).eval()
 
     def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from core.errors import EmbedqError
 from deploy.demo import minilm, texts
 from deploy.demo.running import Running
 
-#: Texts embedded unless asked otherwise: under a minute on two cores.
+#: Texts embedded unless asked otherwise: about a minute on two cores.
 _NUM_TEXTS = 5_000
 
 

@@ -6,13 +6,11 @@ Knows signals, child processes and their log files; not what the processes are f
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -64,7 +62,6 @@ class Running(contextlib.ExitStack):
         self._is_held = True
         if kind is Interrupted:
             print("\nstopping; jobs that workers have taken are finished first", file=sys.stderr)
-        _release(error)
         try:
             return bool(super().__exit__(kind, error, trace)) or kind is Interrupted
         finally:
@@ -95,18 +92,6 @@ class Running(contextlib.ExitStack):
         if not self._is_held:
             self._is_held = True  # raised once: a second Ctrl-C must not cut the clean-up short
             raise Interrupted
-
-
-def _release(error: BaseException | None) -> None:
-    """Let go of what the interrupted steps held, while what they used is still there.
-
-    A result that is waited for tells the server so when it is dropped; if the server is gone by
-    then, it tries for many seconds to reach it.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-    gc.collect()
 
 
 class Child:

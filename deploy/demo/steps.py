@@ -81,7 +81,7 @@ def start_server(running: Running, console: Console) -> str:
         url = running.start(embedded.server())
     # `tasks` was imported before the server had a URL.
     tasks.app.conf.update(broker_url=url, result_backend=url)
-    running.callback(tasks.app.close)
+    running.callback(_abandon_results)
     _forget_at_the_end(running, url)
     console.print(f"server   {without_password(url)}", highlight=False)
     return url
@@ -202,6 +202,12 @@ def _answer(job: Any, pool: Pool) -> Any:
             return job.get(timeout=_CHECK_S)
         pool.child.check()
     raise OperatorError(f"a job had no answer for {_TIMEOUT_S:.0f} s; the workers' log is {pool.child.log}")
+
+
+def _abandon_results() -> None:
+    """Wait for no result any more: one that is dropped when the server is gone would look for it for many seconds."""
+    tasks.app.backend.result_consumer.subscribed_to.clear()
+    tasks.app.close()
 
 
 def _forget_at_the_end(running: Running, url: str) -> None:
