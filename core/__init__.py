@@ -16,19 +16,25 @@ if TYPE_CHECKING:
 
 
 def load(
-    path: str, *, alias: str = "model", device: str = "auto", precision: Precision = "auto", **settings: Any
+    path: str,
+    *,
+    alias: str = "model",
+    device: str = "auto",
+    precision: Precision = "auto",
+    model: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> Engine:
     """Load one checkpoint, a local directory or a hub name, and return an engine that serves it.
 
-    `settings` are those of `core.settings.Settings`. OperatorError if the checkpoint, the device or
-    a setting is not usable.
+    `model` overrides what the checkpoint says (`core.settings.ModelSettings`); `settings` are the
+    engine's (`core.settings.Settings`). OperatorError if checkpoint, device or a setting is not usable.
     """
     from core.settings import read_settings
 
-    model = {"path": path, "precision": precision}
+    chosen = {"path": path, "precision": precision, **(model or {})}
     # The defaults a worker's environment or file may name are not among this call's models.
     defaults = {"default_embed": "", "default_rerank": ""}
-    return load_all(read_settings(models={alias: model}, device=device, **(defaults | settings)))
+    return load_all(read_settings(models={alias: chosen}, device=device, **(defaults | settings)))
 
 
 def load_all(settings: Settings) -> Engine:

@@ -17,10 +17,28 @@ from core.results import Dtype
 #: Outputs an embedding job can ask for; which of them a model has is the model's affair.
 OUTPUTS = ("dense", "sparse", "colbert")
 
-#: How an embedding model scores a passage; a cross-encoder has one way and takes no mode.
-MODES = ("dense", "colbert")
+#: How an embedding model scores a passage; rerankers proper have one way and take no mode.
+MODES = ("dense", "sparse", "colbert", "weighted")
+
+#: Group sizes that lightweight rerankers were trained with.
+COMPRESS_RATIOS = (1, 2, 4, 8)
+
+#: More layers than any model has.
+_MAX_LAYERS = 1_000
 
 INPUT_TYPES = ("query", "document")
+
+#: What an example of an in-context model may hold.
+_EXAMPLE_KEYS = ("instruct", "query", "response")
+
+#: Options of a rerank that are texts themselves.
+_RERANK_TEXTS = (
+    "query_instruction",
+    "query_instruction_format",
+    "passage_instruction",
+    "passage_instruction_format",
+    "prompt",
+)
 
 #: A model's alias becomes part of a queue's name, a worker's name and a metric label.
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -55,8 +73,12 @@ class EmbedOptions(_Options):
     model: str | None = None
     #: Which of the checkpoint's prompts goes before each text; None takes the checkpoint's default.
     input_type: str | None = None
-    #: Put before each text instead of the checkpoint's prompt.
+    #: Written around each text instead of the checkpoint's prompt, by `instruction_format`.
     instruction: str | None = None
+    #: Holds {} twice, for instruction and text; None takes the model's own for the input type.
+    instruction_format: str | None = None
+    #: For in-context models: dicts of "instruct", "query", "response" shown before each query.
+    examples: tuple[dict[str, str], ...] | None = None
     #: Keep this many leading components (Matryoshka); None keeps all.
     dimensions: int | None = None
     dtype: Dtype = "float32"
@@ -69,7 +91,9 @@ class EmbedOptions(_Options):
     def __post_init__(self) -> None:
         _optional_alias(self.model)
         _one_of("input_type", self.input_type, (None, *INPUT_TYPES))
-        _optional_instruction(self.instruction)
+        _optional_instruction("instruction", self.instruction)
+        _optional_instruction("instruction_format", self.instruction_format)
+        _check_examples(self.examples)
         _optional_count("dimensions", self.dimensions)
         _one_of("dtype", self.dtype, get_args(Dtype))
         _optional_count("max_length", self.max_length, minimum=3)
@@ -78,8 +102,9 @@ class EmbedOptions(_Options):
             raise InvalidInput(f"outputs must be a list of {', '.join(OUTPUTS)}; given {_given(self.outputs)}")
         for output in self.outputs:
             _one_of("outputs", output, OUTPUTS)
-        # A list from the wire becomes a tuple, so that options can be compared and hashed.
+        # Lists from the wire become tuples, so that options can be compared.
         object.__setattr__(self, "outputs", tuple(self.outputs))
+        object.__setattr__(self, "examples", None if self.examples is None else tuple(self.examples))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +112,42 @@ class RerankOptions(_Options):
     """How to rerank. InvalidInput says which option is wrong, what it may be, and what was given."""
 
     model: str | None = None
-    #: For embedding models: "dense" (None) or "colbert".
+    #: For embedding models: "dense" (None), "sparse", "colbert", or "weighted" by `weights`.
     mode: str | None = None
+    #: Of the weighted sum: dense, sparse, colbert; None weighs them alike.
+    weights: tuple[float, float, float] | None = None
     #: Keep this many of the best in `Ranking.order`; None keeps all.
     top_k: int | None = None
     #: Map scores to 0..1 by the sigmoid. Does not change the order.
     normalize: bool = False
     #: Tokens per query-passage pair; with an embedding model, per text.
     max_length: int | None = None
+    #: Of them the query may have this many; None for three quarters.
+    query_max_length: int | None = None
+    #: Written around query and passages; None takes what the model was trained with.
+    query_instruction: str | None = None
+    query_instruction_format: str | None = None
+    passage_instruction: str | None = None
+    passage_instruction_format: str | None = None
+    #: For language models: the question put behind each pair.
+    prompt: str | None = None
+    #: For layered models: layers whose scores are wanted; None for the last.
+    cutoff_layers: tuple[int, ...] | None = None
+    #: For compressing models: before which layers, and how many tokens become one.
+    compress_layers: tuple[int, ...] | None = None
+    compress_ratio: int | None = None
 
     def __post_init__(self) -> None:
         _optional_alias(self.model)
         _one_of("mode", self.mode, (None, *MODES))
         _optional_count("top_k", self.top_k)
+        _optional_count("query_max_length", self.query_max_length)
+        for name in _RERANK_TEXTS:
+            _optional_instruction(name, getattr(self, name))
+        for name in ("cutoff_layers", "compress_layers"):
+            object.__setattr__(self, name, _optional_layers(name, getattr(self, name)))
+        _one_of("compress_ratio", self.compress_ratio, (None, *COMPRESS_RATIOS))
+        object.__setattr__(self, "weights", _optional_weights(self.weights))
         _one_of("normalize", self.normalize, (True, False))
         _optional_count("max_length", self.max_length, minimum=3)
 
@@ -114,6 +162,16 @@ def check_texts(name: str, texts: Any) -> list[str]:
             raise InvalidInput(f"{name} must be strings; number {index} is {type(text).__name__}")
         check_text(f"{name}, number {index},", text)
     return list(texts)
+
+
+def check_pairs(pairs: Any) -> list[tuple[str, str]]:
+    """A list of (query, passage) pairs of strings, as tuples."""
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise InvalidInput(f"pairs must be a list of (query, passage) pairs; given {type(pairs).__name__}")
+    sides = [check_texts(name, [pair[side] for pair in pairs]) for side, name in enumerate(("queries", "passages"))]
+    return list(zip(*sides, strict=True))
 
 
 def check_text(name: str, text: Any) -> str:
@@ -151,9 +209,51 @@ def _optional_alias(value: Any) -> None:
         )
 
 
-def _optional_instruction(value: Any) -> None:
-    if value is not None and len(check_text("instruction", value)) > MAX_INSTRUCTION_CHARACTERS:
-        raise InvalidInput(f"instruction may have {MAX_INSTRUCTION_CHARACTERS:,} characters; given {len(value):,}")
+def _optional_instruction(name: str, value: Any) -> None:
+    if value is not None and len(check_text(name, value)) > MAX_INSTRUCTION_CHARACTERS:
+        raise InvalidInput(f"{name} may have {MAX_INSTRUCTION_CHARACTERS:,} characters; given {len(value):,}")
+
+
+def _check_examples(examples: Any) -> None:
+    if examples is None:
+        return
+    if not isinstance(examples, list | tuple) or not all(isinstance(one, dict) for one in examples):
+        raise InvalidInput(f"examples must be a list of dicts; given {_given(examples)}")
+    for example in examples:
+        unknown = set(example) - set(_EXAMPLE_KEYS)
+        if unknown:
+            raise InvalidInput(f"an example holds {', '.join(_EXAMPLE_KEYS)}; given {len(unknown)} other keys")
+        for name, text in example.items():
+            _optional_instruction(f"{name} of an example", text)
+
+
+def _optional_layers(name: str, value: Any) -> tuple[int, ...] | None:
+    if value is None or type(value) is int:
+        value = value if value is None else (value,)
+    if value is not None and not (
+        isinstance(value, list | tuple) and all(type(one) is int and 0 <= one < _MAX_LAYERS for one in value)
+    ):
+        raise InvalidInput(f"{name} must be a list of layer numbers below {_MAX_LAYERS}; given {_given(value)}")
+    return None if value is None else tuple(value)
+
+
+def _optional_weights(value: Any) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(_is_weight(one) for one in value)
+        or not sum(value)
+    ):
+        raise InvalidInput(
+            f"weights must be three numbers from 0, for dense, sparse and colbert; given {_given(value)}"
+        )
+    return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def _given(value: Any) -> str:

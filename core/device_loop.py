@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Rows
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
 from core.errors import DeviceFailure, EmbedqError, InvalidSettings
 from core.models import Model
-from core.scheduler import Scheduler, Sequence
+from core.scheduler import Scheduler
+from core.sequence import Sequence, Wanted
 from core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,14 +33,14 @@ _ACCELERATOR_BATCH_TOKENS = 16_384
 class Job:
     """The rows of one call, filled in as batches finish. Touched by the device thread after submitting."""
 
-    def __init__(self, num_rows: int, outputs: frozenset[str]) -> None:
-        self.done: Future[dict[str, list[np.ndarray]]] = Future()
-        self._rows: dict[str, list[np.ndarray]] = {output: [np.empty(0)] * num_rows for output in outputs}
+    def __init__(self, num_rows: int, wanted: Wanted) -> None:
+        self.done: Future[dict[str, list[Any]]] = Future()
+        self._rows: dict[str, list[Any]] = {output: [np.empty(0)] * num_rows for output in wanted.outputs}
         self._num_left = num_rows
         if num_rows == 0:
             self.done.set_result(self._rows)
 
-    def deliver(self, row: int, index: int, outputs: Mapping[str, Rows[np.ndarray]]) -> None:
+    def deliver(self, row: int, index: int, outputs: Mapping[str, Rows[Any]]) -> None:
         """Take row `index` of a batch's outputs as this job's row `row`."""
         for name, rows in self._rows.items():
             rows[row] = outputs[name][index]
@@ -101,10 +103,10 @@ class DeviceLoop:
 
     def _step(self, batch: list[Sequence]) -> None:
         """Run one batch and deliver its rows; on an error halve it, so that only the culprit fails."""
-        alias, outputs = batch[0].key
+        alias, wanted = batch[0].key
         try:
-            rows = self._models[alias].forward(batch, outputs)
-            _check_rows(alias, rows, outputs, len(batch))
+            rows = self._models[alias].forward(batch, wanted)
+            _check_rows(self._models[alias], rows, wanted.outputs, len(batch))
         except Exception as error:
             if len(batch) == 1:
                 batch[0].job.fail(_as_failure(alias, error))
@@ -135,8 +137,9 @@ def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
     return settings.max_batch_tokens
 
 
-def _check_rows(alias: str, rows: Mapping[str, Rows[np.ndarray]], outputs: frozenset[str], num_sequences: int) -> None:
+def _check_rows(model: Model, rows: Mapping[str, Rows[Any]], outputs: frozenset[str], num_sequences: int) -> None:
     """DeviceFailure unless each of `outputs` has one row per sequence, all of finite numbers."""
+    alias = model.spec.alias
     for name in outputs:
         if name not in rows:
             raise DeviceFailure(f"model {alias} gave no {name} rows; this is a bug")
@@ -144,10 +147,15 @@ def _check_rows(alias: str, rows: Mapping[str, Rows[np.ndarray]], outputs: froze
             raise DeviceFailure(
                 f"model {alias} gave {len(rows[name])} {name} rows for {num_sequences} sequences; this is a bug"
             )
-        # Rows of one length are one array and checked in one go; ColBERT's are a list.
-        parts = [rows[name]] if isinstance(rows[name], np.ndarray) else rows[name]
+        # Rows of one length are one array; ColBERT's are arrays of their own, sparse ones pairs of arrays.
+        given = rows[name]
+        parts = [given] if isinstance(given, np.ndarray) else [part for row in given for part in _arrays(row)]
         if not all(np.isfinite(part).all() for part in parts):
-            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values")
+            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values in {model.precision}")
+
+
+def _arrays(row: Any) -> Iterable[np.ndarray]:
+    return row if isinstance(row, tuple) else (row,)
 
 
 def _as_failure(alias: str, error: Exception) -> EmbedqError:

@@ -15,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from core import vectors
-from core.checks import EmbedOptions, RerankOptions, check_text, check_texts
+from core import scoring, vectors
+from core.checks import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
 from core.device_loop import DeviceLoop, Job
 from core.errors import InvalidInput, InvalidSettings, UnknownModel
 from core.models import Model
 from core.results import Embeddings, Ranking
-from core.scheduler import Sequence
+from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Settings
-from core.tokenizer import Tokens
 
 #: Texts encoded before the first of them may be computed: small enough that the device starts
 #: early on a large job, large enough to keep the tokenizer's threads busy.
@@ -60,107 +59,105 @@ class Engine:
         """
         texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
         model = self._model(chosen.model, self.default_embed, "embed")
-        _check_model_can(model, chosen)
-        rows = self._compute(
-            model,
-            len(texts),
-            frozenset(chosen.outputs),
-            priority,
-            lambda part: model.encode_texts(texts[part], chosen),
-        )
-        dense, ranges = None, None
+        rows = self._embed(model, texts, model.wanted(chosen), chosen, priority)
+        normalize = model.spec.normalize if chosen.normalize is None else chosen.normalize
+        dense, ranges, colbert = None, None, None
         if "dense" in rows:
             pooled = _stack(rows["dense"], model.spec.dimensions)
-            normalize = model.spec.normalize if chosen.normalize is None else chosen.normalize
             dense, ranges = vectors.finish(pooled, chosen.dimensions, normalize, chosen.dtype)
-        return Embeddings(dense, rows.get("colbert"), ranges, model.spec.alias)
+        if "colbert" in rows:
+            colbert = [vectors.finish(row, chosen.dimensions, normalize, "float32")[0] for row in rows["colbert"]]
+        return Embeddings(dense, colbert, rows.get("sparse"), ranges, model.spec.alias)
 
     def rerank(self, query: str, passages: list[str], *, priority: int = 0, **given: Any) -> Ranking:
         """Score each passage against `query`; options as in `core.checks.RerankOptions`.
 
-        A cross-encoder gives its logit. An embedding model gives the cosine of the two vectors, or
-        with mode="colbert" the MaxSim of their tokens.
+        A reranker gives its logit. An embedding model gives the cosine of the two vectors, or what
+        `mode` says. Of several layers the last decides the order.
         """
         query, passages = check_text("query", query), check_texts("passages", passages)
         chosen = RerankOptions.checked(given)
         model = self._model(chosen.model, self.default_rerank, "rerank")
-        if model.spec.is_embedder:
-            scores = self._score_by_embedding(model, query, passages, chosen, priority)
-        elif chosen.mode is not None:
-            raise InvalidInput(
-                f"mode {chosen.mode!r} is for embedding models; {model.spec.alias} is a cross-encoder, which has one way to score"
-            )
-        else:
-            scores = self._score_pairs(model, query, passages, chosen, priority)
-        if chosen.normalize:
-            scores = np.exp(-np.logaddexp(0, -scores))  # the sigmoid, without overflow for logits below -88
-        order = np.argsort(-scores, kind="stable")[: chosen.top_k].astype(np.int32)
-        return Ranking(scores, order, model.spec.alias)
+        layers = self._scores(model, [(query, passage) for passage in passages], chosen, priority)
+        order = np.argsort(-layers[-1], kind="stable")[: chosen.top_k].astype(np.int32)
+        return Ranking(layers[-1], order, model.spec.alias, layers if len(layers) > 1 else None)
+
+    def score(self, pairs: list[tuple[str, str]], *, priority: int = 0, **given: Any) -> np.ndarray:
+        """Score (query, passage) pairs; options as in `core.checks.RerankOptions`, `top_k` aside.
+
+        (num_pairs,) float32 in the order of the pairs; (num_layers, num_pairs) for several layers.
+        """
+        checked = check_pairs(pairs)
+        chosen = RerankOptions.checked(given)
+        model = self._model(chosen.model, self.default_rerank, "rerank")
+        layers = self._scores(model, checked, chosen, priority)
+        return layers if len(layers) > 1 else layers[0]
 
     def warm_up(self) -> None:
         """Run every model once on a full batch, so that the first job does not pay for first use."""
         for model in self.models.values():
             length = min(model.spec.max_length, 512)
             count = max(1, min(self.max_batch_tokens // length, self.settings.max_batch_sequences))
-            ids = np.full(length, int(model.spec.pad_token_id == 0), np.int32)  # 0 or 1: every vocabulary has both
-            batch = [Sequence(ids, np.zeros_like(ids), None, row) for row in range(count)]
-            model.forward(batch, model.outputs)
+            # Any token but the padding's, which some models leave out of their count of positions.
+            tokens = Tokens(np.full(length, int(model.spec.pad_token_id == 0), np.int32))
+            model.forward([Sequence(tokens, None, row) for row in range(count)], Wanted(model.outputs))
 
     def close(self) -> None:
         """Finish what waits, then end the device thread. Later calls are refused."""
         self._loop.close()
 
-    def _score_pairs(
-        self, model: Model, query: str, passages: list[str], chosen: RerankOptions, priority: int
-    ) -> np.ndarray:
-        """(num_passages,) logits of a cross-encoder."""
-        rows = self._compute(
-            model,
-            len(passages),
-            frozenset({"score"}),
-            priority,
-            lambda part: model.encode_pairs(query, passages[part], chosen),
-        )
-        return np.array(rows["score"], np.float32)
+    def _scores(self, model: Model, pairs: list[tuple[str, str]], chosen: RerankOptions, priority: int) -> np.ndarray:
+        """(num_layers, num_pairs) float32, ascending layers; one layer where a model knows no others."""
+        wanted = model.wanted(chosen)
+        if model.spec.is_embedder:
+            layers = self._score_by_embedding(model, pairs, wanted, chosen, priority)[np.newaxis]
+        else:
+            rows = self._compute(
+                model, len(pairs), wanted, priority, lambda part: model.encode_pairs(pairs[part], chosen)
+            )["score"]
+            layers = _stack(rows, max(1, len(wanted.cutoff_layers))).T  # (num_layers, num_pairs)
+        if chosen.normalize:
+            layers = np.exp(-np.logaddexp(0, -layers))  # the sigmoid, without overflow for logits below -88
+        return np.ascontiguousarray(layers)
 
     def _score_by_embedding(
-        self, model: Model, query: str, passages: list[str], chosen: RerankOptions, priority: int
+        self, model: Model, pairs: list[tuple[str, str]], wanted: Wanted, chosen: RerankOptions, priority: int
     ) -> np.ndarray:
-        """(num_passages,) cosines or MaxSims; the query is row 0 of the job, so all share batches."""
-        output = chosen.mode or "dense"
-        _check_output(model, output)
-        as_query = EmbedOptions(input_type="query", max_length=chosen.max_length)
-        as_document = EmbedOptions(input_type="document", max_length=chosen.max_length)
+        """(num_pairs,) scores from the two texts' own rows, each different text computed once."""
+        sides = []
+        for side, input_type in enumerate(("query", "document")):
+            texts = list(dict.fromkeys(pair[side] for pair in pairs))
+            options = EmbedOptions(
+                input_type=input_type,
+                instruction=chosen.passage_instruction if side else chosen.query_instruction,
+                instruction_format=chosen.passage_instruction_format if side else chosen.query_instruction_format,
+                max_length=chosen.max_length if side else chosen.query_max_length or chosen.max_length,
+            )
+            rows = self._embed(model, texts, wanted, options, priority)
+            if "colbert" in rows:
+                rows["colbert"] = [vectors.normalized(row) for row in rows["colbert"]]
+            place = {text: index for index, text in enumerate(texts)}
+            sides.append({name: [values[place[pair[side]]] for pair in pairs] for name, values in rows.items()})
+        return scoring.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
 
-        def encode(part: slice) -> list[Tokens]:
-            first = model.encode_texts([query], as_query) if part.start == 0 else []
-            return first + model.encode_texts(passages[max(0, part.start - 1) : part.stop - 1], as_document)
-
-        rows = self._compute(model, 1 + len(passages), frozenset({output}), priority, encode)[output]
-        if output == "colbert":
-            return np.array([vectors.max_sim(rows[0], row) for row in rows[1:]], np.float32)
-        scaled = vectors.normalized(_stack(rows, model.spec.dimensions))
-        scores: np.ndarray = scaled[1:] @ scaled[0]
-        return scores
+    def _embed(
+        self, model: Model, texts: list[str], wanted: Wanted, chosen: EmbedOptions, priority: int
+    ) -> dict[str, list[Any]]:
+        """Each output's rows as the model gives them, in the order of `texts`."""
+        return self._compute(model, len(texts), wanted, priority, lambda part: model.encode_texts(texts[part], chosen))
 
     def _compute(
-        self,
-        model: Model,
-        num_rows: int,
-        outputs: frozenset[str],
-        priority: int,
-        encode: Callable[[slice], list[Tokens]],
-    ) -> dict[str, list[np.ndarray]]:
+        self, model: Model, num_rows: int, wanted: Wanted, priority: int, encode: Callable[[slice], list[Tokens]]
+    ) -> dict[str, list[Any]]:
         """Encode a job slice by slice, let it wait for batches, and return its rows in order."""
-        job = Job(num_rows, outputs)
+        job, key = Job(num_rows, wanted), (model.spec.alias, wanted)
         try:
             for start in range(0, num_rows, _ENCODE_SLICE):
-                tokens = encode(slice(start, start + _ENCODE_SLICE))
+                encoded = encode(slice(start, start + _ENCODE_SLICE))
                 arrived_s = time.monotonic()
-                key = (model.spec.alias, outputs)
                 self._loop.submit(
-                    Sequence(one.ids, one.type_ids, job, start + index, key, priority, arrived_s)
-                    for index, one in enumerate(tokens)
+                    Sequence(tokens, job, start + index, key, priority, arrived_s)
+                    for index, tokens in enumerate(encoded)
                 )
         except BaseException:
             self._loop.withdraw(job)  # a later slice was bad: the first ones need not run
@@ -177,7 +174,7 @@ class Engine:
             raise UnknownModel(f"unknown model {chosen!r:.40}; this worker serves {', '.join(self.models)}")
         model = self.models[chosen]
         if kind == "embed" and not model.spec.is_embedder:
-            raise InvalidInput(f"model {chosen} is a cross-encoder: it can rerank but not embed")
+            raise InvalidInput(f"model {chosen} is a reranker: it cannot embed")
         return model
 
 
@@ -186,7 +183,7 @@ def _defaults(models: Mapping[str, Model], settings: Settings) -> tuple[str | No
     embedders = [alias for alias, model in models.items() if model.spec.is_embedder]
     rerankers = [alias for alias, model in models.items() if not model.spec.is_embedder] or embedders
     if settings.default_embed not in (None, "none", *embedders):
-        raise InvalidSettings(f"default_embed is {settings.default_embed!r}, a cross-encoder, which cannot embed")
+        raise InvalidSettings(f"default_embed is {settings.default_embed!r}, a reranker, which cannot embed")
     return _default(settings.default_embed, embedders), _default(settings.default_rerank, rerankers)
 
 
@@ -194,23 +191,6 @@ def _default(wanted: str | None, candidates: list[str]) -> str | None:
     if wanted is None:
         return candidates[0] if len(candidates) == 1 else None
     return None if wanted == "none" else wanted
-
-
-def _check_model_can(model: Model, chosen: EmbedOptions) -> None:
-    """Refuse what this model cannot do. InvalidInput says what it can."""
-    for output in chosen.outputs:
-        _check_output(model, output)
-    if chosen.dimensions is not None and chosen.dimensions > model.spec.dimensions:
-        raise InvalidInput(
-            f"dimensions may be up to {model.spec.dimensions} for model {model.spec.alias}; given {chosen.dimensions}"
-        )
-
-
-def _check_output(model: Model, output: str) -> None:
-    if output not in model.outputs:
-        raise InvalidInput(
-            f"model {model.spec.alias} has no {output!r} output; it has {', '.join(sorted(model.outputs))}"
-        )
 
 
 def _stack(rows: list[np.ndarray], dimensions: int) -> np.ndarray:

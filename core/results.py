@@ -5,10 +5,10 @@ Their repr is what logs and Flower show, so it tells the shape and never a value
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,23 @@ from core.codec import register
 
 #: Forms a vector can have.
 Dtype = Literal["float32", "float16", "int8", "ubinary"]
+
+
+class Sparse(NamedTuple):
+    """The lexical weights of one text, each token once."""
+
+    #: (num_tokens,) int32 token ids, ascending
+    ids: np.ndarray
+    #: (num_tokens,) float32, above 0
+    weights: np.ndarray
+
+    def as_tokens(self, vocabulary: Mapping[int, str] | Callable[[int], str]) -> dict[str, float]:
+        """The weights by token string; ids that read the same keep the larger weight."""
+        read = vocabulary if callable(vocabulary) else vocabulary.__getitem__
+        named: dict[str, float] = {}
+        for token_id, weight in zip(self.ids.tolist(), self.weights.tolist(), strict=True):
+            named[read(token_id)] = max(weight, named.get(read(token_id), 0.0))
+        return named
 
 
 @register
@@ -27,6 +44,8 @@ class Embeddings:
     dense: np.ndarray | None = None
     #: One (num_tokens, dim) float32 array per text.
     colbert: list[np.ndarray] | None = None
+    #: One `Sparse` per text.
+    sparse: list[Sparse] | None = None
     #: For int8 only: (2, dim) float32, the values that -128 and 127 stand for in each dimension.
     int8_ranges: np.ndarray | None = None
     #: Alias of the model that made them.
@@ -47,33 +66,52 @@ class Embeddings:
         return np.array(self.dense, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        if self.dense is not None:
-            shape = f"{self.dense.shape[0]} × {self.dense.shape[1]} {self.dense.dtype}"
-            return shape if self.colbert is None else f"{shape} + colbert"
-        return f"{len(self)} × colbert"
+        parts = [] if self.dense is None else [f"{self.dense.shape[0]} × {self.dense.shape[1]} {self.dense.dtype}"]
+        parts += [name for name in ("sparse", "colbert") if getattr(self, name) is not None]
+        return " + ".join(parts) if self.dense is not None else f"{len(self)} × {' + '.join(parts)}"
 
     def to_map(self) -> dict[str, Any]:
         """Plain values and arrays; ColBERT rows travel as one array and the offsets that cut it."""
-        colbert = None
+        colbert, sparse = None, None
         if self.colbert is not None:
-            offsets = np.cumsum([0, *map(len, self.colbert)], dtype=np.int64)
-            values = np.concatenate(self.colbert) if self.colbert else np.empty((0, 0), np.float32)
-            colbert = {"values": values, "offsets": offsets}
-        return {"dense": self.dense, "colbert": colbert, "int8_ranges": self.int8_ranges, "model": self.model}
+            colbert = {"values": _joined(self.colbert, np.empty((0, 0), np.float32)), "offsets": _offsets(self.colbert)}
+        if self.sparse is not None:
+            ids, weights = [one.ids for one in self.sparse], [one.weights for one in self.sparse]
+            joined = _joined(ids, np.empty(0, np.int32)), _joined(weights, np.empty(0, np.float32))
+            sparse = {"ids": joined[0], "weights": joined[1], "offsets": _offsets(ids)}
+        return {
+            "dense": self.dense,
+            "colbert": colbert,
+            "sparse": sparse,
+            "int8_ranges": self.int8_ranges,
+            "model": self.model,
+        }
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Embeddings:
         """Undo `to_map`. ValueError if `fields` are not what it gives."""
-        dense, colbert, ranges = fields.get("dense"), fields.get("colbert"), fields.get("int8_ranges")
-        model = fields.get("model", "")
+        dense, colbert, sparse = fields.get("dense"), fields.get("colbert"), fields.get("sparse")
+        ranges, model = fields.get("int8_ranges"), fields.get("model", "")
         if colbert is not None:
-            colbert = _cut(colbert)
+            colbert = list(_cut(colbert, values=2))
+        if sparse is not None:
+            cut = zip(_cut(sparse, ids=1), _cut(sparse, weights=1), strict=True)
+            sparse = [Sparse(ids, weights) for ids, weights in cut]
         if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
             raise ValueError("malformed Embeddings arrived")
-        return cls(dense, colbert, ranges, model)
+        return cls(dense, colbert, sparse, ranges, model)
 
     def _rows(self) -> Any:
-        return self.dense if self.dense is not None else self.colbert or []
+        return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
+
+
+def _offsets(rows: list[np.ndarray]) -> np.ndarray:
+    """(num_rows + 1,): row i of the joined array is offsets[i] to offsets[i + 1]."""
+    return np.cumsum([0, *map(len, rows)], dtype=np.int64)
+
+
+def _joined(rows: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
+    return np.concatenate(rows) if rows else empty
 
 
 @register
@@ -81,12 +119,14 @@ class Embeddings:
 class Ranking:
     """The scores of one query's passages."""
 
-    #: (num_passages,) float32, in the order of the passages.
+    #: (num_passages,) float32, in the order of the passages; of several layers, the last.
     scores: np.ndarray
     #: (top_k,) indices of the passages, best first; equal scores keep the order of the passages.
     order: np.ndarray
     #: Alias of the model that scored.
     model: str = ""
+    #: (num_layers, num_passages) float32 where several layers were asked for, in ascending order.
+    layer_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -100,17 +140,23 @@ class Ranking:
 
     def to_map(self) -> dict[str, Any]:
         """Plain values and arrays."""
-        return {"scores": self.scores, "order": self.order, "model": self.model}
+        return {
+            "scores": self.scores,
+            "order": self.order,
+            "model": self.model,
+            "layer_scores": self.layer_scores,
+        }
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Ranking:
         """Undo `to_map`. ValueError if `fields` are not what it gives."""
         scores, order, model = fields.get("scores"), fields.get("order"), fields.get("model", "")
+        layers = fields.get("layer_scores")
         if scores is None or order is None or not (_is_array(scores, 1) and _is_array(order, 1, "iu")):
             raise ValueError("a malformed Ranking arrived")
-        if not isinstance(model, str):
-            raise ValueError("a malformed Ranking arrived: its model is not a string")
-        return cls(scores, order, model)
+        if not (isinstance(model, str) and _is_array(layers, 2)):
+            raise ValueError("a malformed Ranking arrived: its model is not a string, or its layers no array")
+        return cls(scores, order, model, layers)
 
 
 def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
@@ -120,9 +166,10 @@ def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
     )
 
 
-def _cut(colbert: Any) -> list[np.ndarray]:
-    """The rows of each text, from one array and the offsets that cut it. ValueError if it is neither."""
-    values, offsets = (colbert.get("values"), colbert.get("offsets")) if isinstance(colbert, dict) else (None, None)
-    if values is None or offsets is None or not (_is_array(values, 2) and _is_array(offsets, 1, "iu")):
-        raise ValueError("malformed Embeddings arrived: the ColBERT rows are not an array and its offsets")
-    return [values[start:end] for start, end in pairwise(offsets)]
+def _cut(joined: Any, **named: int) -> Iterator[np.ndarray]:
+    """The rows of each text, from one array (its name = its dimensions) and the offsets that cut it."""
+    ((name, num_dimensions),) = named.items()
+    values, offsets = (joined.get(name), joined.get("offsets")) if isinstance(joined, dict) else (None, None)
+    if values is None or offsets is None or not (_is_array(values, num_dimensions) and _is_array(offsets, 1, "iu")):
+        raise ValueError(f"malformed Embeddings arrived: {name} are not an array and its offsets")
+    return (values[start:end] for start, end in pairwise(offsets))

@@ -13,36 +13,12 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from core.sequence import Sequence
 
 #: Celery's Redis priorities 0..9, 0 first: up to this one a job counts as interactive.
 MAX_INTERACTIVE_PRIORITY = 4
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One tokenized text, or one query-passage pair: a row of some job."""
-
-    #: (num_tokens,) int32, special tokens included.
-    token_ids: np.ndarray
-    #: (num_tokens,) int32 segment of each token, for models that tell the two texts of a pair apart.
-    type_ids: np.ndarray | None
-    #: The job this is a row of, and which row. The scheduler only passes them on.
-    job: Any
-    row: int
-    #: Sequences share a batch only if they have the same key: the model and what it must give.
-    key: Any = None
-    priority: int = 0
-    #: Seconds on whichever clock the caller uses throughout.
-    arrived_s: float = 0.0
-    is_taken: bool = field(default=False, init=False)
-
-    @property
-    def length(self) -> int:
-        return len(self.token_ids)
 
 
 class _Class:

@@ -40,13 +40,43 @@ class ModelSettings(BaseModel):
     #: Branch, tag or commit of a hub model. Name a commit in production, so that a changed hub
     #: repository cannot silently change stored vectors.
     revision: str | None = None
+    #: Where a hub model is kept once fetched; None for the hub client's own cache.
+    cache_dir: str | None = None
     #: Expected SHA-256 of the weights file; a file that differs is refused before it is read.
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     precision: Precision = "auto"
-    #: Tokens per sequence; None takes the checkpoint's own limit.
+    #: Round weights to this, then compute in `precision`: what FlagEmbedding makes of half precision on a CPU.
+    weights_rounded_to: Literal["float16", "bfloat16"] | None = None
+    #: "transformers" reads the directory as FlagEmbedding does, as if sentence-transformers' files were not
+    #: there: no modules, no prompts, and as many tokens as there are positions. None reads all.
+    layout: Literal["transformers"] | None = None
+    #: Tokens per sequence; None takes the checkpoint's own limit. Rerankers that put a prompt behind query and
+    #: passage count these two alone, and take 512 of them where neither this nor a call says otherwise.
     max_length: int | None = Field(default=None, ge=3)
-    #: Pooling for a directory that does not state one; None takes what the directory says, else mean.
-    pooling: Literal["cls", "mean"] | None = None
+    #: What kind of model it is, where neither its name nor its files tell; see `core.models.FAMILIES`.
+    family: str | None = None
+    #: None takes what the directory says; else what its name tells; else mean, for decoders last_token.
+    pooling: Literal["cls", "mean", "last_token"] | None = None
+    #: Whether vectors are scaled to length 1; None takes what the directory says, else yes.
+    normalize: bool | None = None
+    #: Whether white space around texts is dropped first, as older versions of sentence-transformers did.
+    strip: bool = False
+    #: Written around every query and passage; formats hold {} twice, for instruction and text.
+    query_instruction: str | None = None
+    passage_instruction: str | None = None
+    query_format: str | None = None
+    passage_format: str | None = None
+    #: In-context models: how an example is written ({} three times), and what follows the query.
+    examples_format: str | None = None
+    suffix: str | None = None
+    #: Their examples for calls that bring none: dicts of "instruct", "query", "response".
+    examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
+    #: Which text of an over-long pair gives way; None for the passage.
+    pair_truncation: Literal["passage", "longest"] | None = None
+    #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
+    #: the "request", as FlagEmbedding has it. None for what published scores rest on: lightweight rerankers
+    #: by the request, others by the layer.
+    heads_by: Literal["layer", "request"] | None = None
 
 
 class Settings(BaseSettings):

@@ -14,11 +14,14 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Rules
 
-from core.checkpoint import ModelSpec
+from core.directory import read_json
 from core.errors import CannotLoadModel, InvalidInput
+from core.sequence import Tokens
+from core.spec import ModelSpec
 
 #: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
-_QUERY_SHARE = (3, 4)
+QUERY_SHARE = (3, 4)
+
 
 #: Characters of a text read first for each token that may be kept. Real text has 3 to 5 per token,
 #: so this nearly always suffices, and a book costs no more than its first pages.
@@ -32,14 +35,12 @@ _SPACES = " \n\t\r"
 _WORD = "a"
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One checked sequence: at most `max_length` tokens, special tokens included."""
+#: More tokens than any text has.
+_ALL = 2**31
 
-    #: (num_tokens,) int32
-    ids: np.ndarray
-    #: (num_tokens,) int32, 0 for the first text and 1 for the second of a pair.
-    type_ids: np.ndarray
+#: Tokenizer classes that put `add_eos_token` above what `tokenizer.json` says (transformers v4, with which
+#: their models were trained); others ignore it.
+_ENDING_CLASSES = ("Llama", "CodeLlama", "Gemma")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,14 @@ class _Frame:
             type_ids += [np.full(len(text), self.text_types[number], np.int32), self.type_ids[number + 1]]
         return Tokens(np.concatenate(ids), np.concatenate(type_ids))
 
+    def ended_by(self, end: list[int]) -> _Frame:
+        """The same with `end` behind all; its tokens count as segment 0."""
+        tail, types = (
+            np.append(last, [*values]).astype(np.int32)
+            for last, values in ((self.ids[-1], end), (self.type_ids[-1], [0] * len(end)))
+        )
+        return _Frame([*self.ids[:-1], tail], [*self.type_ids[:-1], types], self.text_types)
+
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self.ids))
@@ -78,7 +87,7 @@ class Tokenizer:
         if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text stay what they are
             rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
             self._rust.normalizer = Rules(rules)
-        self._frame = _read_frame(self._rust, num_texts=1)
+        self._frame = _read_frame(self._rust, num_texts=1).ended_by(self._read_end())
         self._pair_frame = _read_frame(self._rust, num_texts=2)
         least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
         if spec.max_length <= least:
@@ -89,24 +98,94 @@ class Tokenizer:
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
         limit = self.checked_length(max_length, self._frame.num_tokens)
-        return [self._frame.around(ids) for ids in self._encode(texts, limit - self._frame.num_tokens)]
+        rows = [self._frame.around(ids) for ids in self._encode(texts, limit - self._frame.num_tokens)]
+        if self._frame.num_tokens == 0 and not all(len(row.ids) for row in rows):
+            raise InvalidInput(
+                f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text"
+            )
+        return rows
 
-    def encode_pairs(self, query: str, passages: list[str], max_length: int | None = None) -> list[Tokens]:
-        """Encode `query` with each passage, joined as the checkpoint's pair template says.
+    def encode_pairs(
+        self, pairs: list[tuple[str, str]], max_length: int | None = None, query_max_length: int | None = None
+    ) -> list[Tokens]:
+        """Encode (query, passage) pairs, joined as the checkpoint's pair template says.
 
-        The passage gives way: the query keeps up to 3/4 of `max_length`, the passage what is left
-        (FlagEmbedding's FlagReranker; ids equal those of transformers v4).
+        The passage gives way: the query keeps up to `query_max_length` (None: 3/4 of `max_length`)
+        tokens, the passage what is left. As FlagEmbedding's FlagReranker, with the ids of
+        transformers v4; so too where a `query_max_length` leaves the passage no room: then it is not
+        cut at all, and the pair is longer than `max_length`.
+        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does,
+        and the query has no limit unless the call sets one.
         """
         limit = self.checked_length(max_length, self._pair_frame.num_tokens + 2)
         room = limit - self._pair_frame.num_tokens
-        (first,) = self._encode([query], min(limit * _QUERY_SHARE[0] // _QUERY_SHARE[1], room))
-        return [self._pair_frame.around(first, second) for second in self._encode(passages, room - len(first))]
+        queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
+        is_longest = self._spec.pair_truncation == "longest"
+        # Which of two texts is the longer is only known when both are encoded to their ends.
+        share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
+        query_limit = query_max_length or (_ALL if is_longest else share)
+        encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
+        passages = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
+        cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
+        joined = []
+        for (query, _), passage in zip(pairs, passages, strict=True):
+            joined.append(self._pair_frame.around(*cut(encoded[query], passage, room)))
+        self._check_positions(joined)
+        return joined
+
+    def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """The first `max_tokens` ids of each text, without special tokens."""
+        return [ids.tolist() for ids in self._encode(texts, max_tokens)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`, special tokens left out only if they are marked as such."""
+        text: str = self._rust.decode(ids, skip_special_tokens=False)
+        return text
+
+    def id_of(self, token: str | None) -> int | None:
+        """The id of a token string; None where there is no such token."""
+        found: int | None = self._rust.token_to_id(token) if token is not None else None
+        return found
+
+    def special_id(self, name: str) -> int | None:
+        """The id of the token that the checkpoint calls `name` ("bos_token"); None where it has none.
+
+        The tokenizer's files decide; `config.json` only where they do not mention it.
+        """
+        for file in ("tokenizer_config.json", "special_tokens_map.json"):
+            stated = read_json(self._spec.path / file) or {}
+            if name in stated:
+                token = stated[name]
+                return self.id_of(token["content"] if isinstance(token, dict) else token)
+        stated_id = self._spec.config.get(f"{name}_id")
+        return stated_id if isinstance(stated_id, int) else None
+
+    def _read_end(self) -> list[int]:
+        """The end token, where only a class would put it behind a text: one of Llama's kin, or a directory's own.
+
+        The vector of a text is often that of its last token: without this one it would be another.
+        """
+        stated = read_json(self._spec.path / "tokenizer_config.json") or {}
+        does_end = str(stated.get("tokenizer_class")).startswith(_ENDING_CLASSES) or "auto_map" in stated
+        end = self.special_id("eos_token")
+        if not (stated.get("add_eos_token") is True and does_end) or end is None:
+            return []
+        plain, full = (self._rust.encode("a", add_special_tokens=has_special).ids for has_special in (False, True))
+        return [end] if full[-1] == plain[-1] else []  # else something follows the text already
+
+    def _check_positions(self, joined: list[Tokens]) -> None:
+        """A pair can exceed the limit only if a call gave the query nearly all of it."""
+        longest = max((len(one.ids) for one in joined), default=0)
+        if longest > self._spec.max_length:
+            raise InvalidInput(
+                f"a pair has {longest} tokens, and model {self._spec.alias} {self._spec.max_length}; lower query_max_length"
+            )
 
     def checked_length(self, max_length: int | None, minimum: int) -> int:
         """The limit to use for a call. InvalidInput if it is above the model's or leaves no room."""
         limit = self._spec.max_length
         if max_length is None:
-            return limit
+            return self._spec.default_length or limit
         if not minimum < max_length <= limit:
             raise InvalidInput(
                 f"max_length must be {minimum + 1} to {limit} tokens for model {self._spec.alias}; given {max_length}"
@@ -115,6 +194,8 @@ class Tokenizer:
 
     def _encode(self, texts: list[str], max_tokens: int) -> list[np.ndarray]:
         """The first `max_tokens` ids of each text, without special tokens."""
+        if self._spec.strip:
+            texts = [text.strip() for text in texts]
         num_characters = max_tokens * _CHARACTERS_PER_TOKEN
         heads = [_head(text, num_characters) for text in texts]
         encoded = self._rust.encode_batch(heads, add_special_tokens=False)
@@ -126,6 +207,26 @@ class Tokenizer:
                 heads[index] = _head(text, size)
                 encoded[index] = self._rust.encode(heads[index], add_special_tokens=False)
         return [np.array(one.ids[:max_tokens], np.int32) for one in encoded]
+
+
+def _cut_passage(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    return query, passage[: room - len(query)]
+
+
+def _cut_passage_with_room(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    return _cut_passage(query, passage, room) if len(query) < room else (query, passage)
+
+
+def _cut_longest(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+    """The longer one gives way until both are alike; then they share the room."""
+    if len(query) + len(passage) <= room:
+        return query, passage
+    shorter = min(len(query), len(passage))
+    if 2 * shorter > room:
+        shorter = room // 2
+    is_query_longer = len(query) > len(passage)
+    query_room = room - shorter if is_query_longer else shorter
+    return query[:query_room], passage[: room - query_room]
 
 
 def _head(text: str, max_characters: int) -> str:

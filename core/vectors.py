@@ -37,14 +37,6 @@ def normalized(rows: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def max_sim(query: np.ndarray, passage: np.ndarray) -> float:
-    """ColBERT's score of (num_query_tokens, dim) against (num_passage_tokens, dim), rows of length 1.
-
-    The mean over the query's tokens of the best match among the passage's, as BGE-M3 defines it.
-    """
-    return float((query @ passage.T).max(axis=1).mean()) if len(query) and len(passage) else 0.0
-
-
 def _to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spread each dimension's range over the 256 values, as sentence-transformers does uncalibrated.
 

@@ -53,7 +53,8 @@ config = _load_config()
 
 # Not the current app: `shared_task`s of the application must stay with the application's own.
 app = Celery("embedq", set_as_current=False)
-app.config_from_object(config)
+# Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
+app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 
 
 class EngineTask(Task):
@@ -95,13 +96,12 @@ class EngineTask(Task):
         return self.engine
 
     def _bind(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments by name, all checked. TypeError if they do not fit the signature."""
-        call = inspect.signature(self.run).bind(*args, **kwargs).arguments
+        """The call's arguments and options by name, all checked. TypeError if texts are missing."""
+        call = dict(inspect.signature(self.run).bind(*args, **kwargs).arguments)
+        given = call.pop("options", {})
         check_size(check_texts(self._texts_name, call[self._texts_name]), call.get("query", ""))
-        self.options_class.checked(
-            {name: value for name, value in call.items() if name not in ("query", self._texts_name)}
-        )
-        return dict(call)
+        self.options_class.checked(given)
+        return {**call, **given}
 
     @property
     def _texts_name(self) -> str:
@@ -132,56 +132,14 @@ def _shown(call: dict[str, Any]) -> str:
 
 
 @app.task(base=EngineTask, bind=True, name="tasks.embed", options_class=EmbedOptions)
-def embed(
-    self: EngineTask,
-    texts: list[str],
-    *,
-    model: str | None = None,
-    input_type: str | None = None,
-    instruction: str | None = None,
-    dimensions: int | None = None,
-    dtype: str = "float32",
-    outputs: list[str] | tuple[str, ...] = ("dense",),
-    max_length: int | None = None,
-    normalize: bool | None = None,
-) -> Embeddings:
+def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
     """Embed `texts`; `.dense` is (num_texts, dim) in their order. Options: `core.checks.EmbedOptions`."""
     check_size(check_texts("texts", texts))
-    return self.running_engine().embed(
-        texts,
-        priority=self.priority,
-        model=model,
-        input_type=input_type,
-        instruction=instruction,
-        dimensions=dimensions,
-        dtype=dtype,
-        outputs=outputs,
-        max_length=max_length,
-        normalize=normalize,
-    )
+    return self.running_engine().embed(texts, priority=self.priority, **options)
 
 
 @app.task(base=EngineTask, bind=True, name="tasks.rerank", options_class=RerankOptions)
-def rerank(
-    self: EngineTask,
-    query: str,
-    passages: list[str],
-    *,
-    model: str | None = None,
-    mode: str | None = None,
-    top_k: int | None = None,
-    normalize: bool = False,
-    max_length: int | None = None,
-) -> Ranking:
+def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) -> Ranking:
     """Score `passages` against `query`; `.order` is best first. Options: `core.checks.RerankOptions`."""
     check_size(check_texts("passages", passages), query)
-    return self.running_engine().rerank(
-        query,
-        passages,
-        priority=self.priority,
-        model=model,
-        mode=mode,
-        top_k=top_k,
-        normalize=normalize,
-        max_length=max_length,
-    )
+    return self.running_engine().rerank(query, passages, priority=self.priority, **options)

@@ -1,9 +1,9 @@
 """`python -m tasks`: the producer's command line.
 
-    python -m tasks models                              what the pool serves
-    python -m tasks forget ALIAS                        withdraw a model that is gone for good
-    python -m tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
-    python -m tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
+python -m tasks models                              what the pool serves
+python -m tasks forget ALIAS                        withdraw a model that is gone for good
+python -m tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
+python -m tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
 """
 
 from __future__ import annotations

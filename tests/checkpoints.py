@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from core.checkpoint import ModelSpec
 from core.checks import EmbedOptions, RerankOptions
-from core.scheduler import Sequence
-from core.tokenizer import Tokens
+from core.models.wanted import of_embedder, refuse
+from core.sequence import Sequence, Tokens, Wanted
+from core.spec import ModelSpec
 
 #: Special tokens first, then letters and digits alone and as continuations, then whole words.
 _WORDS = [
@@ -185,23 +185,32 @@ class FakeModel:
         self.after_rows: Callable[[Any], Any] = lambda rows: rows
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        return [self._tokens(self.spec.prompt(options.input_type, options.instruction) + text) for text in texts]
+        return [self._tokens(text) for text in self.spec.write(texts, options)]
 
-    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
-        return [self._tokens(f"{query}|{passage}") for passage in passages]
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        return [self._tokens(f"{query}|{passage}") for query, passage in pairs]
 
-    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> Any:
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        if self.spec.is_embedder:
+            return of_embedder(self.spec, self.outputs, options)
+        assert isinstance(options, RerankOptions)
+        refuse(self.spec, options, ("mode", "weights"))
+        return Wanted(self.outputs)
+
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> Any:
         self.batches.append(list(batch))
         self.begun.release()
         assert self.gate.wait(PATIENCE_S)
         self.before_rows(batch)
         rows: dict[str, Any] = {}
-        if "dense" in outputs:
-            rows["dense"] = np.array([row_of(one.token_ids) for one in batch], np.float32)
-        if "score" in outputs:
-            rows["score"] = np.array([row_of(one.token_ids)[0] for one in batch], np.float32)
-        if "colbert" in outputs:
-            rows["colbert"] = [np.stack([one.token_ids, one.token_ids + 1], axis=1).astype(np.float32) for one in batch]
+        if "dense" in wanted.outputs:
+            rows["dense"] = np.array([row_of(one.tokens.ids) for one in batch], np.float32)
+        if "score" in wanted.outputs:
+            rows["score"] = np.array([row_of(one.tokens.ids)[:1] for one in batch], np.float32)
+        if "colbert" in wanted.outputs:
+            rows["colbert"] = [
+                np.stack([one.tokens.ids, one.tokens.ids + 1], axis=1).astype(np.float32) for one in batch
+            ]
         return self.after_rows(rows)
 
     def _tokens(self, text: str) -> Tokens:

@@ -54,7 +54,9 @@ class Running:
             while len(found := [line for line in self.lines if text in line]) < count:
                 left_s = deadline_s - time.monotonic()
                 if self._has_ended or left_s <= 0:
-                    raise AssertionError(f"{text!r} was not printed {count} times; the output was:\n" + "\n".join(self.lines))
+                    raise AssertionError(
+                        f"{text!r} was not printed {count} times; the output was:\n" + "\n".join(self.lines)
+                    )
                 self._changed.wait(left_s)
             return found
 

@@ -192,7 +192,7 @@ def test_a_wrong_embed_option_is_refused_with_its_limit(option: str, value: Any,
     ("option", "value", "limit"),
     [
         ("model", "UPPER", "a-z 0-9"),
-        ("mode", "sparse", "dense, colbert"),
+        ("mode", "lexical", "dense, sparse, colbert"),
         ("top_k", 0, "from 1"),
         ("top_k", -3, "from 1"),
         ("top_k", 10**30, f"up to {MAX_COUNT:,}; given one of 100 bits"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from core.codec import DTYPES, pack, unpack
-from core.results import Embeddings, Ranking
+from core.results import Embeddings, Ranking, Sparse
 
 #: The same examples in every run.
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
@@ -48,8 +48,9 @@ HOSTILE = st.recursive(
 #: Good blobs of every kind, for mutation.
 BLOBS = [
     pack(Embeddings(np.arange(12, dtype=np.float32).reshape(3, 4), model="m")),
-    pack(Embeddings(None, [np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)], None, "m")),
-    pack(Embeddings(np.zeros((2, 4), np.int8), None, np.zeros((2, 4), np.float32))),
+    pack(Embeddings(None, [np.ones((2, 3), np.float32), np.ones((1, 3), np.float32)], None, None, "m")),
+    pack(Embeddings(sparse=[Sparse(np.arange(3, dtype=np.int32), np.ones(3, np.float32))])),
+    pack(Embeddings(np.zeros((2, 4), np.int8), int8_ranges=np.zeros((2, 4), np.float32))),
     pack(Ranking(np.arange(5, dtype=np.float32), np.arange(3, dtype=np.int32), "m")),
     pack({"status": "SUCCESS", "result": [np.zeros((2, 2), np.float16)], "children": [{"a": [None, 1.5]}]}),
 ]

@@ -13,7 +13,7 @@ import pytest
 
 from core.device_loop import DeviceLoop, Job
 from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError, InvalidSettings
-from core.scheduler import Sequence
+from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Settings, read_settings
 from tests.checkpoints import PATIENCE_S, FakeModel, row_of
 
@@ -38,9 +38,10 @@ def settings(**limits: Any) -> Settings:
 
 def submit(loop: DeviceLoop, *lengths: int, outputs: frozenset[str] = DENSE, alias: str = "fake") -> Job:
     """A job of one sequence per length; sequence number i consists of the token i + 1."""
-    job = Job(len(lengths), outputs)
+    wanted = Wanted(outputs)
+    job = Job(len(lengths), wanted)
     loop.submit(
-        Sequence(np.full(length, row + 1, np.int32), None, job, row, (alias, outputs))
+        Sequence(Tokens(np.full(length, row + 1, np.int32)), job, row, (alias, wanted))
         for row, length in enumerate(lengths)
     )
     return job
@@ -65,7 +66,7 @@ def raise_on_token(token: int, error: BaseException) -> Callable[[list[Sequence]
     """What makes a `FakeModel` fail on every batch that holds `token`."""
 
     def fail(batch: list[Sequence]) -> None:
-        if any(token in one.token_ids for one in batch):
+        if any(token in one.tokens.ids for one in batch):
             raise error
 
     return fail
@@ -175,7 +176,7 @@ def test_rows_that_cannot_be_right_fail_the_job_and_not_the_loop(
 
 
 def test_a_job_without_rows_is_done_at_once() -> None:
-    assert Job(0, DENSE).done.result(0) == {"dense": []}
+    assert Job(0, Wanted(DENSE)).done.result(0) == {"dense": []}
 
 
 def test_close_finishes_what_waits_and_refuses_what_comes() -> None:

@@ -107,7 +107,7 @@ def test_interactive_jobs_go_before_bulk_jobs_that_came_first(engine: Engine, mo
 
 def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:
     def fail_on_exclamation(batch: list[Sequence]) -> None:
-        if any(ord("!") in one.token_ids for one in batch):
+        if any(ord("!") in one.tokens.ids for one in batch):
             raise RuntimeError("the device said no")
 
     model.before_rows = fail_on_exclamation
@@ -221,7 +221,7 @@ def test_the_only_model_that_can_serves_jobs_that_name_none() -> None:
     with running(FakeModel("embedder"), FakeModel("reranker", "cross_encoder")) as engine:
         assert (engine.default_embed, engine.default_rerank) == ("embedder", "reranker")
         assert engine.rerank("a", ["b"]).model == "reranker"
-        with pytest.raises(InvalidInput, match="reranker is a cross-encoder"):
+        with pytest.raises(InvalidInput, match="reranker is a reranker"):
             engine.embed(["a"], model="reranker")
     with running(FakeModel("embedder")) as engine:
         assert engine.default_rerank == "embedder"
@@ -235,7 +235,7 @@ def test_defaults_are_as_set() -> None:
         assert (engine.embed(["a"]).model, engine.rerank("a", ["b"]).model) == ("two", "one")
     with running(models[0], default_embed="none") as engine, pytest.raises(UnknownModel):
         engine.embed(["a"])
-    with pytest.raises(InvalidSettings, match="'reranker', a cross-encoder"):
+    with pytest.raises(InvalidSettings, match="'reranker', a reranker"):
         Engine({model.spec.alias: model for model in models}, settings(models, default_embed="reranker"))
 
 
@@ -254,6 +254,7 @@ def test_passages_are_scored_by_the_cosine_in_their_order(engine: Engine, num_pa
 def test_passages_are_scored_by_max_sim_when_asked(engine: Engine) -> None:
     ranking = engine.rerank("ab", ["cd", "a"], mode="colbert")
     a, b, c, d = ((float(ord(one)), float(ord(one) + 1)) for one in "abcd")
+    a, b, c, d = ((x / np.hypot(x, y), y / np.hypot(x, y)) for x, y in (a, b, c, d))  # as rows of length 1
     best_of = [[np.dot(q, p) for p in passage] for passage in ((c, d), (a,)) for q in (a, b)]
     expected = [np.mean([max(best_of[0]), max(best_of[1])]), np.mean([max(best_of[2]), max(best_of[3])])]
     np.testing.assert_allclose(ranking.scores, expected, rtol=1e-6)
@@ -267,7 +268,7 @@ def test_a_cross_encoder_gives_its_logits_and_has_no_mode() -> None:
         assert list(ranking.order) == [0, 2]  # equal scores keep the order of the passages
         assert list(engine.rerank("q", ["a", "b"] * 50).order) == [*range(1, 100, 2), *range(0, 100, 2)]
         assert engine.rerank("q", ["a"], top_k=100).order.tolist() == [0]
-        with pytest.raises(InvalidInput, match="mode 'dense' is for embedding models; reranker"):
+        with pytest.raises(InvalidInput, match="option mode means nothing to model reranker, a cross encoder"):
             engine.rerank("q", ["a"], mode="dense")
 
 
@@ -296,4 +297,4 @@ def test_warming_up_runs_every_model_on_a_full_batch_of_legal_tokens(pad_token_i
     (batch,) = model.batches
     assert (len(batch), batch[0].length) == (8, 128)
     # An id that every vocabulary has, and not the padding's.
-    assert {int(token) for one in batch for token in one.token_ids} == {int(pad_token_id == 0)}
+    assert {int(token) for one in batch for token in one.tokens.ids} == {int(pad_token_id == 0)}

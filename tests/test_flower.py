@@ -122,7 +122,6 @@ def test_whoever_reaches_it_can_look_and_not_touch(page: Page, address: str) -> 
         urllib.request.urlopen(request)
 
 
-@pytest.mark.xfail(strict=True, reason="the worker answers an inspection with the arguments of scheduled jobs")
 def test_a_job_for_later_shows_no_text_on_its_workers_page(page: Page, address: str) -> None:
     job = tasks.embed.apply_async(([SECRET],), countdown=3600)
     try:
@@ -132,7 +131,6 @@ def test_a_job_for_later_shows_no_text_on_its_workers_page(page: Page, address: 
     assert SECRET not in content
 
 
-@pytest.mark.xfail(strict=True, reason="the worker answers an inspection with the [wire] settings, URL included")
 def test_the_workers_page_holds_no_password(page: Page, address: str, server: str) -> None:
     content = wait_for(page, f"{address}/worker/{WORKER}", "Worker pool options")
     assert "broker_url" in content

@@ -49,7 +49,7 @@ def test_a_cross_encoder_of_every_supported_type_gives_the_logits_of_transformer
     passages = ["a garden", "", "the island " * 50]
     with load(save_cross_encoder(tmp_path, model_type)) as engine:
         scores = engine.rerank("the ferry", passages).scores
-        tokens = engine.models["model"].encode_pairs("the ferry", passages, RerankOptions())
+        tokens = engine.models["model"].encode_pairs([("the ferry", passage) for passage in passages], RerankOptions())
     reference = AutoModelForSequenceClassification.from_pretrained(tmp_path, local_files_only=True).eval()
     has_types = getattr(reference.config, "type_vocab_size", 0) == 2
     for score, one in zip(scores, tokens, strict=True):

@@ -77,7 +77,7 @@ def test_token_rows_survive_their_travelling_form(colbert: list[np.ndarray]) -> 
 
 
 def test_fields_of_a_later_version_are_passed_over() -> None:
-    assert repr(Embeddings.from_map(Embeddings(DENSE).to_map() | {"sparse": [1]})) == "3 × 4 float32"
+    assert repr(Embeddings.from_map(Embeddings(DENSE).to_map() | {"later": [1]})) == "3 × 4 float32"
 
 
 @PROPERTY
@@ -87,7 +87,7 @@ def test_fields_of_a_later_version_are_passed_over() -> None:
 )
 def test_embeddings_come_back_row_by_row(dense: np.ndarray, token_counts: list[int] | None) -> None:
     colbert = None if token_counts is None else [np.full((count, 3), count, np.float32) for count in token_counts]
-    back = unpack(pack(Embeddings(dense, colbert, dense[:2], "m")))
+    back = unpack(pack(Embeddings(dense, colbert, None, dense[:2], "m")))
     assert isinstance(back, Embeddings)
     np.testing.assert_array_equal(back.dense, dense)
     np.testing.assert_array_equal(back.int8_ranges, dense[:2])

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.scheduler import MAX_INTERACTIVE_PRIORITY, Scheduler, Sequence
+from core.scheduler import MAX_INTERACTIVE_PRIORITY, Scheduler
+from core.sequence import Sequence, Tokens
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
 
@@ -36,7 +37,7 @@ STEPS = st.lists(
 
 def sequence(num_tokens: int, job: object = None, row: int = 0, **fields: object) -> Sequence:
     """A waiting sequence; its tokens do not matter here."""
-    return Sequence(np.zeros(num_tokens, np.int32), None, job, row, **fields)  # type: ignore[arg-type]
+    return Sequence(Tokens(np.zeros(num_tokens, np.int32)), job, row, **fields)  # type: ignore[arg-type]
 
 
 def is_bulk(one: Sequence) -> bool:

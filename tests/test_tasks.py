@@ -125,7 +125,9 @@ def test_a_wrong_wire_setting_is_named_with_its_cure(
     config = tmp_path / "embedq.toml"
     config.write_text(file)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "EMBEDQ_CONFIG": str(config), **variables}
-    done = subprocess.run([sys.executable, "-c", "import tasks"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", "import tasks"], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert message in done.stderr
 

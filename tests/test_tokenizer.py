@@ -94,7 +94,7 @@ def test_pairs_are_joined_as_transformers_joins_them(case: str) -> None:
     directory = GOLDEN / case / "model"
     reference = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     for query, passage in [("the ferry", "leaves at seven"), ("", "a garden"), ("面包师", "🙂 bread [SEP]")]:
-        (tokens,) = load(directory).encode_pairs(query, [passage])
+        (tokens,) = load(directory).encode_pairs([(query, passage)])
         wanted = reference([(query, passage)])
         assert tokens.ids.tolist() == wanted["input_ids"][0]
         if "token_type_ids" in wanted:
@@ -150,7 +150,7 @@ def test_of_a_pair_the_query_keeps_three_quarters_and_the_passage_the_rest(
     num_special = 3 if case == "flagreranker_bert" else 4
     first = full_ids(directory, query)[: min(max_length * 3 // 4, max_length - num_special)]
     second = full_ids(directory, passage)[: max_length - num_special - len(first)]
-    (tokens,) = tokenizers[case].encode_pairs(query, [passage], max_length)
+    (tokens,) = tokenizers[case].encode_pairs([(query, passage)], max_length)
     cls, sep, between = (2, 3, [3]) if num_special == 3 else (0, 2, [2, 2])
     assert tokens.ids.tolist() == [cls, *first, *between, *second, sep]
     is_second = [0] * (len(tokens.ids) - len(second) - 1) + [1] * (len(second) + 1)
@@ -163,7 +163,7 @@ def test_no_sequence_is_longer_than_its_limit(tokenizers: dict[str, Tokenizer], 
         for tokens in tokenizers[case].encode(HARD_TEXTS, max_length):
             assert len(tokens.ids) == len(tokens.type_ids) <= max_length
         for query in HARD_TEXTS:
-            for tokens in tokenizers[case].encode_pairs(query, HARD_TEXTS, max_length):
+            for tokens in tokenizers[case].encode_pairs([(query, text) for text in HARD_TEXTS], max_length):
                 assert len(tokens.ids) == len(tokens.type_ids) <= max_length
 
 
@@ -171,7 +171,7 @@ def test_no_sequence_is_longer_than_its_limit(tokenizers: dict[str, Tokenizer], 
 @pytest.mark.parametrize("filler", ["word ", "面", "\n"])
 def test_a_long_pair_costs_time_in_proportion_to_its_length(tokenizers: dict[str, Tokenizer], filler: str) -> None:
     long = "ab " + filler * (200_000 // len(filler))
-    (tokens,) = tokenizers["flagreranker_bert"].encode_pairs(long, [long], 64)
+    (tokens,) = tokenizers["flagreranker_bert"].encode_pairs([(long, long)], 64)
     assert len(tokens.ids) <= 64
 
 
@@ -196,8 +196,8 @@ def test_a_limit_above_the_models_or_without_room_is_refused(tmp_path: Path, max
 def test_a_pair_needs_room_for_a_token_of_each(tmp_path: Path) -> None:
     tokenizer = load(save_cross_encoder(tmp_path))
     with pytest.raises(InvalidInput, match="6 to 64 tokens"):
-        tokenizer.encode_pairs("the ferry", ["a garden"], 5)
-    (tokens,) = tokenizer.encode_pairs("the ferry island", ["a garden boat"], 6)
+        tokenizer.encode_pairs([("the ferry", "a garden")], 5)
+    (tokens,) = tokenizer.encode_pairs([("the ferry island", "a garden boat")], 6)
     assert len(tokens.ids) == 6
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.vectors import finish, max_sim, normalized
+from core.scoring import max_sim
+from core.vectors import finish, normalized
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 

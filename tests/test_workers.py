@@ -37,7 +37,9 @@ def own(server: str, minilm: Path) -> Iterator[dict[str, str]]:
         client.delete("embed.own")
 
 
-def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(own: dict[str, str], tmp_path: Path) -> None:
+def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
+    own: dict[str, str], tmp_path: Path
+) -> None:
     tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
     own["EMBEDQ_MODELS"] = f"own={tmp_path}"
     with Running(["python", "-m", "workers", "--cpu-workers", "1"], own) as running:
@@ -51,7 +53,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(own
     ("arguments", "message"),
     [
         ([], "no model is configured; give --model alias=path"),
-        (["--model", "x"], "a model is written alias=path; given 'x'"),
+        (["--model", "x"], "a model is written alias=path, given 'x'"),
         (["--model", "x=/nowhere", "--device", "cuda:7"], "device 'cuda:7' is not on this machine; there is"),
         (["--model", "x=/nowhere", "--cpu-workers", "1000"], "1000 CPU workers were asked for; at most one per core"),
     ],
@@ -68,10 +70,16 @@ def test_each_worker_is_born_pinned_and_named(own: dict[str, str]) -> None:
     num_workers = min(2, len(cores))
     with start_workers(own, "--cpu-workers", str(num_workers)) as running:
         names = {f"own.cpu{index}@{socket.gethostname()}" for index in range(num_workers)}
-        assert {name for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers) for name in answer} == names
+        assert {
+            name
+            for answer in tasks.app.control.ping(timeout=5, destination=list(names), limit=num_workers)
+            for name in answer
+        } == names
         pinned = {}
         for pid in children_of(running.process.pid):
-            environment = dict(part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part)
+            environment = dict(
+                part.split("=", 1) for part in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in part
+            )
             assert environment["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(pid)))
             pinned[environment["EMBEDQ_DEVICE_LABEL"]] = os.sched_getaffinity(pid)
         assert len(pinned) == num_workers
@@ -115,12 +123,11 @@ def test_killing_the_launcher_ends_its_workers(own: dict[str, str]) -> None:
 def test_events_show_counts_and_never_a_text(worker: dict[str, str]) -> None:
     secret = "a very private sentence"
     seen: list[dict[str, Any]] = []
-    is_listening, have_all = threading.Event(), threading.Event()
+    is_listening = threading.Event()
 
     def note(event: dict[str, Any]) -> None:
         seen.append(event)
-        if sum(one["type"] == "task-succeeded" for one in seen) == 2:
-            have_all.set()
+        if event["type"] == "task-succeeded" and event["uuid"] == "foreign":
             receiver.should_stop = True
 
     connection = tasks.app.connection_for_read()
@@ -130,17 +137,18 @@ def test_events_show_counts_and_never_a_text(worker: dict[str, str]) -> None:
     thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False}, daemon=True)
     thread.start()
     assert is_listening.wait(TIMEOUT_S)
-    tasks.embed.delay([secret, "x"], dimensions=64).get(timeout=TIMEOUT_S)
-    tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed").get(timeout=TIMEOUT_S)
-    assert have_all.wait(TIMEOUT_S)
+    tasks.embed.apply_async(([secret, "x"],), {"dimensions": 64}, task_id="ours").get(timeout=TIMEOUT_S)
+    tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed", task_id="foreign").get(timeout=TIMEOUT_S)
     thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
     connection.close()
     assert secret not in str(seen)
-    ours, foreign = [event for event in seen if event["type"] == "task-received"]
+    received = {event["uuid"]: event for event in seen if event["type"] == "task-received"}
+    ours, foreign = received["ours"], received["foreign"]
     assert (ours["args"], ours["kwargs"]) == ("2 texts, 24 characters", "dimensions=64")
     assert (foreign["args"], foreign["kwargs"]) == ("(not shown)", "(not shown)")
-    results = [event["result"] for event in seen if event["type"] == "task-succeeded"]
-    assert results == ["2 × 64 float32", "2 × 384 float32"]
+    results = {event["uuid"]: event["result"] for event in seen if event["type"] == "task-succeeded"}
+    assert (results["ours"], results["foreign"]) == ("2 × 64 float32", "2 × 384 float32")
 
 
 def test_a_child_ends_with_the_thread_of_its_parent_and_not_with_a_keyboard_interrupt() -> None:

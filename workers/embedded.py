@@ -106,12 +106,17 @@ def _server_config(directory: Path, port: int, password: str) -> str:
 bind 127.0.0.1
 port {port}
 requirepass {password}
-dir {directory}
+dir "{_escaped(directory)}"
 appendonly yes
 appendfsync everysec
 save ""
 maxmemory-policy noeviction
 """
+
+
+def _escaped(directory: Path) -> str:
+    """The path as it stands between double quotes in the server's configuration."""
+    return str(directory).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:

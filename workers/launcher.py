@@ -137,9 +137,13 @@ class Launcher:
 
 def list_devices() -> list[Device]:
     """The devices of this machine, asked in a process of its own. OperatorError if that fails."""
-    answer = subprocess.run(
-        [sys.executable, "-m", "core.devices"], capture_output=True, text=True, timeout=_DEVICES_TIMEOUT_S, check=False
-    )
-    if answer.returncode:
-        raise OperatorError(f"the devices of this machine cannot be listed: {answer.stderr.strip()[-500:]}")
-    return [Device(**{**found, "cores": tuple(found["cores"])}) for found in json.loads(answer.stdout)]
+    command = [sys.executable, "-m", "core.devices"]
+    with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            answer, reasons = process.communicate(timeout=_DEVICES_TIMEOUT_S)
+        except BaseException:
+            process.kill()  # told to stop meanwhile, or a driver that hangs
+            raise
+    if process.returncode:
+        raise OperatorError(f"the devices of this machine cannot be listed: {reasons.decode().strip()[-500:]}")
+    return [Device(**{**found, "cores": tuple(found["cores"])}) for found in json.loads(answer)]

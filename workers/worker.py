@@ -50,6 +50,11 @@ class ShortRequest(Request):
             self._argsrepr = self._kwargsrepr = "(not shown)"
             self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
 
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What inspection shows: the summary, also where Celery would send the texts themselves."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
 
 def main() -> int:
     """Run one worker until it is told to stop; returns the exit code."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from collections.abc import Sequence as Rows
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
-
-from core.checkpoint import ModelSpec
 from core.checks import EmbedOptions, RerankOptions
-from core.scheduler import Sequence
-from core.tokenizer import Tokens
+from core.sequence import Sequence, Tokens, Wanted
+from core.spec import ModelSpec
 
 if TYPE_CHECKING:
     from core.settings import Precision
@@ -24,37 +21,50 @@ if TYPE_CHECKING:
 #: Family name in `ModelSpec` -> module and class.
 FAMILIES = {
     "encoder": "core.models.encoder:Encoder",
+    "m3": "core.models.m3:M3",
+    "decoder": "core.models.decoder:Decoder",
+    "icl": "core.models.icl:InContext",
     "cross_encoder": "core.models.cross_encoder:CrossEncoder",
+    "llm_reranker": "core.models.llm_reranker:LlmReranker",
+    "layerwise_reranker": "core.models.layerwise_reranker:LayerwiseReranker",
+    "lightweight_reranker": "core.models.lightweight_reranker:LightweightReranker",
+    "qwen3_reranker": "core.models.qwen3_reranker:Qwen3Reranker",
 }
 
 
 class Model(Protocol):
     """Weights on a device, and how their inputs are written.
 
-    `encode_*` run in any number of calling threads at once, `forward` on the device thread alone.
+    `wanted` and `encode_*` run in any number of calling threads at once, `forward` on the device
+    thread alone.
     """
 
     spec: ModelSpec
-    #: What `forward` can give: of "dense", "colbert", "score".
+    #: What `forward` can give: of "dense", "sparse", "colbert", "score".
     outputs: frozenset[str]
     #: Torch's name of the device, the arithmetic in use, and why that was chosen.
     device: str
     precision: str
     reason: str
 
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """What a call wants of a forward pass. InvalidInput if this model cannot give it."""
+        ...
+
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """Texts with their prompt or instruction -> token ids, in order. For models that embed."""
         ...
 
-    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
-        """The query joined with each passage -> token ids, in order. For models that only rerank."""
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """(query, passage) pairs -> token ids, in order. For models that only rerank."""
         ...
 
-    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> Mapping[str, Rows[np.ndarray]]:
-        """One pass over `batch`; for each of `outputs`, as many rows as sequences, in their order.
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> Mapping[str, Rows[Any]]:
+        """One pass over `batch`; for each wanted output, as many rows as sequences, in their order.
 
         "dense": (num_sequences, dim) pooled and not normalised; "colbert": per sequence a
-        (num_tokens, dim) array of rows of length 1; "score": (num_sequences,). All float32.
+        (num_tokens, dim) array, not normalised; "sparse": per sequence (ids (n,) int32, weights (n,));
+        "score": (num_sequences, num_layers), one layer where the model knows no others. All float32.
         """
         ...
 

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from core.checkpoint import ModelSpec
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models.wanted import refuse
 from core.models.weights import load, pad, pad_types
-from core.scheduler import Sequence
+from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
-from core.tokenizer import Tokenizer, Tokens
+from core.spec import ModelSpec
+from core.tokenizer import Tokenizer
 
 
 class CrossEncoder:
@@ -29,18 +30,25 @@ class CrossEncoder:
         # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
 
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        assert isinstance(options, RerankOptions)
+        refuse(self.spec, options, ("mode", "weights", "prompt", "cutoff_layers", "compress_layers", "compress_ratio"))
+        return Wanted(self.outputs)
+
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """A cross-encoder has no use for a text alone; the engine refuses such calls."""
         raise NotImplementedError
 
-    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Model.encode_pairs`."""
-        return self._tokenizer.encode_pairs(query, passages, options.max_length)
+        written = self.spec.write_pairs(pairs, options)
+        return self._tokenizer.encode_pairs(written, options.max_length, options.query_max_length)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray]:
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
         """See `core.models.Model.forward`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         types = {"token_type_ids": pad_types(batch, self.device)} if self._has_types else {}
         logits = self._module(input_ids=ids, attention_mask=mask, **types).logits  # (num_sequences, 1)
-        return {"score": logits[:, 0].float().cpu().numpy()}
+        return {"score": logits.float().cpu().numpy()}

@@ -9,17 +9,19 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-from core.checkpoint import ModelSpec
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models.pooling import Pooling
+from core.models.wanted import of_embedder
 from core.models.weights import load, pad
-from core.scheduler import Sequence
+from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
-from core.tokenizer import Tokenizer, Tokens
+from core.spec import ModelSpec
+from core.tokenizer import Tokenizer
 
 
 class Encoder:
-    """An encoder with CLS or mean pooling."""
+    """An encoder, its pooling, and what sentence-transformers puts behind it."""
 
     outputs = frozenset({"dense", "colbert"})
 
@@ -30,36 +32,30 @@ class Encoder:
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
         self._module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+        self._pool = Pooling(spec, device)
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        return of_embedder(self.spec, self.outputs, options)
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """See `core.models.Model.encode_texts`."""
-        prompt = self.spec.prompt(options.input_type, options.instruction)
-        return self._tokenizer.encode([prompt + text for text in texts], options.max_length)
+        return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
 
-    def encode_pairs(self, query: str, passages: list[str], options: RerankOptions) -> list[Tokens]:
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """An embedding model reads query and passage apart; the engine never asks for pairs."""
         raise NotImplementedError
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], outputs: frozenset[str]) -> dict[str, np.ndarray | list[np.ndarray]]:
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray | list[np.ndarray]]:
         """See `core.models.Model.forward`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
         rows: dict[str, np.ndarray | list[np.ndarray]] = {}
-        if "dense" in outputs:
-            rows["dense"] = self._pool(hidden, mask).float().cpu().numpy()
-        if "colbert" in outputs:
-            tokens = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu().numpy()
+        if "dense" in wanted.outputs:
+            rows["dense"] = self._pool(hidden, mask).cpu().numpy()
+        if "colbert" in wanted.outputs:
+            tokens = hidden.float().cpu().numpy()
             # Without the first token, with the last: as BGE-M3 keeps them.
             rows["colbert"] = [tokens[row, 1 : sequence.length] for row, sequence in enumerate(batch)]
         return rows
-
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(num_sequences, longest, dim) -> (num_sequences, dim)"""
-        if self.spec.pooling == "cls":
-            return hidden[:, 0]
-        if mask is None:
-            return hidden.float().mean(dim=1)
-        weights = mask.unsqueeze(-1).float()
-        # In float32: a sum of hundreds of half-precision values loses their last digits.
-        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)

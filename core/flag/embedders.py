@@ -1,0 +1,240 @@
+"""FlagEmbedding's embedders with one vector per text: encoders, language models, in-context models.
+
+In: its constructors' and calls' arguments. Out: (num_texts, dim) arrays or tensors, (dim,) for one string.
+Knows no formula: a call becomes one `engine.embed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from core.errors import InvalidInput
+from core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
+from core.flag.face import Devices
+from core.prompts import PLAIN
+from core.results import Embeddings
+
+if TYPE_CHECKING:
+    import torch
+
+#: One dict of "instruct", "query", "response" per example.
+Examples = list[dict[str, str]]
+
+
+class DenseEmbedder(Embedder):
+    """The calls of embedders that give one vector per text."""
+
+    convert_to_numpy: bool
+
+    def encode_queries(
+        self,
+        queries: Texts,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **given: Any,
+    ) -> np.ndarray | torch.Tensor:
+        """Embed queries with their instruction: (num_queries, dim) in their order, (dim,) for one string."""
+        self._call(self.encode_queries, given)
+        instruction, written = self.query_instruction_for_retrieval, self.query_instruction_format
+        length = self._cut(max_length, self.query_max_length)
+        found = self._embed(queries, "query", instruction, written, max_length=length, **self._of_queries())
+        return self._vectors(found, queries, convert_to_numpy)
+
+    def encode_corpus(
+        self,
+        corpus: Texts,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **given: Any,
+    ) -> np.ndarray | torch.Tensor:
+        """Embed passages with theirs: (num_passages, dim) in their order, (dim,) for one string."""
+        self._call(self.encode_corpus, given)
+        instruction, written = self.passage_instruction_for_retrieval, self.passage_instruction_format
+        length = self._cut(max_length, self.passage_max_length)
+        found = self._embed(corpus, "document", instruction, written, max_length=length)
+        return self._vectors(found, corpus, convert_to_numpy)
+
+    def encode(
+        self,
+        sentences: Texts,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        convert_to_numpy: bool | None = None,
+        **given: Any,
+    ) -> np.ndarray | torch.Tensor:
+        """Embed texts as they are, or with `instruction` and `instruction_format`: (num_texts, dim)."""
+        asked = self._call(self.encode, given, **WRITTEN)
+        length = self._cut(max_length, self.passage_max_length)
+        found = self._embed(sentences, "document", asked["instruction"], asked["instruction_format"], max_length=length)
+        return self._vectors(found, sentences, convert_to_numpy)
+
+    def _of_queries(self) -> dict[str, Any]:
+        """More options of `engine.embed` for queries."""
+        return {}
+
+    def _vectors(self, found: Embeddings, texts: Texts, convert_to_numpy: bool | None) -> np.ndarray | torch.Tensor:
+        """An array, or a tensor on the device; of one string the only row."""
+        assert found.dense is not None
+        vectors: np.ndarray = found.dense[0] if isinstance(texts, str) else found.dense
+        if self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy:
+            return vectors
+        import torch
+
+        return torch.from_numpy(vectors).to(self.target_devices[0], getattr(torch, self._dtype()))
+
+
+class FlagModel(DenseEmbedder):
+    """An encoder with CLS or mean pooling."""
+
+    family = "encoder"
+    poolings = ("cls", "mean")
+    DEFAULT_POOLING_METHOD = "cls"
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = PLAIN,
+        devices: Devices = None,
+        pooling_method: str = "cls",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int = 512,
+        passage_max_length: int = 512,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        **given: Any,
+    ) -> None:
+        self._load(locals())
+
+
+class FlagLLMModel(DenseEmbedder):
+    """A language model; a text's vector is the state of its last token."""
+
+    family = "decoder"
+    more: ClassVar[Mapping[str, Any]] = {"pooling_method": "last_token", **MORE}
+    poolings = ("last_token",)
+    DEFAULT_POOLING_METHOD = "last_token"
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "Instruct: {}\nQuery: {}",
+        devices: Devices = None,
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int = 512,
+        passage_max_length: int = 512,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        **given: Any,
+    ) -> None:
+        self._load(locals())
+
+
+class FlagPseudoMoEModel(FlagLLMModel):
+    """A language model that may have domains. A plain one has none, and naming one changes nothing."""
+
+    call_more: ClassVar[Mapping[str, Any]] = {"domain_for_pseudo_moe": None, "domain": None, **PADDING}
+
+    domain_for_pseudo_moe: str | None
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = False,
+        use_bf16: bool = True,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "Instruct: {}\nQuery: {}",
+        devices: Devices = None,
+        trust_remote_code: bool = True,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int = 512,
+        passage_max_length: int = 512,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        domain_for_pseudo_moe: str | None = None,
+        **given: Any,
+    ) -> None:
+        self._load(locals())
+
+    def _call(self, function: Callable[..., Any], given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        asked = super()._call(function, given, **more)
+        domain = asked["domain_for_pseudo_moe"] or asked["domain"] or self.domain_for_pseudo_moe
+        if domain is not None and "auto_map" in self.spec.config:
+            raise InvalidInput(
+                f"domain {domain!r:.40} cannot be chosen: {self.model_name_or_path} routes by domain in its own code, "
+                "which is never run"
+            )
+        return asked
+
+    def _dtype(self) -> str:
+        """It normalises in float32, and returns what it normalised as it is."""
+        return "float32" if self.normalize_embeddings else super()._dtype()
+
+
+class FlagICLModel(DenseEmbedder):
+    """A language model that is shown examples before each query, and a suffix after it."""
+
+    family = "icl"
+    more: ClassVar[Mapping[str, Any]] = {"pooling_method": "last_token", **MORE}
+    poolings = ("last_token",)
+    DEFAULT_POOLING_METHOD = "last_token"
+
+    suffix: str
+    examples_for_task: Examples | None
+    examples_instruction_format: str
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        normalize_embeddings: bool = True,
+        use_fp16: bool = True,
+        use_bf16: bool = False,
+        query_instruction_for_retrieval: str | None = None,
+        query_instruction_format: str = "<instruct>{}\n<query>{}",
+        suffix: str = "\n<response>",
+        devices: Devices = None,
+        examples_for_task: Examples | None = None,
+        examples_instruction_format: str = "<instruct>{}\n<query>{}\n<response>{}",
+        trust_remote_code: bool = False,
+        cache_dir: str | None = None,
+        batch_size: int = 256,
+        query_max_length: int = 512,
+        passage_max_length: int = 512,
+        convert_to_numpy: bool = True,
+        truncate_dim: int | None = None,
+        **given: Any,
+    ) -> None:
+        self._load(locals())
+        self.set_examples()
+
+    def set_examples(self, examples_for_task: Examples | None = None) -> None:
+        """Show these examples from now on; None: those of the constructor."""
+        self._examples = tuple(self.examples_for_task or () if examples_for_task is None else examples_for_task)
+
+    def stop_self_query_pool(self) -> None:
+        """Nothing to stop; see `stop_self_pool`."""
+
+    def _settings(self, device: str) -> dict[str, Any]:
+        own = {"suffix": self.suffix, "examples_format": self.examples_instruction_format}
+        return super()._settings(device) | own
+
+    def _of_queries(self) -> dict[str, Any]:
+        return {"examples": self._examples}

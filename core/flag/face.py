@@ -1,0 +1,159 @@
+"""What every face shares: one engine of one model, and FlagEmbedding's arguments read for it.
+
+In: a constructor's arguments by their names. Out: attributes of the same names, an engine that is
+closed with the face. Knows nothing of embedding or reranking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import core
+from core.checks import check_pairs
+from core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from core.engine import Engine
+    from core.settings import Precision
+    from core.spec import ModelSpec
+
+#: One device or several: "cuda:0", 0, ["cuda:0", "cuda:1"], [0, 1]; None for what this machine has.
+Devices = str | int | list[str] | list[int] | None
+
+#: The alias of the only model.
+_ALIAS = "model"
+
+
+class Face:
+    """A model behind the arguments of one of FlagEmbedding's classes. A context manager.
+
+    Every argument of the constructor becomes an attribute and may be changed between calls, those
+    that say how to load (path, precision, device, pooling) without effect. The engine is closed by
+    `close`, at the end of `with`, or when the last reference to the face is gone.
+    """
+
+    #: Key of `core.models.FAMILIES`.
+    family: ClassVar[str]
+    #: Keywords a constructor takes beyond its parameters, as FlagEmbedding's do, with their defaults.
+    more: ClassVar[Mapping[str, Any]] = {}
+
+    model_name_or_path: str
+    use_fp16: bool
+    use_bf16: bool = False
+    devices: Devices
+    trust_remote_code: bool
+    cache_dir: str | None
+    batch_size: int
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Finish what waits and end the engine; later calls fail."""
+        self.engine.close()
+
+    def stop_self_pool(self) -> None:
+        """Nothing to stop: no face starts processes. Here because programs call it."""
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic in use, by torch's name."""
+        return self.engine.models[_ALIAS].precision
+
+    @property
+    def spec(self) -> ModelSpec:
+        """How the checkpoint is run."""
+        return self.engine.models[_ALIAS].spec
+
+    def _load(self, arguments: dict[str, Any]) -> None:
+        """Keep a constructor's `arguments` (its locals) as attributes, and load the model."""
+        from core.devices import choose_device
+
+        given = arguments.pop("given")
+        vars(self).update({name: value for name, value in arguments.items() if name != "self"})
+        vars(self).update(checked(type(self), given, self.more))
+        device = choose_device(one_device(self.devices))
+        #: The device in use, as FlagEmbedding lists those it was given.
+        self.target_devices = [device]
+        path = os.fspath(self.model_name_or_path)
+        model = {"layout": "transformers", "family": self.family, "cache_dir": self.cache_dir, **self._settings(device)}
+        precision: Precision = model.pop("precision")
+        self.engine: Engine = core.load(path, alias=_ALIAS, device=device, precision=precision, model=model)
+        weakref.finalize(self, _release, self.engine)
+        if self.trust_remote_code and "auto_map" in self.spec.config:
+            warnings.warn(
+                f"{path} brings code of its own, which is never run: its weights are served by family {self.family!r}",
+                stacklevel=3,
+            )
+
+    def _settings(self, device: str) -> dict[str, Any]:
+        """What the arguments say of loading on `device`, as `core.settings.ModelSettings` has it."""
+        raise NotImplementedError
+
+    def _cut(self, max_length: int | None, default: int | None) -> int | None:
+        """A call's own limit as it is; the constructor's, where the model has fewer positions, cut to those.
+
+        Defaults are larger than some models, and FlagEmbedding minds only when a text is as long.
+        """
+        return max_length if max_length is not None or default is None else min(default, self.spec.max_length)
+
+
+def checked(function: Callable[..., Any], given: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `more`, as given or by default. InvalidInput for any other, listing all there are."""
+    unknown = next((name for name in given if name not in more), None)
+    if unknown is None:
+        return {**more, **given}
+    owner = getattr(function, "__self__", None)  # of a method; a class has none
+    called = function.__name__ if owner is None else f"{type(owner).__name__}.{function.__name__}"
+    parameters = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
+    known = [one.name for one in parameters] + list(more)
+    raise InvalidInput(f"{called} has no argument {unknown!r:.40}; it has {', '.join(known)}")
+
+
+def pairs_of(given: Any) -> tuple[list[tuple[str, str]], bool]:
+    """(query, passage) pairs from a list of them or one bare pair, and whether it was one."""
+    is_one = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], str)
+    return check_pairs([given] if is_one else given), is_one
+
+
+def one_device(devices: Devices) -> str:
+    """The device to use, as `core.devices.choose_device` wants it: of several the first, with a warning."""
+    if isinstance(devices, list | tuple):
+        if not devices:
+            raise InvalidInput("devices is an empty list; name one device, or leave it out")
+        if len(devices) > 1:
+            warnings.warn(
+                f"of {len(devices)} devices only {devices[0]!r:.40} is used: a process drives one device, and "
+                "`python -m workers` starts a process for each",
+                stacklevel=4,
+            )
+        devices = devices[0]
+    if devices is None:
+        return "auto"
+    if isinstance(devices, int) and not isinstance(devices, bool):
+        from core.devices import VISIBILITY
+        from core.devices import devices as present
+
+        kind = present()[0].kind
+        # A number means an accelerator: where there is none the error says so.
+        return f"{kind if VISIBILITY[kind] else 'cuda'}:{devices}"
+    if not isinstance(devices, str):
+        raise InvalidInput(f"devices must be a string, a number or a list of them; given {type(devices).__name__}")
+    return devices
+
+
+def _release(engine: Engine) -> None:
+    with contextlib.suppress(RuntimeError):  # collected on the device thread, which cannot wait for its own end
+        engine.close()

@@ -1,0 +1,285 @@
+"""The parts our own decoders share: norm, rotary positions, attention, gated MLP, weights from safetensors.
+
+Modules bear the names that published checkpoints give their weights. Inside a decoder padding is always on
+the right, whichever side the caller pads: under causal attention no real token sees what comes after it, so
+there is no padding mask, and a sequence's numbers do not depend on its neighbours. Knows no model's formula.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from core.errors import CannotLoadModel
+
+Network = TypeVar("Network", bound=nn.Module)
+
+#: cos and sin, each (longest, head_dim / 2) float32.
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes every decoder's `config.json` states."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    #: Heads of keys and values; each serves num_heads / num_key_heads heads of queries.
+    num_key_heads: int
+    head_dim: int
+    norm_eps: float
+    rope_theta: float
+
+
+class RmsNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * (weight + offset), computed in float32; the dtype of x stays."""
+
+    def __init__(self, size: int, eps: float, offset: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.float32))
+        self.eps = eps
+        self.offset = offset
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., size) -> (..., size)"""
+        weight = self.weight + self.offset
+        return functional.rms_norm(states.float(), weight.shape, weight, self.eps).to(states.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions; groups of query heads share a head of keys and values."""
+
+    def __init__(self, shape: Shape, scale: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        keys = shape.num_key_heads * shape.head_dim
+        self.q_proj = _linear(shape.hidden_size, shape.num_heads * shape.head_dim, dtype)
+        self.k_proj = _linear(shape.hidden_size, keys, dtype)
+        self.v_proj = _linear(shape.hidden_size, keys, dtype)
+        self.o_proj = _linear(shape.num_heads * shape.head_dim, shape.hidden_size, dtype)
+        self.shape = shape
+        self.scale = scale
+
+    def forward(self, states: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
+        """(num_sequences, longest, hidden) -> the same; `mask` (longest, longest) is True where a query may look.
+
+        Without a mask every position looks at itself and all before it.
+        """
+        queries = _rotate(self._heads(self.q_proj(states)), rotation)  # (num_sequences, num_heads, longest, head_dim)
+        keys = _rotate(self._heads(self.k_proj(states)), rotation)  # (num_sequences, num_key_heads, longest, head_dim)
+        values = self._heads(self.v_proj(states))
+        group = self.shape.num_heads // self.shape.num_key_heads
+        if mask is not None and group > 1:
+            # The kernels that take a mask know no groups; torch would fall back to one that
+            # writes out (num_sequences, num_heads, longest, longest).
+            keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
+        attended = functional.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=keys.shape[1] != queries.shape[1],
+        )
+        joined: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))  # (num_sequences, longest, hidden)
+        return joined
+
+    def _heads(self, projected: Tensor) -> Tensor:
+        """(num_sequences, longest, heads * head_dim) -> (num_sequences, heads, longest, head_dim)"""
+        return projected.view(*projected.shape[:2], -1, self.shape.head_dim).transpose(1, 2)
+
+
+class GatedMlp(nn.Module):
+    """down(activation(gate(x)) * up(x))"""
+
+    def __init__(self, shape: Shape, activation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_proj = _linear(shape.hidden_size, shape.intermediate_size, dtype)
+        self.up_proj = _linear(shape.hidden_size, shape.intermediate_size, dtype)
+        self.down_proj = _linear(shape.intermediate_size, shape.hidden_size, dtype)
+        self.activation = activation
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)"""
+        mixed: Tensor = self.down_proj(self.activation(self.gate_proj(states)) * self.up_proj(states))
+        return mixed
+
+
+class Decoder(nn.Module):
+    """What checkpoints keep under `model.`: embedding, blocks and the final norm."""
+
+    def __init__(self, shape: Shape, layers: list[nn.Module], norm: RmsNorm, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size, dtype=dtype)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
+
+
+class ScoreHead(nn.Module):
+    """One number from a state, in float32 whatever the decoder's dtype: bfloat16 would keep 3 digits of it."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_head = _linear(hidden_size, 1, torch.float32)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(num_sequences, hidden) float32 -> (num_sequences,) float32"""
+        scores: Tensor = self.linear_head(states)  # (num_sequences, 1)
+        return scores[:, 0]
+
+
+def right_padded(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Padded ids and mask (num_sequences, longest) -> (ids with the padding on the right, lengths (num_sequences,)).
+
+    Takes padding on either side; without a mask nothing is padded.
+    """
+    num_sequences, longest = ids.shape
+    if mask is None:
+        return ids, torch.full((num_sequences,), longest, device=ids.device)
+    first = mask.argmax(dim=1, keepdim=True)  # (num_sequences, 1), 0 unless the padding is on the left
+    index = (torch.arange(longest, device=ids.device) + first) % longest
+    return ids.gather(1, index), mask.sum(dim=1)
+
+
+def last_states(states: Tensor, lengths: Tensor) -> Tensor:
+    """(num_sequences, longest, hidden) -> each sequence's last real state, (num_sequences, hidden) float32."""
+    rows = torch.arange(len(lengths), device=states.device)
+    return states[rows, lengths - 1].float()
+
+
+def rotary_angles(longest: int, shape: Shape, device: torch.device) -> Rotation:
+    """Cosines and sines for positions 0 to `longest` - 1; in float32, because bfloat16 cannot count past 256."""
+    exponents = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
+    positions = torch.arange(longest, device=device, dtype=torch.float32)
+    angles = torch.outer(positions, shape.rope_theta**-exponents)  # (longest, head_dim / 2)
+    return angles.cos(), angles.sin()
+
+
+def build(
+    network: Callable[[dict[str, Any], Shape, torch.dtype], Network],
+    path: Path,
+    device: str,
+    precision: str,
+    required: Mapping[str, Any],
+    assumed: Mapping[str, Any],
+) -> Network:
+    """Build the `network` that `path`/config.json describes and read its weights onto `device`.
+
+    `precision` is torch's name of a dtype. `required` and `assumed` hold the only values supported; a key of
+    `assumed` may be absent. CannotLoadModel says which setting is not supported or absent, or which weight is.
+    """
+    file = path / "config.json"
+    config = {**assumed, **_read_json(file)}
+    for name, value in {**required, **assumed}.items():
+        if config.get(name) != value:
+            raise CannotLoadModel(f"{file} has {name} = {config.get(name)!r:.80}; supported is {value!r} only")
+    try:
+        with torch.device("meta"):
+            module = network(config, _read_shape(file, config), getattr(torch, precision))
+    except KeyError as error:
+        raise CannotLoadModel(f"{file} does not state {error}") from None
+    load_weights(module, path, device)
+    return module
+
+
+def load_weights(module: nn.Module, path: Path, device: str) -> None:
+    """Fill `module`, built on the meta device, from the safetensors of `path`, one tensor at a time.
+
+    Each weight takes the dtype of its parameter. Files are mapped, not read: on a CPU a matrix that needs no
+    conversion stays the file's own pages, which worker processes share. CannotLoadModel names a weight that
+    is missing, has another shape, or that the network would ignore.
+    """
+    parameters = dict(module.named_parameters())
+    loaded: dict[str, Tensor] = {}
+    for file in _weight_files(path):
+        try:
+            with safe_open(file, framework="pt", device="cpu") as reader:
+                for name in reader.keys():  # noqa: SIM118 (a reader is no mapping)
+                    if name.endswith("rotary_emb.inv_freq"):
+                        continue  # old checkpoints store what rope_theta says anyway
+                    _check_weight(file, name, reader.get_slice(name).get_shape(), parameters)
+                    weight = reader.get_tensor(name)
+                    # A norm left in the file would keep all of it mapped when nothing else is read from there.
+                    is_vector = weight.numel() == max(weight.shape)
+                    loaded[name] = weight.to(device, parameters[name].dtype, copy=is_vector)
+        except (OSError, SafetensorError) as error:
+            raise CannotLoadModel(f"{file} cannot be read as safetensors: {error}") from None
+    missing = sorted(parameters.keys() - loaded.keys())
+    if missing:
+        raise CannotLoadModel(f"{path} lacks {len(missing)} weights the model needs, among them {missing[0]}")
+    module.load_state_dict(loaded, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def _check_weight(file: Path, name: str, shape: list[int], parameters: Mapping[str, Tensor]) -> None:
+    if name not in parameters:
+        raise CannotLoadModel(f"{file} has a weight {name} that the model described by config.json does not use")
+    needed = list(parameters[name].shape)
+    if shape != needed:
+        raise CannotLoadModel(f"{file} has {name} of shape {shape}; config.json describes {needed}")
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """`model.safetensors`, or the files its index names."""
+    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if single.is_file() or not index.is_file():
+        return [single]
+    names = set(_read_json(index).get("weight_map", {}).values())
+    if any(Path(name).name != name for name in names):
+        raise CannotLoadModel(f"{index} names files outside its own directory")
+    return [path / name for name in sorted(names)]
+
+
+def _read_shape(file: Path, config: Mapping[str, Any]) -> Shape:
+    num_heads = int(config["num_attention_heads"])
+    return Shape(
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_layers=int(config["num_hidden_layers"]),
+        num_heads=num_heads,
+        num_key_heads=int(config.get("num_key_value_heads") or num_heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // num_heads),
+        norm_eps=float(config["rms_norm_eps"]),
+        rope_theta=_read_rope_theta(file, config),
+    )
+
+
+def _read_rope_theta(file: Path, config: Mapping[str, Any]) -> float:
+    """The base of the rotary angles; transformers 5 writes it one level deeper."""
+    stated = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta") or 10000.0}
+    for declared in (stated, config.get("rope_scaling") or {}):
+        kind = declared.get("rope_type") or declared.get("type") or "default"
+        if kind != "default":
+            raise CannotLoadModel(f"{file} asks for rotary positions of type {kind!r:.40}; supported is 'default' only")
+    return float(stated["rope_theta"])
+
+
+def _rotate(states: Tensor, rotation: Rotation) -> Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of (..., longest, head_dim) by their position's angles."""
+    cos, sin = rotation
+    first, second = states.float().chunk(2, dim=-1)  # (..., longest, head_dim / 2) each
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
+
+
+def _linear(num_inputs: int, num_outputs: int, dtype: torch.dtype) -> nn.Linear:
+    return nn.Linear(num_inputs, num_outputs, bias=False, dtype=dtype)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CannotLoadModel(f"{file} cannot be read as JSON: {error}") from None
+    return content

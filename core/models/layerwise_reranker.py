@@ -1,0 +1,69 @@
+"""Reranking with a MiniCPM that has a scoring head on every layer: the fewer layers a call asks for, the faster.
+
+FlagEmbedding's LayerWiseFlagLLMReranker (bge-reranker-v2-minicpm-layerwise) on our own network, `core.models.minicpm`.
+How a pair is written: `core.models.prompted`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from core.checks import EmbedOptions, RerankOptions
+from core.devices import choose_precision
+from core.errors import CannotLoadModel
+from core.models import minicpm
+from core.models.llm_reranker import YES_NO_PROMPT
+from core.models.prompted import PromptedPairs
+from core.models.wanted import layers_of, refuse
+from core.models.weights import pad
+from core.sequence import Sequence, Tokens, Wanted
+from core.settings import Precision
+from core.spec import ModelSpec
+from core.tokenizer import Tokenizer
+
+
+class LayerwiseReranker:
+    """MiniCPM with a head per layer; each layer asked for gives one score."""
+
+    outputs = frozenset({"score"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        tokenizer = Tokenizer(spec)
+        bos = tokenizer.special_id("bos_token")
+        if bos is None:
+            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker puts before every query")
+        self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
+        self._network = minicpm.load(spec.path, device, self.precision)
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`. No `cutoff_layers` means the last layer.
+
+        With `heads_by` "request" heads stay in the order of the request while states ascend, as in FlagEmbedding: of
+        layers that were not asked for in ascending order, one is then read by the head of another.
+        """
+        assert isinstance(options, RerankOptions)
+        refuse(self.spec, options, ("mode", "weights", "compress_layers", "compress_ratio"))
+        layers = layers_of(self.spec, self._network.layers, options)
+        asked = tuple(dict.fromkeys(options.cutoff_layers or layers))
+        is_mixed = self.spec.heads_by == "request" and asked != layers
+        return Wanted(self.outputs, layers, head_layers=asked if is_mixed else ())
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """A reranker has no use for a text alone; the engine refuses such calls."""
+        raise NotImplementedError
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """See `core.models.Model.encode_pairs`."""
+        return self._pairs.encode(pairs, options)
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
+        """See `core.models.Model.forward`."""
+        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
+        layers = wanted.cutoff_layers or self._network.layers[-1:]
+        scores = self._network(ids, mask, layers, head_layers=wanted.head_layers or None)  # (num_layers, num_sequences)
+        return {"score": scores.T.cpu().numpy()}

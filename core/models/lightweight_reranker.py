@@ -1,0 +1,88 @@
+"""Reranking with a Gemma-2 that has heads on many layers and can average a passage's tokens on the way.
+
+FlagEmbedding's LightWeightFlagLLMReranker (bge-reranker-v2.5-gemma2-lightweight) on our own network,
+`core.models.gemma2_lightweight`. How a pair is written: `core.models.prompted`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from core.checks import EmbedOptions, RerankOptions
+from core.devices import choose_precision
+from core.errors import CannotLoadModel, InvalidInput
+from core.models import gemma2_lightweight
+from core.models.prompted import PromptedPairs
+from core.models.wanted import layers_of, refuse
+from core.models.weights import pad
+from core.sequence import Sequence, Tokens, Wanted
+from core.settings import Precision
+from core.spec import ModelSpec
+from core.tokenizer import Tokenizer
+
+#: The question behind each pair, unless a call brings its own.
+_PROMPT = "Predict whether passage B contains an answer to query A."
+
+#: Before this layer passages are compressed if a call gives a ratio and no layers; FlagEmbedding's default.
+_COMPRESS_LAYER = 8
+
+
+class LightweightReranker:
+    """Gemma-2 with heads and compression; each layer asked for gives one score."""
+
+    outputs = frozenset({"score"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        tokenizer = Tokenizer(spec)
+        bos = tokenizer.special_id("bos_token")
+        if bos is None:
+            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker puts before every query")
+        self._pairs = PromptedPairs(spec, tokenizer, _PROMPT, bos)
+        self._network = gemma2_lightweight.load(spec.path, device, self.precision)
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`. No `cutoff_layers` means the last layer, no ratio no compression."""
+        assert isinstance(options, RerankOptions)
+        refuse(self.spec, options, ("mode", "weights"))
+        layers = layers_of(self.spec, self._network.layers, options)
+        ratio = options.compress_ratio or 1
+        compressed = self._compress_layers(options.compress_layers) if ratio > 1 else ()
+        return Wanted(self.outputs, layers, compress_layers=compressed, compress_ratio=ratio)
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """A reranker has no use for a text alone; the engine refuses such calls."""
+        raise NotImplementedError
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """See `core.models.Model.encode_pairs`."""
+        return self._pairs.encode(pairs, options)
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
+        """See `core.models.Model.forward`."""
+        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
+        scores = self._network(
+            ids,
+            mask,
+            wanted.cutoff_layers or self._network.layers[-1:],
+            query_lengths=torch.tensor([one.tokens.num_query_tokens for one in batch], device=self.device),
+            prompt_lengths=torch.tensor([one.tokens.num_prompt_tokens for one in batch], device=self.device),
+            compress_layers=wanted.compress_layers,
+            compress_ratio=wanted.compress_ratio,
+            heads="own" if self.spec.heads_by == "layer" else "in_order",
+        )  # (num_layers, num_sequences)
+        return {"score": scores.T.cpu().numpy()}
+
+    def _compress_layers(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The layers to compress before, ascending. Before the first there is nothing to average yet."""
+        last = self._network.shape.num_layers - 1
+        if asked is None:
+            return (_COMPRESS_LAYER,) if last >= _COMPRESS_LAYER else ()
+        for layer in asked:
+            if not 1 <= layer <= last:
+                raise InvalidInput(f"compress_layers must be 1 to {last} for model {self.spec.alias}; given {layer}")
+        return tuple(sorted(set(asked)))

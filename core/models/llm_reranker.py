@@ -1,0 +1,63 @@
+"""Reranking with a causal language model that is asked for Yes or No: the score is the logit of Yes.
+
+FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. How a pair is written: `core.models.prompted`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from core.checks import EmbedOptions, RerankOptions
+from core.devices import choose_precision
+from core.models.next_token import NextToken
+from core.models.prompted import PromptedPairs
+from core.models.wanted import refuse
+from core.sequence import Sequence, Tokens, Wanted
+from core.settings import Precision
+from core.spec import ModelSpec
+from core.tokenizer import Tokenizer
+
+#: The question behind each pair, unless a call brings its own.
+YES_NO_PROMPT = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
+    "a prediction of either 'Yes' or 'No'."
+)
+
+
+class LlmReranker:
+    """A causal language model; its logit of `Yes` behind the prompt is the score."""
+
+    outputs = frozenset({"score"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        tokenizer = Tokenizer(spec)
+        bos = tokenizer.special_id("bos_token")
+        if bos == tokenizer.special_id("pad_token"):
+            bos = None  # in FlagEmbedding such a model was trained without one
+        self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
+        # Some tokenizers make two tokens of it; the first is the one the model was trained to say.
+        yes = tokenizer.ids(["Yes"], 1)[0]
+        self._next_token = NextToken(spec, device, self.precision, yes)
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        assert isinstance(options, RerankOptions)
+        refuse(self.spec, options, ("mode", "weights", "cutoff_layers", "compress_layers", "compress_ratio"))
+        return Wanted(self.outputs)
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """A reranker has no use for a text alone; the engine refuses such calls."""
+        raise NotImplementedError
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """See `core.models.Model.encode_pairs`."""
+        return self._pairs.encode(pairs, options)
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
+        """See `core.models.Model.forward`."""
+        return {"score": self._next_token.logits(batch).cpu().numpy()}

@@ -1,0 +1,98 @@
+"""BGE-M3: one pass of an XLM-R encoder gives dense, sparse and ColBERT rows.
+
+Two small layers read the last hidden states: `sparse_linear.pt` weighs each token as a word of the
+text, `colbert_linear.pt` gives each token a vector of its own. A directory without one of them
+still serves the other outputs.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.checks import EmbedOptions, RerankOptions
+from core.errors import CannotLoadModel
+from core.models.encoder import Encoder
+from core.models.pooling import read_linear, read_state
+from core.models.wanted import of_embedder
+from core.models.weights import pad, round_weights
+from core.results import Sparse
+from core.sequence import Sequence, Wanted
+from core.settings import Precision
+from core.spec import ModelSpec
+
+#: Output -> the file of the layer that makes it.
+FILES = {"sparse": "sparse_linear.pt", "colbert": "colbert_linear.pt"}
+
+#: Tokens that say nothing of a text, with the name XLM-R gives them where a checkpoint is silent. The mask
+#: token is none of them: FlagEmbedding lets it count.
+_SILENT_TOKENS = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+class M3(Encoder):
+    """An encoder with a sparse and a ColBERT layer behind it."""
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        super().__init__(spec, device, precision)
+        self._heads = {name: self._load_head(file) for name, file in FILES.items() if (spec.path / file).is_file()}
+        self.outputs = frozenset({"dense", *self._heads})
+        self._silent_ids = self._read_silent_ids()
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        missing = {name: f"its directory has no {file}" for name, file in FILES.items()}
+        return of_embedder(self.spec, self.outputs, options, missing)
+
+    @torch.inference_mode()
+    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, Any]:
+        """See `core.models.Model.forward`."""
+        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
+        hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
+        rows: dict[str, Any] = {}
+        if "dense" in wanted.outputs:
+            rows["dense"] = self._pool(hidden, mask).cpu().numpy()
+        if "sparse" in wanted.outputs:
+            weights = torch.relu(self._heads["sparse"](hidden)).squeeze(-1)  # (num_sequences, longest)
+            rows["sparse"] = _by_token(batch, weights.float().cpu().numpy(), self._silent_ids)
+        if "colbert" in wanted.outputs:
+            # Without the first token, with the last.
+            tokens = self._heads["colbert"](hidden[:, 1:]).float().cpu().numpy()
+            rows["colbert"] = [tokens[row, : sequence.length - 1] for row, sequence in enumerate(batch)]
+        return rows
+
+    def _load_head(self, name: str) -> torch.nn.Linear:
+        file = self.spec.path / name
+        layer = read_linear(read_state(file), file, int(self.spec.config["hidden_size"]))
+        if name == FILES["sparse"] and layer.out_features != 1:
+            raise CannotLoadModel(f"{file} gives {layer.out_features} values per token; a token has 1 weight")
+        layer.to(getattr(torch, self.precision))
+        round_weights(layer, self.spec)
+        return layer.to(self.device).eval()
+
+    def _read_silent_ids(self) -> np.ndarray:
+        ids = []
+        for kind, usual in _SILENT_TOKENS.items():
+            stated = self._tokenizer.special_id(kind)
+            ids.append(self._tokenizer.id_of(usual) if stated is None else stated)
+        return np.array([one for one in ids if one is not None], np.int32)
+
+
+def _by_token(batch: list[Sequence], weights: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
+    """Weights of positions (num_sequences, longest) -> per sequence each token's largest one, if above 0."""
+    lengths = [sequence.length for sequence in batch]
+    rows = np.repeat(np.arange(len(batch), dtype=np.int64), lengths)
+    ids = np.concatenate([sequence.tokens.ids for sequence in batch])
+    values = weights[np.arange(weights.shape[1]) < np.array(lengths)[:, np.newaxis]]  # row by row, without padding
+    # Not "above 0": that would drop NaN, and a broken model would look like a text without words.
+    is_kept = ~(values <= 0) & ~np.isin(ids, silent_ids)
+    # One number for row and id: sorting by it brings together what belongs together.
+    keys = (rows << 32 | ids)[is_kept]
+    order = np.argsort(keys, kind="stable")
+    keys, starts = np.unique(keys[order], return_index=True)
+    largest = np.maximum.reduceat(values[is_kept][order], starts) if len(keys) else np.empty(0, np.float32)
+    kept_ids = (keys & 0xFFFFFFFF).astype(np.int32)
+    ends = np.searchsorted(keys, np.arange(1, len(batch) + 1, dtype=np.int64) << 32)
+    return [Sparse(kept_ids[start:end], largest[start:end]) for start, end in pairwise([0, *ends])]

@@ -1,0 +1,104 @@
+"""A text's hidden states -> its one vector: pooling, and the projections behind it. Shared by the families.
+
+All in float32, whatever the network computes in: a sum of hundreds of half-precision values loses its
+last digits, and a row per text costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from core.errors import CannotLoadModel
+from core.spec import DenseModule, ModelSpec
+
+#: A Dense module's weights, in the order they are looked for; both by the names "linear.weight", "linear.bias".
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Pooling:
+    """`spec.pooling`, then `spec.dense_modules` one after the other."""
+
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        self._how = spec.pooling
+        width = int(spec.config["hidden_size"] if "hidden_size" in spec.config else spec.config["dim"])
+        for module in spec.dense_modules:
+            if module.in_features != width:
+                raise CannotLoadModel(
+                    f"{module.path} reads {module.in_features} values, and what is before it gives {width}"
+                )
+            width = module.out_features
+        self._dense = torch.nn.Sequential(*(_load_dense(module) for module in spec.dense_modules)).to(device).eval()
+
+    def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Hidden states (num_sequences, longest, hidden_dim), padded behind -> float32 (num_sequences, dim).
+
+        `mask` is 1 at tokens and 0 at padding, (num_sequences, longest); None where nothing is padded.
+        """
+        pooled: torch.Tensor = self._dense(self._pool(hidden, mask))
+        return pooled
+
+    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        if self._how == "cls":
+            return hidden[:, 0].float()
+        if self._how == "last_token":
+            if mask is None:
+                return hidden[:, -1].float()
+            rows = torch.arange(len(hidden), device=hidden.device)
+            return hidden[rows, mask.sum(dim=1) - 1].float()
+        if mask is None:
+            return hidden.float().mean(dim=1)
+        weights = mask.unsqueeze(-1).float()
+        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+def read_state(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a small `.safetensors` or pickled file; of a pickle nothing but tensors is read."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch refuses a pickle with that module's own errors
+        raise CannotLoadModel(f"{file} cannot be read as weights: {type(error).__name__}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CannotLoadModel(f"{file} holds {type(state).__name__}, not the weights of one layer by name")
+    return state
+
+
+def read_linear(state: dict[str, torch.Tensor], file: Path, in_features: int, prefix: str = "") -> torch.nn.Linear:
+    """The linear layer in `state`, as wide as its weights are. CannotLoadModel unless it reads `in_features`."""
+    weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
+    num_known = 1 if bias is None else 2
+    if weight is None or len(state) != num_known or weight.shape[1:] != (in_features,):
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        raise CannotLoadModel(f"{file} must hold {prefix}weight of shape (any, {in_features}); it has {shapes!s:.200}")
+    linear = torch.nn.Linear(in_features, len(weight), bias=bias is not None)
+    linear.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
+    return linear
+
+
+def _load_dense(module: DenseModule) -> torch.nn.Sequential:
+    file = next((module.path / name for name in _WEIGHTS if (module.path / name).is_file()), None)
+    if file is None:
+        raise CannotLoadModel(f"{module.path} has no weights; looked for {' and '.join(_WEIGHTS)}")
+    linear = read_linear(read_state(file), file, module.in_features, "linear.")
+    if (linear.out_features, linear.bias is not None) != (module.out_features, module.has_bias):
+        raise CannotLoadModel(
+            f"{file} gives {linear.out_features} values with{'' if linear.bias is not None else 'out'} bias; "
+            f"its config.json says {module.out_features} with{'' if module.has_bias else 'out'}"
+        )
+    return torch.nn.Sequential(linear.float(), _activation(module))
+
+
+def _activation(module: DenseModule) -> torch.nn.Module:
+    """The function by its full name. Only torch's own: a name must not run what a directory brings."""
+    package, _, name = module.activation.rpartition(".")
+    found = getattr(torch.nn, name, None) if package.startswith("torch.nn") else None
+    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
+        raise CannotLoadModel(f"{module.path} asks for activation {module.activation!r:.80}, no class of torch.nn")
+    try:
+        return found()
+    except TypeError:
+        raise CannotLoadModel(f"{module.path} asks for activation {name}, which takes arguments") from None

@@ -1,0 +1,58 @@
+"""What travels from encoding to the forward pass: token ids, and whose row they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One checked sequence: no longer than its model allows, special tokens included."""
+
+    #: (num_tokens,) int32
+    ids: np.ndarray
+    #: (num_tokens,) int32 segment of each token, 0 for the first text of a pair and 1 for the second;
+    #: None for models that know no segments.
+    type_ids: np.ndarray | None = None
+    #: For models that treat the parts of a pair differently: tokens at the start that belong to the
+    #: query, and at the end that belong to the prompt.
+    num_query_tokens: int = 0
+    num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a forward pass shall give. Sequences share a batch only if they want the same."""
+
+    #: Of "dense", "sparse", "colbert", "score".
+    outputs: frozenset[str]
+    #: Layers whose scores are wanted, ascending; empty for a model's last one.
+    cutoff_layers: tuple[int, ...] = ()
+    #: For each of them the layer whose head reads its state; empty for its own.
+    head_layers: tuple[int, ...] = ()
+    #: Layers before which passages are compressed, and how many tokens become one.
+    compress_layers: tuple[int, ...] = ()
+    compress_ratio: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One tokenized text, or one query-passage pair: a row of some job."""
+
+    tokens: Tokens
+    #: The job this is a row of, and which row. The scheduler only passes them on.
+    job: Any
+    row: int
+    #: Sequences share a batch only if they have the same key: the model and what it must give.
+    key: Any = None
+    priority: int = 0
+    #: Seconds on whichever clock the caller uses throughout.
+    arrived_s: float = 0.0
+    is_taken: bool = field(default=False, init=False)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens.ids)
