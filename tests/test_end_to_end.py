@@ -120,14 +120,14 @@ def test_the_blob_is_plain_msgpack_under_the_job_id(server: str) -> None:
         (lambda: tasks.embed.delay(["x"], dtype="float128"), "float32, float16, int8, ubinary; given 'float128'"),
         (
             lambda: tasks.embed.delay(["x"], dimensions=0),
-            "dimensions must be a whole number from 1 to 2147483647; given 0",
+            "whole number from 1; given 0",
         ),
         (lambda: tasks.embed.delay(["x"], outputs=[]), "outputs must be a list of dense, sparse, colbert"),
         (lambda: tasks.embed.delay(["x"], model="No Such"), "model must be an alias"),
         (lambda: tasks.embed.delay(["x"], model="reranker"), "reranker cannot embed; it can rerank"),
         (
             lambda: tasks.rerank.delay("q", ["x"], top_k=-1),
-            "top_k must be a whole number from 1 to 2147483647; given -1",
+            "top_k must be a whole number from 1; given -1",
         ),
         (lambda: tasks.rerank.delay(None, ["x"]), "query must be a string; given NoneType"),
         (lambda: tasks.rerank.delay("q", "x"), "passages must be a list of strings; given str"),
