@@ -86,7 +86,8 @@ class ModelSpec:
         own = {"query": self.query_instruction, "document": self.passage_instruction}.get(options.input_type or "")
         if own is not None:
             return write(texts, own, options.instruction_format or own_format)
-        prompt = self.default_prompt if options.input_type is None else self.prompts.get(options.input_type, "")
+        # As sentence-transformers: a type without a prompt of its own gets the default one.
+        prompt = self.prompts.get(options.input_type or "", self.default_prompt)
         return [prompt + text for text in texts] if prompt else texts
 
     def write_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[tuple[str, str]]:
