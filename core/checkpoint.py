@@ -139,7 +139,7 @@ def _read_embedder(
     stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
     sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
     described = (read_json(path / "config_sentence_transformers.json") or {}) if is_layered else {}
-    prompts = {name: text for name, text in (described.get("prompts") or {}).items() if text}
+    prompts = {name: text or "" for name, text in (described.get("prompts") or {}).items()}
     if "passage" in prompts:  # an older name for the same thing
         prompts.setdefault("document", prompts["passage"])
     limit = _max_length(path, config, settings)

@@ -145,12 +145,21 @@ def test_files_of_a_wrong_form_are_refused_and_not_guessed(encoder: Path, file: 
 def test_prompts_and_the_default_prompt_are_read(encoder: Path) -> None:
     described = {"prompts": {"query": "find: ", "passage": "text: ", "empty": ""}, "default_prompt_name": "query"}
     spec = read(as_sentence_transformer(encoder, described=described))
-    assert spec.prompts == {"query": "find: ", "passage": "text: ", "document": "text: "}
+    assert spec.prompts == {"query": "find: ", "passage": "text: ", "empty": "", "document": "text: "}
     assert written(spec, input_type="query") == "find: it"
     assert written(spec, input_type="document") == "text: it"
     assert written(spec) == "find: it"
     assert written(spec, input_type="query", instruction="mine: ") == "mine: it"
     assert written(spec, input_type="query", instruction="") == "it"
+
+
+@pytest.mark.parametrize(("document", "expected"), [("text: ", "text: it"), ("", "it"), (None, "find: it")])
+def test_a_type_without_a_prompt_gets_the_default_one_and_an_empty_prompt_is_one(
+    encoder: Path, document: str | None, expected: str
+) -> None:
+    prompts = {"query": "find: "} | ({} if document is None else {"document": document})
+    described = {"prompts": prompts, "default_prompt_name": "query"}
+    assert written(read(as_sentence_transformer(encoder, described=described)), input_type="document") == expected
 
 
 def test_a_checkpoint_without_prompts_puts_nothing_before_texts(encoder: Path) -> None:
