@@ -298,4 +298,4 @@ def test_what_sentence_transformers_saves_today_is_read(encoder: Path, tmp_path:
         model.save(str(tmp_path / "saved"))
     spec = read(tmp_path / "saved")
     assert (spec.pooling, spec.normalize, spec.max_length) == (pooling_mode, True, 40)
-    assert spec.prompts == {"query": "find: "}
+    assert spec.prompts == {"query": "find: ", "document": ""}
