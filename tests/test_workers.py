@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
 ) -> None:
     tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
     own["EMBEDQ_MODELS"] = f"own={tmp_path}"
-    with Running(["python", "-m", "workers", "--cpu-workers", "1"], own) as running:
+    with Running([sys.executable, "-m", "workers", "--cpu-workers", "1"], own) as running:
         assert running.wait() == 1
     assert f"cannot start: {tmp_path} has no weights as safetensors" in running.output
     with redis.Redis.from_url(own["EMBEDQ_REDIS_URL"]) as client:
@@ -59,7 +60,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line_that_says_so(arguments: list[str], message: str) -> None:
-    with Running(["python", "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}) as running:
+    with Running([sys.executable, "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}) as running:
         assert running.wait() == 1
     assert message in running.output
     assert "Traceback" not in running.output
