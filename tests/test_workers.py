@@ -42,10 +42,12 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
     own: dict[str, str], tmp_path: Path
 ) -> None:
     tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
-    own["EMBEDQ_MODELS"] = f"own={tmp_path}"
+    own |= {"EMBEDQ_MODELS": f"own={tmp_path}", "EMBEDQ_MAX_BATCH_TOKEN": "512"}
     with Running([sys.executable, "-m", "workers", "--cpu-workers", "1"], own) as running:
         assert running.wait() == 1
     assert f"cannot start: {tmp_path} has no weights as safetensors" in running.output
+    assert "action=unknown_variable variable=EMBEDQ_MAX_BATCH_TOKEN" in running.output
+    assert running.output.count("unknown_variable") == 1
     with redis.Redis.from_url(own["EMBEDQ_REDIS_URL"]) as client:
         assert client.llen("embed.own") == 1
 

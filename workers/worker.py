@@ -36,6 +36,9 @@ EXIT_CANNOT_START = 1
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
 
+#: Variables that are neither settings of a worker nor of the wire.
+_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
+
 #: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
 _SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
 
@@ -61,6 +64,7 @@ def main() -> int:
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
     try:
         settings = read_settings()
+        _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
@@ -125,6 +129,13 @@ def served(engine: Engine) -> list[Served]:
         )
         for alias, model in engine.models.items()
     ]
+
+
+def _warn_of_misspelt_variables() -> None:
+    """A variable nobody reads changes nothing; whoever set it thinks it does."""
+    known = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)} | _OTHER_VARIABLES
+    for name in sorted(name for name in os.environ if name.startswith("EMBEDQ_") and name not in known):
+        log.warning("a variable is set that means nothing", extra={"action": "unknown_variable", "variable": name})
 
 
 def _wait_for_server(url: str) -> None:
