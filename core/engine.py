@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from core import scoring, vectors
 from core.checks import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
 from core.device_loop import DeviceLoop, Job
 from core.errors import InvalidInput, InvalidSettings, UnknownModel
-from core.models import Model
+from core.models import Embedder, Model, Reranker
 from core.results import Embeddings, Ranking
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Settings
@@ -58,7 +58,7 @@ class Engine:
         UnknownModel for a wrong call; DeviceFailure if the pass failed.
         """
         texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
-        model = self._model(chosen.model, self.default_embed, "embed")
+        model = cast(Embedder, self._model(chosen.model, self.default_embed, "embed"))
         rows = self._embed(model, texts, model.wanted(chosen), chosen, priority)
         normalize = model.spec.normalize if chosen.normalize is None else chosen.normalize
         dense, ranges, colbert = None, None, None
@@ -110,10 +110,11 @@ class Engine:
         """(num_layers, num_pairs) float32, ascending layers; one layer where a model knows no others."""
         wanted = model.wanted(chosen)
         if model.spec.is_embedder:
-            layers = self._score_by_embedding(model, pairs, wanted, chosen, priority)[np.newaxis]
+            layers = self._score_by_embedding(cast(Embedder, model), pairs, wanted, chosen, priority)[np.newaxis]
         else:
+            reranker = cast(Reranker, model)
             rows = self._compute(
-                model, len(pairs), wanted, priority, lambda part: model.encode_pairs(pairs[part], chosen)
+                model, len(pairs), wanted, priority, lambda part: reranker.encode_pairs(pairs[part], chosen)
             )["score"]
             layers = _stack(rows, max(1, len(wanted.cutoff_layers))).T  # (num_layers, num_pairs)
         if chosen.normalize:
@@ -121,7 +122,7 @@ class Engine:
         return np.ascontiguousarray(layers)
 
     def _score_by_embedding(
-        self, model: Model, pairs: list[tuple[str, str]], wanted: Wanted, chosen: RerankOptions, priority: int
+        self, model: Embedder, pairs: list[tuple[str, str]], wanted: Wanted, chosen: RerankOptions, priority: int
     ) -> np.ndarray:
         """(num_pairs,) scores from the two texts' own rows, each different text computed once."""
         sides = []
@@ -141,7 +142,7 @@ class Engine:
         return scoring.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
 
     def _embed(
-        self, model: Model, texts: list[str], wanted: Wanted, chosen: EmbedOptions, priority: int
+        self, model: Embedder, texts: list[str], wanted: Wanted, chosen: EmbedOptions, priority: int
     ) -> dict[str, list[Any]]:
         """Each output's rows as the model gives them, in the order of `texts`."""
         return self._compute(model, len(texts), wanted, priority, lambda part: model.encode_texts(texts[part], chosen))

@@ -62,7 +62,9 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
     ],
 )
 def test_a_wrong_command_line_ends_with_one_line_that_says_so(arguments: list[str], message: str) -> None:
-    with Running([sys.executable, "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}) as running:
+    with Running(
+        [sys.executable, "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}
+    ) as running:
         assert running.wait() == 1
     assert message in running.output
     assert "Traceback" not in running.output

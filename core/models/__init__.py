@@ -51,14 +51,6 @@ class Model(Protocol):
         """What a call wants of a forward pass. InvalidInput if this model cannot give it."""
         ...
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """Texts with their prompt or instruction -> token ids, in order. For models that embed."""
-        ...
-
-    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """(query, passage) pairs -> token ids, in order. For models that only rerank."""
-        ...
-
     def forward(self, batch: list[Sequence], wanted: Wanted) -> Mapping[str, Rows[Any]]:
         """One pass over `batch`; for each wanted output, as many rows as sequences, in their order.
 
@@ -66,6 +58,22 @@ class Model(Protocol):
         (num_tokens, dim) array, not normalised; "sparse": per sequence (ids (n,) int32, weights (n,));
         "score": (num_sequences, num_layers), one layer where the model knows no others. All float32.
         """
+        ...
+
+
+class Embedder(Model, Protocol):
+    """A model that gives vectors, and can score by them."""
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """Texts with their prompt or instruction -> token ids, in order."""
+        ...
+
+
+class Reranker(Model, Protocol):
+    """A model that reads query and passage together and only scores."""
+
+    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """(query, passage) pairs -> token ids, in order."""
         ...
 
 

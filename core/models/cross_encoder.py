@@ -36,12 +36,8 @@ class CrossEncoder:
         refuse(self.spec, options, ("mode", "weights", "prompt", "cutoff_layers", "compress_layers", "compress_ratio"))
         return Wanted(self.outputs)
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """A cross-encoder has no use for a text alone; the engine refuses such calls."""
-        raise NotImplementedError
-
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_pairs`."""
+        """See `core.models.Reranker.encode_pairs`."""
         written = self.spec.write_pairs(pairs, options)
         return self._tokenizer.encode_pairs(written, options.max_length, options.query_max_length)
 

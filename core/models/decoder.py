@@ -47,12 +47,8 @@ class Decoder:
         return of_embedder(self.spec, self.outputs, options)
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_texts`."""
+        """See `core.models.Embedder.encode_texts`."""
         return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
-
-    def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """An embedding model reads query and passage apart; the engine never asks for pairs."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ class InContext(Decoder):
     """A decoder whose queries follow examples."""
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_texts`. `max_length` is a query's, examples not counted."""
+        """See `core.models.Embedder.encode_texts`. `max_length` is a query's, examples not counted."""
         if options.input_type != "query":
             return super().encode_texts(texts, options)
         prefix = self._write_examples(options)

@@ -52,12 +52,8 @@ class LayerwiseReranker:
         is_mixed = self.spec.heads_by == "request" and asked != layers
         return Wanted(self.outputs, layers, head_layers=asked if is_mixed else ())
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """A reranker has no use for a text alone; the engine refuses such calls."""
-        raise NotImplementedError
-
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_pairs`."""
+        """See `core.models.Reranker.encode_pairs`."""
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()

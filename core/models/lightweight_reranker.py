@@ -53,12 +53,8 @@ class LightweightReranker:
         compressed = self._compress_layers(options.compress_layers) if ratio > 1 else ()
         return Wanted(self.outputs, layers, compress_layers=compressed, compress_ratio=ratio)
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """A reranker has no use for a text alone; the engine refuses such calls."""
-        raise NotImplementedError
-
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_pairs`."""
+        """See `core.models.Reranker.encode_pairs`."""
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()

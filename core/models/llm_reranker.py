@@ -49,12 +49,8 @@ class LlmReranker:
         refuse(self.spec, options, ("mode", "weights", "cutoff_layers", "compress_layers", "compress_ratio"))
         return Wanted(self.outputs)
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """A reranker has no use for a text alone; the engine refuses such calls."""
-        raise NotImplementedError
-
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_pairs`."""
+        """See `core.models.Reranker.encode_pairs`."""
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()

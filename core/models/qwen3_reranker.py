@@ -53,12 +53,8 @@ class Qwen3Reranker:
         refuse(self.spec, options, ("mode", "weights", "prompt", "query_max_length", *layered))
         return Wanted(self.outputs)
 
-    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        """A reranker has no use for a text alone; the engine refuses such calls."""
-        raise NotImplementedError
-
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """See `core.models.Model.encode_pairs`.
+        """See `core.models.Reranker.encode_pairs`.
 
         Instruction, query and document are one text to the tokenizer; cut is its end. `max_length` counts all.
         """
