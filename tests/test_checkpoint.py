@@ -12,7 +12,6 @@ import pytest
 
 from core.checkpoint import ENCODER_TYPES, read_spec
 from core.checks import EmbedOptions
-from core.directory import find
 from core.errors import CannotLoadModel
 from core.settings import ModelSettings
 from core.spec import ModelSpec
@@ -265,22 +264,6 @@ def test_a_hash_of_weights_in_several_files_is_refused(encoder: Path) -> None:
     (encoder / "model.safetensors").rename(encoder / "model-00001-of-00001.safetensors")
     write_json(encoder / "model.safetensors.index.json", {"weight_map": {}})
     assert "several files" in refusal(encoder, sha256="0" * 64)
-
-
-@pytest.mark.parametrize("path", ["/no/such/directory", "./none", "~/no/such", "none", "a/b/c", ""])
-def test_a_path_that_is_no_directory_is_refused_without_asking_a_hub(path: str) -> None:
-    with pytest.raises(CannotLoadModel, match="no model directory"):
-        find(path)
-
-
-def test_a_file_is_no_model_directory(encoder: Path) -> None:
-    with pytest.raises(CannotLoadModel, match="no model directory"):
-        find(str(encoder / "config.json"))
-
-
-def test_a_hub_name_that_cannot_be_fetched_is_refused() -> None:
-    with pytest.raises(CannotLoadModel, match="'owner/name' is no local directory and cannot be fetched"):
-        find("owner/name")  # the tests run with the hub switched off
 
 
 @pytest.mark.parametrize("pooling_mode", ["mean", "cls"])
