@@ -154,16 +154,18 @@ class Engine:
         job, key = Job(num_rows, wanted), (model.spec.alias, wanted)
         try:
             for start in range(0, num_rows, _ENCODE_SLICE):
+                if job.done.done():
+                    break  # an earlier slice failed; what follows cannot change the answer
                 encoded = encode(slice(start, start + _ENCODE_SLICE))
                 arrived_s = time.monotonic()
                 self._loop.submit(
                     Sequence(tokens, job, start + index, key, priority, arrived_s)
                     for index, tokens in enumerate(encoded)
                 )
+            return job.done.result()
         except BaseException:
-            self._loop.withdraw(job)  # a later slice was bad: the first ones need not run
+            self._loop.withdraw(job)  # one sequence failed, or a later slice was bad: the others need not run
             raise
-        return job.done.result()
 
     def _model(self, alias: str | None, default: str | None, kind: str) -> Model:
         chosen = alias or default

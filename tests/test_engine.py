@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -13,12 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.checks import EmbedOptions
 from core.engine import Engine
 from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
-from core.scheduler import Sequence
 from core.settings import Settings, read_settings
-from core.tokenizer import Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
 
 
@@ -103,54 +99,6 @@ def test_interactive_jobs_go_before_bulk_jobs_that_came_first(engine: Engine, mo
         wait_for_waiting(engine, 2)
         model.gate.set()
     assert [batch[0].length for batch in model.batches] == [len("blocker"), len("interactive"), len("bulk")]
-
-
-def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:
-    def fail_on_exclamation(batch: list[Sequence]) -> None:
-        if any(ord("!") in one.tokens.ids for one in batch):
-            raise RuntimeError("the device said no")
-
-    model.before_rows = fail_on_exclamation
-    model.gate.clear()
-    with ThreadPoolExecutor(4) as callers:
-        blocker = callers.submit(engine.embed, ["blocker"])
-        assert model.begun.acquire(timeout=PATIENCE_S)
-        good = [callers.submit(engine.embed, texts_of(seed, 5)) for seed in range(2)]
-        bad = callers.submit(engine.embed, ["fine", "bad!", "fine too"])
-        wait_for_waiting(engine, 13)
-        model.gate.set()
-        with pytest.raises(DeviceFailure, match="model fake failed on a single sequence: RuntimeError"):
-            bad.result(PATIENCE_S)
-        for seed, job in enumerate(good):
-            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 5)))
-        blocker.result(PATIENCE_S)
-    assert len(model.batches[1]) == 13
-
-
-def test_a_bad_later_slice_withdraws_the_earlier_ones(engine: Engine, model: FakeModel) -> None:
-    encode = model.encode_texts
-    may_encode = threading.Event()
-
-    def encode_or_refuse(texts: list[str], options: EmbedOptions) -> list[Tokens]:
-        if "bad" in texts:
-            assert may_encode.wait(PATIENCE_S)
-            raise InvalidInput("text 500 cannot be encoded")
-        return encode(texts, options)
-
-    model.encode_texts = encode_or_refuse  # type: ignore[method-assign]
-    model.gate.clear()
-    with ThreadPoolExecutor(2) as callers:
-        blocker = callers.submit(engine.embed, ["blocker"])
-        assert model.begun.acquire(timeout=PATIENCE_S)
-        bad = callers.submit(engine.embed, ["good"] * 500 + ["bad"])
-        wait_for_waiting(engine, 256)
-        may_encode.set()
-        with pytest.raises(InvalidInput, match="text 500"):
-            bad.result(PATIENCE_S)
-        wait_for_waiting(engine, 0)
-        model.gate.set()
-        blocker.result(PATIENCE_S)
-    assert [len(batch) for batch in model.batches] == [1]
 
 
 def test_closing_answers_what_was_asked_and_later_calls_fail_clearly(model: FakeModel) -> None:

@@ -1,0 +1,98 @@
+"""Jobs that fail in the engine: which error they get, and that nobody else is touched. Over a fake model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from core.checks import EmbedOptions
+from core.engine import Engine
+from core.errors import DeviceFailure, InvalidInput
+from core.sequence import Sequence, Tokens
+from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
+from tests.test_engine import running, texts_of, wait_for_waiting
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel()
+
+
+@pytest.fixture
+def engine(model: FakeModel) -> Iterator[Engine]:
+    """An engine with one embedding model, and nothing else configured."""
+    with running(model) as engine:
+        yield engine
+
+
+def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:
+    def fail_on_exclamation(batch: list[Sequence]) -> None:
+        if any(ord("!") in one.tokens.ids for one in batch):
+            raise RuntimeError("the device said no")
+
+    model.before_rows = fail_on_exclamation
+    model.gate.clear()
+    with ThreadPoolExecutor(4) as callers:
+        blocker = callers.submit(engine.embed, ["blocker"])
+        assert model.begun.acquire(timeout=PATIENCE_S)
+        good = [callers.submit(engine.embed, texts_of(seed, 5)) for seed in range(2)]
+        bad = callers.submit(engine.embed, ["fine", "bad!", "fine too"])
+        wait_for_waiting(engine, 13)
+        model.gate.set()
+        with pytest.raises(DeviceFailure, match="model fake failed on a single sequence: RuntimeError"):
+            bad.result(PATIENCE_S)
+        for seed, job in enumerate(good):
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 5)))
+        blocker.result(PATIENCE_S)
+    assert len(model.batches[1]) == 13
+
+
+def test_a_bad_later_slice_withdraws_the_earlier_ones(engine: Engine, model: FakeModel) -> None:
+    encode = model.encode_texts
+    may_encode = threading.Event()
+
+    def encode_or_refuse(texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        if "bad" in texts:
+            assert may_encode.wait(PATIENCE_S)
+            raise InvalidInput("text 500 cannot be encoded")
+        return encode(texts, options)
+
+    model.encode_texts = encode_or_refuse  # type: ignore[method-assign]
+    model.gate.clear()
+    with ThreadPoolExecutor(2) as callers:
+        blocker = callers.submit(engine.embed, ["blocker"])
+        assert model.begun.acquire(timeout=PATIENCE_S)
+        bad = callers.submit(engine.embed, ["good"] * 500 + ["bad"])
+        wait_for_waiting(engine, 256)
+        may_encode.set()
+        with pytest.raises(InvalidInput, match="text 500"):
+            bad.result(PATIENCE_S)
+        wait_for_waiting(engine, 0)
+        model.gate.set()
+        blocker.result(PATIENCE_S)
+    assert [len(batch) for batch in model.batches] == [1]
+
+
+def test_of_a_job_that_failed_the_rest_is_neither_encoded_nor_computed(engine: Engine, model: FakeModel) -> None:
+    encode, encoded, has_failed_alone = model.encode_texts, [0], threading.Event()
+
+    def encode_and_count(texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        if encoded[0] >= 2:
+            assert has_failed_alone.wait(PATIENCE_S)
+        encoded[0] += 1
+        return encode(texts, options)
+
+    def fail(batch: list[Sequence]) -> None:
+        if len(batch) == 1:
+            has_failed_alone.set()
+        raise RuntimeError("the device said no")
+
+    model.encode_texts = encode_and_count  # type: ignore[method-assign]
+    model.before_rows = fail
+    with pytest.raises(DeviceFailure, match="the device said no"):
+        engine.embed(["x"] * 256 * 200)
+    assert encoded[0] < 100
