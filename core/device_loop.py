@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from core.errors import DeviceFailure, EmbedqError, InvalidSettings
+from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError, InvalidSettings
+from core.memory import free_cache, is_out_of_memory, reduced_budget
 from core.models import Model
 from core.scheduler import Scheduler
 from core.sequence import Sequence, Wanted
@@ -82,6 +83,11 @@ class DeviceLoop:
             self.scheduler.remove(job)
             self._changed.notify_all()
 
+    def limit_batch_tokens(self, max_tokens: int) -> None:
+        """Let batches from now on have at most `max_tokens`; never raises the budget."""
+        with self._changed:
+            self.scheduler.max_batch_tokens = min(self.scheduler.max_batch_tokens, max_tokens)
+
     def close(self) -> None:
         """Finish what waits, then end the device thread."""
         with self._changed:
@@ -102,33 +108,73 @@ class DeviceLoop:
             return batch
 
     def _step(self, batch: list[Sequence]) -> None:
-        """Run one batch and deliver its rows; on an error halve it, so that only the culprit fails."""
-        alias, wanted = batch[0].key
-        try:
-            rows = self._models[alias].forward(batch, wanted)
-            _check_rows(self._models[alias], rows, wanted.outputs, len(batch))
-        except Exception as error:
-            if len(batch) == 1:
-                batch[0].job.fail(_as_failure(alias, error))
-                return
+        """Run one batch and deliver its rows; what fails is halved, so that only the culprit's job fails."""
+        pieces = [batch]
+        while pieces:
+            piece = pieces.pop()
+            # The budget may have fallen since this piece was made; run as it is, it would fail like the one before.
+            if len(piece) > 1 and _padded_tokens(piece) > self.scheduler.max_batch_tokens:
+                pieces += _halves(piece)
+                continue
+            failure = self._forward(piece)
+            if failure is None:
+                continue
+            if isinstance(failure, DeviceOutOfMemory):
+                self._make_room(piece)
+            if len(piece) == 1:
+                piece[0].job.fail(failure)
+                continue
             log.warning(
                 "a batch failed and is run again in halves: %s",
-                type(error).__name__,
-                extra={"action": "batch_split", "model": alias, "num_sequences": len(batch)},
+                type(failure).__name__,
+                extra={"action": "batch_split", "model": piece[0].key[0], "num_sequences": len(piece)},
             )
-            self._step(batch[: len(batch) // 2])
-            self._step(batch[len(batch) // 2 :])
-            return
-        for index, sequence in enumerate(batch):
+            pieces += _halves(piece)
+
+    def _forward(self, piece: list[Sequence]) -> EmbedqError | None:
+        """Run one pass and deliver its rows, or return what its jobs are to be told.
+
+        Of the error itself nothing is kept: through its traceback it would hold the pass's tensors
+        while the device needs the room for the next pass.
+        """
+        alias, wanted = piece[0].key
+        model = self._models[alias]
+        try:
+            rows = model.forward(piece, wanted)
+            _check_rows(model, rows, wanted.outputs, len(piece))
+        except Exception as error:
+            return _as_failure(model, piece, error)
+        for index, sequence in enumerate(piece):
             sequence.job.deliver(sequence.row, index, rows)
+        return None
+
+    def _make_room(self, piece: list[Sequence]) -> None:
+        """After `piece` did not fit: free what is cached, and let later batches be smaller.
+
+        One sequence that did not fit alone says nothing about batches: it would have failed under any budget.
+        """
+        alias, failed_tokens = piece[0].key[0], _padded_tokens(piece)
+        free_cache(self._models[alias].device)
+        if len(piece) > 1:
+            self.limit_batch_tokens(reduced_budget(self.scheduler.max_batch_tokens, failed_tokens))
+        log.warning(
+            "the device is out of memory",
+            extra={
+                "action": "out_of_memory",
+                "model": alias,
+                "num_sequences": len(piece),
+                "num_tokens": failed_tokens,
+                "max_batch_tokens": self.scheduler.max_batch_tokens,
+            },
+        )
 
 
 def _batch_tokens(models: Mapping[str, Model], settings: Settings) -> int:
-    """The budget of a batch; the longest sequence must fit it, or that sequence would wait for ever."""
-    longest = max(model.spec.max_length for model in models.values())
+    """The budget of a batch: as set, else the device's. A sequence longer than the device's runs alone."""
     if settings.max_batch_tokens is None:
         is_cpu = all(model.device == "cpu" for model in models.values())
-        return max(longest, _CPU_BATCH_TOKENS if is_cpu else _ACCELERATOR_BATCH_TOKENS)
+        return _CPU_BATCH_TOKENS if is_cpu else _ACCELERATOR_BATCH_TOKENS
+    longest = max(model.spec.max_length for model in models.values())
     if settings.max_batch_tokens < longest:
         raise InvalidSettings(
             f"max_batch_tokens is {settings.max_batch_tokens} and a sequence may have {longest} tokens; "
@@ -158,9 +204,24 @@ def _arrays(row: Any) -> Iterable[np.ndarray]:
     return row if isinstance(row, tuple) else (row,)
 
 
-def _as_failure(alias: str, error: Exception) -> EmbedqError:
+def _as_failure(model: Model, piece: list[Sequence], error: Exception) -> EmbedqError:
+    """`error` as one of ours, without the frames of the pass."""
     if isinstance(error, EmbedqError):
-        return error
+        return error.with_traceback(None)
+    if is_out_of_memory(error):
+        return DeviceOutOfMemory(
+            f"{_padded_tokens(piece)} tokens of one text or pair do not fit the memory of {model.device} beside model "
+            f"{model.spec.alias}; lower max_length, or use a device with more memory"
+        )
     return DeviceFailure(
-        f"the forward pass of model {alias} failed on a single sequence: {type(error).__name__}: {error}"
+        f"the forward pass of model {model.spec.alias} failed on a single sequence: {type(error).__name__}: {error}"
     )
+
+
+def _padded_tokens(piece: list[Sequence]) -> int:
+    return max(sequence.length for sequence in piece) * len(piece)
+
+
+def _halves(piece: list[Sequence]) -> tuple[list[Sequence], list[Sequence]]:
+    """The two halves, the first one last: where it is taken from first."""
+    return piece[len(piece) // 2 :], piece[: len(piece) // 2]

@@ -23,6 +23,7 @@ from core.models import Embedder, Model, Reranker
 from core.results import Embeddings, Ranking
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Settings
+from core.warm_up import warm_up
 
 #: Texts encoded before the first of them may be computed: small enough that the device starts
 #: early on a large job, large enough to keep the tokenizer's threads busy.
@@ -48,7 +49,7 @@ class Engine:
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens of one forward pass, as settings and models gave it."""
+        """Tokens of one forward pass: as set or usual for the device, less what its memory took off since."""
         return self._loop.scheduler.max_batch_tokens
 
     def embed(self, texts: list[str], *, priority: int = 0, **given: Any) -> Embeddings:
@@ -94,13 +95,9 @@ class Engine:
         return layers if len(layers) > 1 else layers[0]
 
     def warm_up(self) -> None:
-        """Run every model once on a full batch, so that the first job does not pay for first use."""
-        for model in self.models.values():
-            length = min(model.spec.max_length, 512)
-            count = max(1, min(self.max_batch_tokens // length, self.settings.max_batch_sequences))
-            # Any token but the padding's, which some models leave out of their count of positions.
-            tokens = Tokens(np.full(length, int(model.spec.pad_token_id == 0), np.int32))
-            model.forward([Sequence(tokens, None, row) for row in range(count)], Wanted(model.outputs))
+        """Run every model, so that the first job does not pay for first use, and fit the budget to free memory."""
+        limits = self.max_batch_tokens, self.settings.max_batch_sequences
+        self._loop.limit_batch_tokens(warm_up(self.models.values(), *limits))
 
     def close(self) -> None:
         """Finish what waits, then end the device thread. Later calls are refused."""

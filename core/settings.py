@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     #: "auto" takes CUDA, then Ascend NPU, Moore Threads MUSA, Apple MPS, CPU.
     device: str = "auto"
     #: Tokens of one forward pass, padding included. None: 2,048 on a CPU (larger batches leave its
-    #: cache and were slower), 16,384 on accelerators; raised to the longest sequence of any model.
+    #: cache and were slower), 16,384 on accelerators, less where their memory allows less; a longer sequence runs alone.
     max_batch_tokens: int | None = Field(default=None, ge=16)
     #: Sequences of one forward pass; bounds the bookkeeping when texts are very short.
     max_batch_sequences: int = Field(default=512, ge=1)

@@ -255,9 +255,9 @@ def test_a_withdrawn_job_is_not_computed_and_its_room_is_free() -> None:
 
 @pytest.mark.parametrize(
     ("device", "max_length", "asked", "budget"),
-    [("cpu", 64, None, 2048), ("cpu", 8192, None, 8192), ("cuda:0", 64, None, 16_384), ("cpu", 64, 64, 64)],
+    [("cpu", 64, None, 2048), ("cpu", 8192, None, 2048), ("cuda:0", 64, None, 16_384), ("cpu", 64, 64, 64)],
 )
-def test_the_budget_is_the_devices_the_settings_or_the_longest_sequence(
+def test_the_budget_is_the_settings_or_the_devices_whatever_the_longest_sequence(
     device: str, max_length: int, asked: int | None, budget: int
 ) -> None:
     model = FakeModel(max_length=max_length)

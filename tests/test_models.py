@@ -12,11 +12,12 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 import core
-from core.checkpoint import ENCODER_TYPES
+from core.checkpoint import ENCODER_TYPES, read_spec
 from core.checks import EmbedOptions, RerankOptions
 from core.engine import Engine
 from core.errors import CannotLoadModel, InvalidSettings
-from core.settings import read_settings
+from core.models import weights
+from core.settings import ModelSettings, read_settings
 from tests.checkpoints import change_config, change_weights, save_cross_encoder, save_encoder
 
 TOLERANCE = 1e-5
@@ -81,15 +82,33 @@ def _halve(name: str) -> Callable[[dict[str, Any]], None]:
     return halve
 
 
+def _rename(start: str, new: str) -> Callable[[dict[str, Any]], None]:
+    """Put `new` where names begin with `start`."""
+
+    def rename(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith(start)]:
+            tensors[new + name.removeprefix(start)] = tensors.pop(name)
+
+    return rename
+
+
+def _add(*names: str) -> Callable[[dict[str, Any]], None]:
+    return lambda tensors: tensors.update({name: torch.ones(2) for name in names})
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (_drop("encoder.layer.1.output.dense.weight"), "lacks 1 weights the model needs, among them encoder.layer.1"),
         (_drop("embeddings.word_embeddings.weight"), "among them embeddings.word_embeddings.weight"),
-        (_halve("embeddings.word_embeddings.weight"), "cannot be loaded"),
+        (
+            _halve("embeddings.word_embeddings.weight"),
+            r"word_embeddings\.weight of shape \[\d+, 32\]; config.json desc",
+        ),
         (dict.clear, "lacks|cannot be loaded"),
+        (_rename("", "unknown."), r"lacks \d+ weights .* among them emb.*; it has \d+ .* among them unknown\.emb"),
     ],
-    ids=["a layer's", "the embeddings", "another shape", "all"],
+    ids=["a layer's", "the embeddings", "another shape", "all", "all but under other names"],
 )
 def test_weights_that_are_missing_or_misshapen_are_refused_and_not_made_up(
     change: Callable[[dict[str, Any]], None], told: str, tmp_path: Path
@@ -97,6 +116,52 @@ def test_weights_that_are_missing_or_misshapen_are_refused_and_not_made_up(
     change_weights(save_encoder(tmp_path), change)
     with pytest.raises(CannotLoadModel, match=told):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder.layer.2.output.dense.weight",  # config.json says there are two layers
+        "encoder.layer.0.attention.self.query.lora_A.weight",
+        "encoder.layer.0.output.dense.weight_scale",
+        "bert.encoder.layer.7.output.dense.bias",
+        "projection.weight",
+    ],
+)
+@pytest.mark.parametrize("save", [save_encoder, save_cross_encoder])
+def test_a_weight_that_the_network_would_ignore_is_refused_by_name(
+    save: Callable[[Path], Path], name: str, tmp_path: Path
+) -> None:
+    change_weights(save(tmp_path), _add(name, "embeddings.position_ids"))
+    with pytest.raises(CannotLoadModel, match=rf"has 1 weights that .* does not use, among them .*{name[-20:]}"):
+        load(tmp_path)
+
+
+def test_heads_of_other_tasks_and_stored_positions_are_left_unread(tmp_path: Path) -> None:
+    save_encoder(tmp_path)
+    with load(tmp_path) as engine:
+        before = np.asarray(engine.embed(["the ferry"]))
+    heads = ["cls.predictions.bias", "lm_head.dense.weight", "classifier.weight", "vocab_projector.bias"]
+    change_weights(tmp_path, _add(*heads, "embeddings.position_ids", "encoder.layer.0.rotary_emb.inv_freq"))
+    with load(tmp_path) as engine:
+        np.testing.assert_array_equal(engine.embed(["the ferry"]), before)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gemma2", "modernbert"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_is_what_transformers_makes_of_it_whatever_dtype_its_file_has(
+    model_type: str, stored: torch.dtype, precision: str, tmp_path: Path
+) -> None:
+    change_config(save_encoder(tmp_path, model_type), pad_token_id=0)
+    change_weights(tmp_path, lambda tensors: tensors.update({name: one.to(stored) for name, one in tensors.items()}))
+    reference = AutoModel.from_pretrained(tmp_path, dtype=getattr(torch, precision), local_files_only=True).eval()
+    spec = read_spec("m", ModelSettings(path=str(tmp_path), family="decoder" if model_type == "gemma2" else "encoder"))
+    network = weights.load(AutoModel, spec, "cpu", precision)
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert torch.equal(network(input_ids=ids).last_hidden_state, reference(input_ids=ids).last_hidden_state)
+    assert all(weight.dtype == getattr(torch, precision) for weight in network.parameters())
 
 
 def test_a_cross_encoder_without_its_head_is_refused(tmp_path: Path) -> None:

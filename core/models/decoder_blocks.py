@@ -202,7 +202,7 @@ def load_weights(module: nn.Module, path: Path, device: str) -> None:
     """
     parameters = dict(module.named_parameters())
     loaded: dict[str, Tensor] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path):
         try:
             with safe_open(file, framework="pt", device="cpu") as reader:
                 for name in reader.keys():  # noqa: SIM118 (a reader is no mapping)
@@ -230,7 +230,7 @@ def _check_weight(file: Path, name: str, shape: list[int], parameters: Mapping[s
         raise CannotLoadModel(f"{file} has {name} of shape {shape}; config.json describes {needed}")
 
 
-def _weight_files(path: Path) -> list[Path]:
+def weight_files(path: Path) -> list[Path]:
     """`model.safetensors`, or the files its index names."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
