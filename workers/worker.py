@@ -21,7 +21,7 @@ from celery.worker.request import Request
 import core
 import tasks
 from core.engine import Engine
-from core.errors import OperatorError, ServerUnavailable
+from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import logs
@@ -72,7 +72,7 @@ def main() -> int:
             _log_ready(engine, settings, time.monotonic() - started_s)
             Registry(tasks.app.backend.client).announce(served(engine))
             return serve(engine, settings)
-    except OperatorError as error:
+    except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
 
