@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,11 @@ class Device:
     memory_bytes: int = 0
     #: The cores of a CPU worker; empty for accelerators, which use whichever core is free.
     cores: tuple[int, ...] = field(default=())
+    #: What it computes in natively, by torch's names.
+    precisions: tuple[str, ...] = ("float32",)
+    #: Which of them `auto` takes, and why.
+    chosen: str = "float32"
+    reason: str = ""
 
     def __str__(self) -> str:
         """As settings write it: "cuda:0", "cpu"."""
@@ -67,6 +72,12 @@ class Device:
         return entries[self.index] if self.index < len(entries) else str(self.index)
 
 
+def read_devices(listing: str | bytes) -> list[Device]:
+    """The devices in what `python -m core.devices` printed."""
+    lists = ("cores", "precisions")  # JSON knows no tuples
+    return [Device(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in json.loads(listing)]
+
+
 def devices() -> list[Device]:
     """List the accelerators of the first kind that is present, else the CPU with all its cores."""
     import torch
@@ -77,12 +88,12 @@ def devices() -> list[Device]:
         if backend is not None and backend.is_available():
             return [_accelerator(kind, index) for index in range(backend.device_count())]
     if torch.backends.mps.is_available():
-        return [Device("mps", 0, "Apple GPU")]
+        return [_with_precisions(Device("mps", 0, "Apple GPU", int(torch.mps.recommended_max_memory())))]
     return cpu_devices(1)
 
 
 def cpu_devices(num_workers: int) -> list[Device]:
-    """Split the cores this process may use evenly into `num_workers` CPU devices."""
+    """Split the cores this process may use evenly into `num_workers` CPU devices. Needs no torch."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     if not 1 <= num_workers <= len(cores):
         raise InvalidSettings(
@@ -90,7 +101,10 @@ def cpu_devices(num_workers: int) -> list[Device]:
         )
     size = len(cores) // num_workers
     groups = [tuple(cores[i * size : (i + 1) * size]) for i in range(num_workers)]
-    return [Device("cpu", index, cpu_name(), cores=group) for index, group in enumerate(groups)]
+    memory_bytes = _host_memory_bytes()
+    return [
+        _with_precisions(Device("cpu", index, cpu_name(), memory_bytes, group)) for index, group in enumerate(groups)
+    ]
 
 
 def choose_device(wanted: str) -> str:
@@ -117,7 +131,7 @@ def choose_device(wanted: str) -> str:
 def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
     """Choose the arithmetic for a device: (precision, reason). An explicit choice is kept if possible."""
     kind = device.partition(":")[0]
-    native_bf16 = _has_native_bf16(kind)
+    native_bf16 = _has_native_bf16(device)
     if wanted == "float16" and kind == "cpu":
         raise InvalidSettings(
             "precision float16 on a CPU would be slower than float32 and less exact; use auto or float32"
@@ -150,15 +164,39 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), os.uname().machine)
 
 
-def _has_native_bf16(kind: str) -> bool:
-    import torch
+def _with_precisions(device: Device) -> Device:
+    """`device` with what it can compute in and what `auto` takes."""
+    has_bf16 = _has_native_bf16(str(device))
+    precisions = (
+        "float32",
+        *(["float16"] if device.kind != "cpu" else []),  # refused on a CPU, see choose_precision
+        *(["bfloat16"] if has_bf16 else []),
+    )
+    chosen, reason = choose_precision(str(device), "auto")
+    return replace(device, precisions=precisions, chosen=chosen, reason=reason)
 
+
+def _host_memory_bytes() -> int:
+    """The machine's memory; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _has_native_bf16(device: str) -> bool:
+    kind, _, index = device.partition(":")
     if kind == "cpu":
         # bf16 without these instructions is emulated and slower than float32. The CPU is asked, not
         # its name: virtual machines hide instructions that the model name promises.
         return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+    import torch
+
     if kind == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(
+            int(index or 0)
+        ):  # it answers for the current one, and a machine may have several models
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     backend = getattr(torch, kind, None)
     supported = getattr(backend, "is_bf16_supported", None)
     return bool(supported()) if supported else False
@@ -169,7 +207,7 @@ def _accelerator(kind: str, index: int) -> Device:
 
     backend = getattr(torch, kind)
     properties = backend.get_device_properties(index)
-    return Device(kind, index, str(backend.get_device_name(index)), int(properties.total_memory))
+    return _with_precisions(Device(kind, index, str(backend.get_device_name(index)), int(properties.total_memory)))
 
 
 def _load_vendor_backends() -> None:

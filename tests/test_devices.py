@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from core import devices
 from core.devices import Device, choose_device, choose_precision, cpu_devices
 from core.errors import InvalidSettings
+from workers import __main__ as command_line
 
 #: Order of preference.
 KINDS = ["cuda", "npu", "musa", "mps", "cpu"]
@@ -26,7 +29,9 @@ class FakeBackend:
     """What `core.devices` asks of `torch.cuda`, `torch.npu`, `torch.musa` or `torch.backends.mps`."""
 
     num_devices: int = 2
-    has_bf16: bool = True
+    #: Of all, or of each.
+    has_bf16: bool | list[bool] = True
+    current: int = 0
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def is_available(self) -> bool:
@@ -41,9 +46,15 @@ class FakeBackend:
     def get_device_properties(self, index: int) -> SimpleNamespace:
         return SimpleNamespace(total_memory=(index + 1) * 2**30)
 
+    @contextlib.contextmanager
+    def device(self, index: int) -> Iterator[None]:
+        self.current = index
+        yield
+        self.current = 0
+
     def is_bf16_supported(self, **how: Any) -> bool:
         self.asked.append(how)
-        return self.has_bf16
+        return self.has_bf16 if isinstance(self.has_bf16, bool) else self.has_bf16[self.current]
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +69,8 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def install(monkeypatch: pytest.MonkeyPatch, kind: str, backend: FakeBackend) -> FakeBackend:
     """Put `backend` where torch keeps the one of `kind`."""
     monkeypatch.setattr(torch.backends if kind == "mps" else torch, kind, backend, raising=False)
+    if kind == "mps":  # the rest of it is elsewhere
+        monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 3 * 2**30)
     return backend
 
 
@@ -73,9 +86,9 @@ def test_the_best_kind_that_is_present_is_taken(first: int, monkeypatch: pytest.
 @pytest.mark.parametrize("kind", ["cuda", "npu", "musa"])
 def test_every_accelerator_is_listed_with_name_and_memory(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, kind, FakeBackend(2))
-    assert devices.devices() == [
-        Device(kind, 0, "Accelerator 0", 2**30),
-        Device(kind, 1, "Accelerator 1", 2 * 2**30),
+    assert [(str(device), device.name, device.memory_bytes) for device in devices.devices()] == [
+        (f"{kind}:0", "Accelerator 0", 2**30),
+        (f"{kind}:1", "Accelerator 1", 2 * 2**30),
     ]
 
 
@@ -211,12 +224,59 @@ def test_an_explicit_precision_is_kept(device: str, wanted: Any, monkeypatch: py
     assert choose_precision(device, wanted) == (wanted, "asked for")
 
 
+_WITH = "  computes in float32, float16, bfloat16; auto takes bfloat16: {} multiplies bfloat16 natively"
+_WITHOUT = "  computes in float32, float16; auto takes float16: {} has no native bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("kind", "has_bf16", "lines"),
+    [
+        # Two generations in one machine.
+        ("cuda", [True, False], ["cuda:0  Accelerator 0  1 GiB", _WITH, "cuda:1  Accelerator 1  2 GiB", _WITHOUT]),
+        ("npu", [True], ["npu:0  Accelerator 0  1 GiB", _WITH]),
+        ("musa", [False], ["musa:0  Accelerator 0  1 GiB", _WITHOUT]),
+        ("mps", [False], ["mps  Apple GPU  3 GiB", _WITHOUT]),
+    ],
+)
+def test_each_device_is_printed_with_what_it_can_do_and_why_auto_takes_what(
+    kind: str,
+    has_bf16: list[bool],
+    lines: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(monkeypatch, kind, FakeBackend(len(has_bf16), has_bf16))
+    # The fake is of this process only; what crosses to the launcher crosses here, too.
+    listing = json.dumps([asdict(device) for device in devices.devices()])
+    monkeypatch.setattr(command_line, "list_devices", lambda: devices.read_devices(listing))
+    assert command_line.main(["devices"]) == 0
+    assert capsys.readouterr().out.splitlines() == [line.format(kind) for line in lines]
+
+
+def test_the_command_line_prints_what_this_machine_has() -> None:
+    """The real command, which asks a process of its own."""
+    answer = subprocess.run(
+        [sys.executable, "-m", "workers", "devices"], capture_output=True, text=True, timeout=60, check=True
+    )
+    first, second, *_ = answer.stdout.splitlines()
+    if first.startswith("cpu"):
+        (cpu,) = cpu_devices(1)
+        memory_gib = cpu.memory_bytes / 2**30
+        assert first == f"cpu  {devices.cpu_name()}  {len(cpu.cores)} cores  {memory_gib:.0f} GiB"
+        precision, reason = choose_precision("cpu", "auto")
+        can = "float32, bfloat16" if precision == "bfloat16" else "float32"
+        assert second == f"  computes in {can}; auto takes {precision}: {reason}"
+    else:
+        assert second.startswith("  computes in float32, float16")
+
+
 def test_the_listing_that_the_launcher_asks_for_is_made_of_devices() -> None:
     answer = subprocess.run(
         [sys.executable, "-m", "core.devices"], capture_output=True, text=True, timeout=60, check=True
     )
-    listed = [Device(**{**one, "cores": tuple(one["cores"])}) for one in json.loads(answer.stdout)]
+    listed = devices.read_devices(answer.stdout)
     assert listed
+    assert all(device.chosen in device.precisions and device.reason for device in listed)
     assert [device.index for device in listed] == list(range(len(listed)))
     if listed[0].kind == "cpu":
         assert listed[0].cores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from core.checkpoint import read_spec
 from core.errors import CannotLoadModel, InvalidInput
+from core.sequence import Tokens
 from core.settings import ModelSettings
 from core.tokenizer import Tokenizer
 from tests.checkpoints import save_cross_encoder, save_encoder, write_json
@@ -175,15 +177,45 @@ def test_a_long_pair_costs_time_in_proportion_to_its_length(tokenizers: dict[str
     assert len(tokens.ids) <= 64
 
 
-def test_eight_threads_get_the_ids_of_one(tokenizers: dict[str, Tokenizer]) -> None:
-    tokenizer = tokenizers["flagreranker_bert"]
+class Unprotected:
+    """A tokenizer that is told its limit before each call, as transformers tells it: the limit belongs to all threads."""
+
+    def __init__(self, directory: Path) -> None:
+        self._rust = RustTokenizer.from_file(str(directory / "tokenizer.json"))
+
+    def encode(self, texts: list[str], max_length: int) -> list[Tokens]:
+        self._rust.enable_truncation(max_length)
+        encoded = self._rust.encode_batch(texts)
+        return [Tokens(np.array(one.ids, np.int32), np.array(one.type_ids, np.int32)) for one in encoded]
+
+
+def check_eight_threads(tokenizer: Any) -> None:
+    """Eight threads, each call with a limit of its own: AssertionError unless all get the ids that one gets."""
     random_ = random.Random(1)
-    calls = [(random_.sample(HARD_TEXTS, 6), random_.randint(8, 64)) for _ in range(120)]
+    calls = [(random_.sample(HARD_TEXTS, 6), random_.randint(8, 64)) for _ in range(240)]
     alone = [tokenizer.encode(texts, limit) for texts, limit in calls]
-    with ThreadPoolExecutor(8) as threads:
-        together = list(threads.map(lambda call: tokenizer.encode(*call), calls))
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads change places between any two steps
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(lambda call: tokenizer.encode(*call), calls))
+    finally:
+        sys.setswitchinterval(interval_s)
     for one, other in zip(alone, together, strict=True):
         assert [tokens.ids.tolist() for tokens in one] == [tokens.ids.tolist() for tokens in other]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eight_threads_get_the_ids_of_one(tokenizers: dict[str, Tokenizer], case: str) -> None:
+    check_eight_threads(tokenizers[case])
+
+
+def test_eight_threads_break_a_tokenizer_that_is_told_its_limit_before_each_call() -> None:
+    """The same check on what ours must not be: without this, it might never find anything."""
+    unprotected = Unprotected(GOLDEN / "flagreranker_bert" / "model")
+    with pytest.raises((AssertionError, RuntimeError)) as broken:  # wrong ids, or "Already borrowed"
+        check_eight_threads(unprotected)
+    assert isinstance(broken.value, AssertionError) or "borrowed" in str(broken.value)
 
 
 @pytest.mark.parametrize("max_length", [65, 100_000, 2])

@@ -56,9 +56,19 @@ def _chosen(found: list[Device], names: list[str]) -> list[Device]:
 
 def _print_devices() -> int:
     for device in list_devices():
-        memory = f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else f"{len(device.cores)} cores"
-        print(f"{device}  {device.name}  {memory}")
+        print(_described(device))
     return 0
+
+
+def _described(device: Device) -> str:
+    """Two lines: what the device is, and what it computes in."""
+    parts = [str(device), device.name]
+    if device.cores:
+        parts.append(f"{len(device.cores)} cores")
+    parts.append(f"{device.memory_bytes / 2**30:.0f} GiB" if device.memory_bytes else "memory not told")
+    return (
+        f"{'  '.join(parts)}\n  computes in {', '.join(device.precisions)}; auto takes {device.chosen}: {device.reason}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ first thing a driver of its process reads.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import signal
@@ -16,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from core.devices import Device
+from core.devices import Device, read_devices
 from core.errors import OperatorError
 from core.settings import Settings
 from workers.processes import spawn, stop
@@ -146,4 +145,4 @@ def list_devices() -> list[Device]:
             raise
     if process.returncode:
         raise OperatorError(f"the devices of this machine cannot be listed: {reasons.decode().strip()[-500:]}")
-    return [Device(**{**found, "cores": tuple(found["cores"])}) for found in json.loads(answer)]
+    return read_devices(answer)
