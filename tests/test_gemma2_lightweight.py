@@ -101,7 +101,7 @@ def test_bfloat16_stays_close(call: Call) -> None:
     network = gemma2_lightweight.load(GOLDEN / CASE / "model", "cpu", "bfloat16")
     scores = score(network, call, [*range(len(call.token_ids["input_ids"]))])
     # The case's query and key weights are large on purpose: rounding the weights alone moves scores by 0.06.
-    assert_close_in_bfloat16(scores, scores_of(call), within=0.25, min_cosine=0.99)
+    assert_close_in_bfloat16(scores, scores_of(call), within=0.15, min_cosine=0.997)
 
 
 def test_neighbours_and_width_of_the_batch_do_not_matter(network: LightweightGemma2) -> None:

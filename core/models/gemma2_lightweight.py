@@ -113,7 +113,7 @@ class LightweightGemma2(nn.Module):
         """
         assert layers == tuple(layer for layer in self.layers if layer in layers), layers
         ids, lengths = right_padded(ids, mask)
-        states = self.model.embed_tokens(ids) * self.scale_emb  # (num_sequences, longest, hidden)
+        states = self.model.embed_tokens(ids).float() * self.scale_emb  # (num_sequences, longest, hidden)
         cos, sin = rotary_angles(ids.shape[1], self.shape, ids.device)
         scores: list[Tensor] = []
         for depth in range(layers[-1] + 1):
