@@ -40,9 +40,6 @@ BY_MODEL = {
 #: One call for every model.
 FIRSTS = list({id(BY_MODEL[str(call)][0]): call for call in reversed(CALLS)}.values())
 
-#: One call for every case.
-OF_CASES = [next(call for call in CALLS if call.case == case) for case in CASES]
-
 #: Least cosine of a vector in bfloat16 with the float32 one.
 MIN_COSINE = 0.999
 
@@ -58,7 +55,7 @@ def test_token_ids_and_numbers_are_those_of_the_library(call: Call) -> None:
     assert max(found.values()) <= 1, found
 
 
-@pytest.mark.parametrize("call", OF_CASES, ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
 def test_a_text_gives_the_same_without_company(call: Call) -> None:
     with load(call, max_batch_sequences=1) as engine:
         found = differences(embed(engine, call), call)
@@ -83,7 +80,7 @@ def test_jobs_that_share_batches_give_the_same(first: Call) -> None:
             assert max(found.values()) <= 1, found
 
 
-@pytest.mark.parametrize("call", OF_CASES, ids=str)
+@pytest.mark.parametrize("call", CALLS, ids=str)
 def test_half_precision_points_the_same_way(call: Call) -> None:
     with load(call, precision="bfloat16") as engine:
         assert engine.models["model"].precision == "bfloat16"
