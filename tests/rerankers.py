@@ -99,10 +99,18 @@ def assert_same_scores_in_mixtures(engine: Engine, calls: Rows[Call], seed: int,
         assert max(threads.map(worst, jobs)) <= 1
 
 
-def assert_close_in_bfloat16(engine: Engine, call: Call, within: float = 0.15) -> None:
-    """Each raw score within `within` and 1 %; the sigmoid brings scores at least four times nearer."""
-    expected = call.expected[""]
+#: Least cosine of a call's scores in bfloat16 with the float32 ones; and the one call that cannot have it: its
+#: query and key weights are large on purpose, and docs/measurements.md says what was tried.
+MIN_COSINE, LOW_COSINES = 0.999, {("lightweight_reranker", "max24_compress_2"): 0.997}
+
+
+def assert_close_in_bfloat16(engine: Engine, call: Call) -> None:
+    """Each raw score within 0.15 and 1 %; the sigmoid brings scores at least four times nearer."""
+    within, expected = 0.15, call.expected[""]
     allowed = within / 4 if call.kwargs.get("normalize") else within + 0.01 * np.abs(expected)
     scores = engine.score(pairs(call), **options(call))
     assert scores.dtype == np.float32
     assert (np.abs(scores - expected) <= allowed).all()
+    cosine = np.vdot(scores, expected) / np.linalg.norm(scores) / np.linalg.norm(expected)
+    print(f"{call}: bfloat16 cosine {cosine:.5f}")
+    assert cosine >= LOW_COSINES.get((call.case, call.id), MIN_COSINE)
