@@ -86,6 +86,25 @@ def test_a_signal_at_any_moment_leaves_nothing(tmp_path: Path, number: signal.Si
     assert "Traceback" not in demo.output
 
 
+def test_a_signal_that_arrives_where_python_drops_exceptions_is_heard_all_the_same() -> None:
+    script = (
+        "import signal, time\n"
+        "from deploy.demo.running import Running\n"
+        "class Ending:\n"
+        "    def __del__(self):\n"
+        "        signal.raise_signal(signal.SIGTERM)\n"
+        "with Running() as running:\n"
+        "    Ending()\n"
+        "    time.sleep(20)\n"
+        "    print('not heard')\n"
+        "raise SystemExit(running.exit_code)\n"
+    )
+    with Running([sys.executable, "-c", script]) as demo:
+        assert demo.wait(TIMEOUT_S) == 143
+    assert "not heard" not in demo.output
+    assert "Traceback" not in demo.output
+
+
 def test_a_second_demo_in_the_same_directory_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     with run_demo(tmp_path) as first:
         first.wait_for("server   ")

@@ -22,6 +22,9 @@ from workers.processes import spawn, stop
 #: Between two looks into a child's log: it has no other way to tell us, and this is not noticed.
 _POLL_S = 0.05
 
+#: Until a signal that Python dropped is raised again.
+_AGAIN_S = 0.01
+
 #: Lines of a child's log shown when it fails.
 _TAIL_LINES = 15
 
@@ -54,6 +57,8 @@ class Running(contextlib.ExitStack):
     def __enter__(self) -> Running:
         for number in _SIGNALS:
             signal.signal(number, self._receive)
+        signal.signal(signal.SIGALRM, lambda _, frame: self._receive(self._number, frame))
+        sys.unraisablehook = self._dropped
         return self
 
     def __exit__(
@@ -65,7 +70,7 @@ class Running(contextlib.ExitStack):
         try:
             return bool(super().__exit__(kind, error, trace)) or kind is Interrupted
         finally:
-            for number in _SIGNALS:  # all that is left is Python's own exit, and its code is decided
+            for number in (*_SIGNALS, signal.SIGALRM):  # all that is left is Python's own exit, and its code is decided
                 signal.signal(number, signal.SIG_IGN)
 
     @property
@@ -86,6 +91,14 @@ class Running(contextlib.ExitStack):
         if self._number:
             self._is_held = True
             raise Interrupted
+
+    def _dropped(self, dropped: sys.UnraisableHookArgs) -> None:
+        """Python dropped an exception, for example one in a `__del__`: ours is raised again, where it is heard."""
+        if dropped.exc_type is Interrupted:
+            self._is_held = False
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            sys.__unraisablehook__(dropped)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self._number = self._number or number
