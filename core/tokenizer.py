@@ -36,7 +36,7 @@ _WORD = "a"
 
 
 #: More tokens than any text has.
-_ALL = 2**31
+ALL_TOKENS = 2**31
 
 #: Tokenizer classes that put `add_eos_token` above what `tokenizer.json` says (transformers v4, with which
 #: their models were trained); others ignore it.
@@ -123,9 +123,9 @@ class Tokenizer:
         is_longest = self._spec.pair_truncation == "longest"
         # Which of two texts is the longer is only known when both are encoded to their ends.
         share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
-        query_limit = query_max_length or (_ALL if is_longest else share)
+        query_limit = query_max_length or (ALL_TOKENS if is_longest else share)
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
-        passages = self._encode([passage for _, passage in pairs], _ALL if is_longest else limit)
+        passages = self._encode([passage for _, passage in pairs], ALL_TOKENS if is_longest else limit)
         cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
         joined = []
         for (query, _), passage in zip(pairs, passages, strict=True):

@@ -15,15 +15,13 @@ from core.errors import InvalidInput
 from core.models.decoder import Decoder
 from core.prompts import write_example
 from core.sequence import Tokens
+from core.tokenizer import ALL_TOKENS
 
 #: What FlagEmbedding counts as the special tokens around a query, whatever the tokenizer's own are.
 _BEFORE, _BEHIND = "<s>", "</s>"
 
 #: FlagEmbedding lets the whole be this much longer than its parts, rounded up to a multiple of 8.
 _SLACK_TOKENS, _MULTIPLE = 8, 8
-
-#: More tokens than examples may have.
-_ALL = 2**31
 
 
 class InContext(Decoder):
@@ -53,7 +51,7 @@ class InContext(Decoder):
         """(tokens of a written query, tokens of all) for a call. InvalidInput if a query has no room."""
         examples, suffix, before, behind = (
             len(ids)
-            for ids in self._tokenizer.ids([prefix, self.spec.suffix, _BEFORE, self.spec.suffix + _BEHIND], _ALL)
+            for ids in self._tokenizer.ids([prefix, self.spec.suffix, _BEFORE, self.spec.suffix + _BEHIND], ALL_TOKENS)
         )
         # The whole must fit the model. A query gives way where it must, its examples and suffix never.
         fitting = self.spec.max_length - examples - suffix - _SLACK_TOKENS - _MULTIPLE

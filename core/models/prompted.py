@@ -14,10 +14,7 @@ from core.checks import RerankOptions
 from core.errors import InvalidInput
 from core.sequence import Tokens
 from core.spec import ModelSpec
-from core.tokenizer import QUERY_SHARE, Tokenizer
-
-#: More tokens than any prompt has; one that exceeds the model is refused by name.
-_ALL = 2**31
+from core.tokenizer import ALL_TOKENS, QUERY_SHARE, Tokenizer
 
 
 class PromptedPairs:
@@ -29,7 +26,7 @@ class PromptedPairs:
         self._default_prompt = default_prompt
         self._bos = [] if bos is None else [bos]
         #: One id, or two where the tokenizer puts a blank before every text.
-        self._newline = tokenizer.ids(["\n"], _ALL)[0]
+        self._newline = tokenizer.ids(["\n"], ALL_TOKENS)[0]
 
     def encode(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """Encode `pairs` in order; the passage is cut to what `max_length` tokens leave it.
@@ -45,7 +42,7 @@ class PromptedPairs:
         query_ids = dict(zip(queries, self._tokenizer.ids(queries, query_limit), strict=True))
         passages = self._tokenizer.ids([passage for _, passage in written], max_length)
         prompt = self._default_prompt if options.prompt is None else options.prompt
-        prompt_ids = self._tokenizer.ids([prompt], _ALL)[0]
+        prompt_ids = self._tokenizer.ids([prompt], ALL_TOKENS)[0]
         room = max_length + len(self._newline) + len(prompt_ids)
         tail = self._newline + prompt_ids
         joined = [

@@ -18,16 +18,13 @@ from core.models.wanted import refuse
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
 from core.spec import ModelSpec
-from core.tokenizer import Tokenizer
+from core.tokenizer import ALL_TOKENS, Tokenizer
 
 _BEFORE = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
     'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
 )
 _BEHIND = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
-
-#: More tokens than either of them has.
-_ALL = 2**31
 
 
 class Qwen3Reranker:
@@ -43,7 +40,7 @@ class Qwen3Reranker:
         answers = [self._tokenizer.id_of(answer) for answer in ("yes", "no")]
         if None in answers:
             raise CannotLoadModel(f"{spec.path} has no tokens yes and no, so it is no Qwen3-Reranker")
-        self._before, self._behind = self._tokenizer.ids([_BEFORE, _BEHIND], _ALL)
+        self._before, self._behind = self._tokenizer.ids([_BEFORE, _BEHIND], ALL_TOKENS)
         self._next_token = NextToken(spec, device, self.precision, [answer for answer in answers if answer is not None])
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
