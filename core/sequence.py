@@ -38,21 +38,29 @@ class Wanted:
     compress_ratio: int = 1
 
 
+#: Sequences share a batch only if they have the same: the model's alias, and what it must give.
+Key = tuple[str, Wanted]
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One tokenized text, or one query-passage pair: a row of some job."""
+    """One tokenized text, or one query-passage pair, on its way to a batch."""
 
     tokens: Tokens
-    #: The job this is a row of, and which row. The scheduler only passes them on.
-    job: Any
-    row: int
-    #: Sequences share a batch only if they have the same key: the model and what it must give.
-    key: Any = None
-    priority: int = 0
+    #: Alias of the model that reads it, and what it must give.
+    model: str = ""
+    wanted: Wanted = Wanted(frozenset())
+    #: Whether it may wait behind interactive work.
+    is_bulk: bool = False
     #: Seconds on whichever clock the caller uses throughout.
     arrived_s: float = 0.0
-    is_taken: bool = field(default=False, init=False)
+    #: The (job, row) pairs it answers; several where jobs in flight hold the same text.
+    rows: list[tuple[Any, int]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
         return len(self.tokens.ids)
+
+    @property
+    def key(self) -> Key:
+        return self.model, self.wanted

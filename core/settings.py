@@ -100,11 +100,20 @@ class Settings(BaseSettings):
     #: Tokens encoded ahead of the device; beyond it encoding waits. 4 bytes each, and enough for
     #: hundreds of batches: a deep backlog is what lets sequences of like length meet.
     max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
-    #: Bulk work waiting longer than this goes before interactive work, so that nothing starves.
-    max_wait_s: float = Field(default=5.0, gt=0)
-    #: Jobs one worker holds at a time; also its number of job threads. More lets more small jobs
-    #: share a batch, and hides more of the backlog from other workers.
-    max_jobs: int = Field(default=32, ge=1, le=1024)
+    #: Seconds of one batch, as far as the speed measured so far tells: what an interactive job may have to wait for.
+    max_batch_s: float = Field(default=0.5, gt=0)
+    #: While bulk work waits, it gets a batch at least this often, whatever interactive work does.
+    max_bulk_wait_s: float = Field(default=2.0, gt=0)
+    #: Threads that turn texts into token ids. None: half the cores, at least 2 and at most 4.
+    encode_threads: int | None = Field(default=None, ge=1, le=256)
+    #: Seconds without progress after which a forward pass counts as hung: the worker says so and ends, and its
+    #: jobs go to another. Longer than the longest single sequence takes.
+    hang_timeout_s: float = Field(default=300.0, gt=0)
+    #: Batches a worker fetches ahead, in tokens; the rest stays in the queue for other workers. Two would keep the
+    #: device busy; lengths need more to meet: see docs/measurements.md, "window".
+    window_batches: int = Field(default=16, ge=2)
+    #: Jobs one worker holds at a time, those that wait for their countdown included.
+    max_jobs: int = Field(default=10_000, ge=1)
     #: Seconds a worker may take to finish its jobs after SIGTERM before it is killed; what it had
     #: not finished returns to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0)

@@ -1,13 +1,13 @@
-"""Models -> each run on a full batch, and the budget of tokens that their device's free memory allows.
+"""Models -> each run on a full batch, and the budgets of tokens that their device's free memory allows.
 
-Does not know the loop that uses the budget. On devices that do not tell their memory, CPUs among
+Does not know the loop that uses them. On devices that do not tell their memory, CPUs among
 them, the budget only falls where a warm-up batch itself did not fit.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -23,33 +23,35 @@ log = logging.getLogger(__name__)
 _LENGTH = 512
 
 
-def warm_up(models: Iterable[Model], max_tokens: int, max_sequences: int) -> int:
-    """Run every model on a batch of `max_tokens`, so that the first job does not pay for first use.
+def warm_up(models: Mapping[str, Model], budgets: Mapping[str, int], max_sequences: int) -> dict[str, int]:
+    """Run every model on a batch of its budget in tokens, so that the first job does not pay for first use.
 
-    Returns the budget, at most `max_tokens`. DeviceOutOfMemory if a single sequence does not fit.
+    Both by alias. Returns the budgets, lowered to what free memory allows. DeviceOutOfMemory if a
+    single sequence does not fit.
     """
-    needs: list[tuple[DeviceMemory, Model, float]] = []
-    for model in models:
-        batch, max_tokens = _fitting_batch(model, max_tokens, max_sequences)
+    fitting: dict[str, int] = {}
+    needs: list[tuple[DeviceMemory, str, float]] = []
+    for alias, model in models.items():
+        batch, fitting[alias] = _fitting_batch(model, budgets[alias], max_sequences)
         memory = measurable(model.device)
         if memory is not None:
-            needs.append((memory, model, _bytes_per_token(model, memory, batch)))
+            needs.append((memory, alias, _bytes_per_token(model, memory, batch)))
     # After all passes: what the libraries keep for themselves from first use on is no longer free.
-    for memory, model, bytes_per_token in needs:
+    for memory, alias, bytes_per_token in needs:
         free_bytes = memory.free_bytes()
-        max_tokens = fitting_budget(max_tokens, free_bytes, bytes_per_token)
+        fitting[alias] = fitting_budget(fitting[alias], free_bytes, bytes_per_token)
         log.info(
             "memory is measured: %.0f %% of what is free may be a batch",
             100 * USABLE_PART,
             extra={
                 "action": "memory_measured",
-                "model": model.spec.alias,
+                "model": alias,
                 "free_mib": free_bytes >> 20,
                 "bytes_per_token": round(bytes_per_token),
-                "max_batch_tokens": max_tokens,
+                "max_batch_tokens": fitting[alias],
             },
         )
-    return max_tokens
+    return fitting
 
 
 def _fitting_batch(model: Model, max_tokens: int, max_sequences: int) -> tuple[list[Sequence], int]:
@@ -58,7 +60,7 @@ def _fitting_batch(model: Model, max_tokens: int, max_sequences: int) -> tuple[l
     count = max(1, min(max_tokens // length, max_sequences))
     # Any token but the padding's, which some models leave out of their count of positions.
     tokens = Tokens(np.full(length, int(model.spec.pad_token_id == 0), np.int32))
-    batch = [Sequence(tokens, None, row) for row in range(count)]
+    batch = [Sequence(tokens) for _ in range(count)]
     while not _fits(model, batch):
         free_cache(model.device)
         if len(batch) == 1:
@@ -74,7 +76,7 @@ def _fitting_batch(model: Model, max_tokens: int, max_sequences: int) -> tuple[l
 def _fits(model: Model, batch: list[Sequence]) -> bool:
     """Run one pass; False if it was out of memory. Its tensors are free once this has returned."""
     try:
-        model.forward(batch, Wanted(model.outputs))
+        model.launch(batch, Wanted(model.outputs))()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -85,5 +87,5 @@ def _fits(model: Model, batch: list[Sequence]) -> bool:
 def _bytes_per_token(model: Model, memory: DeviceMemory, batch: list[Sequence]) -> float:
     """Measured on a second pass: the first also takes what the libraries need but once."""
     memory.start()
-    model.forward(batch, Wanted(model.outputs))
+    model.launch(batch, Wanted(model.outputs))()
     return memory.taken_bytes() / (len(batch) * batch[0].length)

@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from celery import Celery, Task
 
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult
 
     from core.engine import Engine
+    from core.job import Call
 
 __all__ = ["Embeddings", "Ranking", "app", "embed", "rerank"]
 
@@ -55,6 +60,25 @@ config = _load_config()
 app = Celery("embedq", set_as_current=False)
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
+
+
+class _Ready(threading.local):
+    """The engine's answer to the job whose task this thread runs."""
+
+    answer: Future[Any] | None = None
+
+
+_ready = _Ready()
+
+
+@contextmanager
+def ready_answer(answer: Future[Any] | None) -> Iterator[None]:
+    """Let `embed` and `rerank`, run on this thread, give this answer. For the worker's pool."""
+    _ready.answer = answer
+    try:
+        yield
+    finally:
+        _ready.answer = None
 
 
 class EngineTask(Task):
@@ -82,11 +106,6 @@ class EngineTask(Task):
         """The announced models, on the connections of the result backend."""
         return Registry(self.backend.client)
 
-    @property
-    def priority(self) -> int:
-        """Priority of the running job, 0 interactive to 9 bulk."""
-        return (self.request.delivery_info or {}).get("priority") or 0
-
     def running_engine(self) -> Engine:
         """The worker's engine. InvalidInput where there is none: the task was called, not sent."""
         if self.engine is None:
@@ -94,6 +113,12 @@ class EngineTask(Task):
                 f"{self.name} runs in a worker; send it with .delay(...), or use core.load(...) in this process"
             )
         return self.engine
+
+    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
+        """What a message asks of the engine, checked. Any program can write to the queue."""
+        call = self._bind(args, kwargs)
+        build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank
+        return build(**call)
 
     def _bind(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments and options by name, all checked. TypeError if texts are missing."""
@@ -134,12 +159,14 @@ def _shown(call: dict[str, Any]) -> str:
 @app.task(base=EngineTask, bind=True, name="tasks.embed", options_class=EmbedOptions)
 def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
     """Embed `texts`; `.dense` is (num_texts, dim) in their order. Options: `core.checks.EmbedOptions`."""
-    check_size(check_texts("texts", texts))
-    return self.running_engine().embed(texts, priority=self.priority, **options)
+    if _ready.answer:
+        return cast(Embeddings, _ready.answer.result())
+    return self.running_engine().embed(texts, **options)
 
 
 @app.task(base=EngineTask, bind=True, name="tasks.rerank", options_class=RerankOptions)
 def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) -> Ranking:
     """Score `passages` against `query`; `.order` is best first. Options: `core.checks.RerankOptions`."""
-    check_size(check_texts("passages", passages), query)
-    return self.running_engine().rerank(query, passages, priority=self.priority, **options)
+    if _ready.answer:
+        return cast(Ranking, _ready.answer.result())
+    return self.running_engine().rerank(query, passages, **options)

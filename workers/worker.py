@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import sys
 import time
 from typing import Any
 
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
-from celery.worker.request import Request
 
 import core
 import tasks
@@ -24,8 +22,10 @@ from core.engine import Engine
 from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import logs
+from workers import control, logs
 from workers.embedded import answers
+from workers.pool import EnginePool
+from workers.request import EngineRequest
 from workers.transport import LeaseRenewal
 
 log = logging.getLogger(__name__)
@@ -38,25 +38,6 @@ _SERVER_TIMEOUT_S = 60.0
 
 #: Variables that are neither settings of a worker nor of the wire.
 _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
-
-#: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
-_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
-
-
-class ShortRequest(Request):
-    """A request that never shows its arguments, also when a foreign producer sent their repr."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if not _SUMMARY.fullmatch(self.argsrepr or ""):
-            # Both places: events and logs read the one, the tracer's messages the other.
-            self._argsrepr = self._kwargsrepr = "(not shown)"
-            self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
-
-    def info(self, safe: bool = False) -> dict[str, Any]:
-        """What inspection shows: the summary, also where Celery would send the texts themselves."""
-        shown: dict[str, Any] = super().info(safe=True)
-        return shown
 
 
 def main() -> int:
@@ -79,15 +60,16 @@ def main() -> int:
 
 def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    tasks.EngineTask.engine = engine
-    tasks.EngineTask.Request = ShortRequest
+    assert control.embedq_stats  # registered by being imported
+    tasks.EngineTask.engine = EnginePool.engine = engine
+    tasks.EngineTask.Request = EngineRequest
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
     worker_shutting_down.connect(_log_draining)
     worker = tasks.app.Worker(
         hostname=worker_name(engine),
-        pool="threads",
+        pool=EnginePool,
         concurrency=settings.max_jobs,
         queues=queues(engine),
         loglevel="WARNING",
@@ -110,13 +92,13 @@ def worker_name(engine: Engine) -> str:
 def queues(engine: Engine) -> list[str]:
     """Both queues of each model, so that a call it cannot serve is answered; and the default ones."""
     named = [tasks.config.queue_name(kind, alias) for alias in engine.models for kind in ("embed", "rerank")]
-    defaults = {"embed": engine.default_embed, "rerank": engine.default_rerank}
+    defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
     return named + [tasks.config.queue_name(kind) for kind, alias in defaults.items() if alias]
 
 
 def served(engine: Engine) -> list[Served]:
     """What producers may know of this worker's models."""
-    defaults = {"embed": engine.default_embed, "rerank": engine.default_rerank}
+    defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
     return [
         Served(
             alias=alias,
@@ -165,7 +147,7 @@ def _log_ready(engine: Engine, settings: Settings, seconds: float) -> None:
                 "precision": f"{model.precision} ({model.reason})",
             },
         )
-    limits = settings.model_dump(exclude={"models", "wire"}) | {"max_batch_tokens": engine.max_batch_tokens}
+    limits = settings.model_dump(exclude={"models", "wire"}) | {"max_batch_tokens": engine.stats()["max_batch_tokens"]}
     log.info("models are warm", extra={"action": "warm", "seconds": round(seconds, 1), **limits})
 
 

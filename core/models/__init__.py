@@ -7,8 +7,7 @@ To add a family: a file here with a class that fulfils `Model`, a line in FAMILI
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from core.checks import EmbedOptions, RerankOptions
@@ -32,15 +31,22 @@ FAMILIES = {
 }
 
 
+#: For each output, as many rows as a batch has sequences: one array, or a list of arrays of different lengths.
+Outputs = Mapping[str, Any]
+
+#: What `launch` returns: waits for the pass, and gives its outputs.
+Launched = Callable[[], Outputs]
+
+
 class Model(Protocol):
     """Weights on a device, and how their inputs are written.
 
-    `wanted` and `encode_*` run in any number of calling threads at once, `forward` on the device
-    thread alone.
+    `wanted` and `encode_*` run on any number of threads at once, `launch` and what it returns on the
+    device thread alone.
     """
 
     spec: ModelSpec
-    #: What `forward` can give: of "dense", "sparse", "colbert", "score".
+    #: What `launch` can give: of "dense", "sparse", "colbert", "score".
     outputs: frozenset[str]
     #: Torch's name of the device, the arithmetic in use, and why that was chosen.
     device: str
@@ -51,8 +57,11 @@ class Model(Protocol):
         """What a call wants of a forward pass. InvalidInput if this model cannot give it."""
         ...
 
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> Mapping[str, Rows[Any]]:
-        """One pass over `batch`; for each wanted output, as many rows as sequences, in their order.
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """Start one pass over `batch`; the function returned waits for it and gives its rows.
+
+        Where the device works beside the host, this returns before the pass has ended. The rows are,
+        for each wanted output, as many as sequences, in their order.
 
         "dense": (num_sequences, dim) pooled and not normalised; "colbert": per sequence a
         (num_tokens, dim) array, not normalised; "sparse": per sequence (ids (n,) int32, weights (n,));

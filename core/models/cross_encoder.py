@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models import Launched
+from core.models.transfer import launched_as
 from core.models.wanted import refuse
 from core.models.weights import load, pad, pad_types
 from core.sequence import Sequence, Tokens, Wanted
@@ -42,9 +43,9 @@ class CrossEncoder:
         return self._tokenizer.encode_pairs(written, options.max_length, options.query_max_length)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         types = {"token_type_ids": pad_types(batch, self.device)} if self._has_types else {}
         logits = self._module(input_ids=ids, attention_mask=mask, **types).logits  # (num_sequences, 1)
-        return {"score": logits.float().cpu().numpy()}
+        return launched_as("score", logits.float())

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 import torch
 from transformers import AutoModel
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.errors import CannotLoadModel
+from core.models import Launched
 from core.models.pooling import Pooling
+from core.models.transfer import launched_as
 from core.models.wanted import of_embedder
 from core.models.weights import CAPPED_TYPES, load, pad
 from core.sequence import Sequence, Tokens, Wanted
@@ -51,12 +52,12 @@ class Decoder:
         return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         # Without a cache: nothing is generated, and it would hold keys and values of every layer.
         hidden = self._module(input_ids=ids, attention_mask=self._seen(ids, mask), use_cache=False).last_hidden_state
-        return {"dense": self._pool(hidden, mask).cpu().numpy()}
+        return launched_as("dense", self._pool(hidden, mask))
 
     def _seen(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What transformers must be told of who sees whom."""

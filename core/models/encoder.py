@@ -11,7 +11,9 @@ from transformers import AutoModel
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models import Launched
 from core.models.pooling import Pooling
+from core.models.transfer import to_host
 from core.models.wanted import of_embedder
 from core.models.weights import load, pad
 from core.sequence import Sequence, Tokens, Wanted
@@ -43,15 +45,20 @@ class Encoder:
         return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray | list[np.ndarray]]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
-        rows: dict[str, np.ndarray | list[np.ndarray]] = {}
-        if "dense" in wanted.outputs:
-            rows["dense"] = self._pool(hidden, mask).cpu().numpy()
-        if "colbert" in wanted.outputs:
-            tokens = hidden.float().cpu().numpy()
-            # Without the first token, with the last: as BGE-M3 keeps them.
-            rows["colbert"] = [tokens[row, 1 : sequence.length] for row, sequence in enumerate(batch)]
-        return rows
+        dense = to_host(self._pool(hidden, mask)) if "dense" in wanted.outputs else None
+        tokens = to_host(hidden.float()) if "colbert" in wanted.outputs else None
+
+        def finish() -> dict[str, np.ndarray | list[np.ndarray]]:
+            rows: dict[str, np.ndarray | list[np.ndarray]] = {}
+            if dense:
+                rows["dense"] = dense()
+            if tokens:
+                # Without the first token, with the last: as BGE-M3 keeps them.
+                rows["colbert"] = [row[1 : one.length] for row, one in zip(tokens(), batch, strict=True)]
+            return rows
+
+        return finish

@@ -6,15 +6,15 @@ How a pair is written: `core.models.prompted`.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.errors import CannotLoadModel
-from core.models import minicpm
+from core.models import Launched, minicpm
 from core.models.llm_reranker import YES_NO_PROMPT
 from core.models.prompted import PromptedPairs
+from core.models.transfer import launched_as
 from core.models.wanted import layers_of, refuse
 from core.models.weights import pad
 from core.sequence import Sequence, Tokens, Wanted
@@ -57,9 +57,9 @@ class LayerwiseReranker:
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         layers = wanted.cutoff_layers or self._network.layers[-1:]
         scores = self._network(ids, mask, layers, head_layers=wanted.head_layers or None)  # (num_layers, num_sequences)
-        return {"score": scores.T.cpu().numpy()}
+        return launched_as("score", scores.T)

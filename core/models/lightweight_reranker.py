@@ -6,14 +6,14 @@ FlagEmbedding's LightWeightFlagLLMReranker (bge-reranker-v2.5-gemma2-lightweight
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.errors import CannotLoadModel, InvalidInput
-from core.models import gemma2_lightweight
+from core.models import Launched, gemma2_lightweight
 from core.models.prompted import PromptedPairs
+from core.models.transfer import launched_as
 from core.models.wanted import layers_of, refuse
 from core.models.weights import pad
 from core.sequence import Sequence, Tokens, Wanted
@@ -58,8 +58,8 @@ class LightweightReranker:
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         scores = self._network(
             ids,
@@ -71,7 +71,7 @@ class LightweightReranker:
             compress_ratio=wanted.compress_ratio,
             heads="own" if self.spec.heads_by == "layer" else "in_order",
         )  # (num_layers, num_sequences)
-        return {"score": scores.T.cpu().numpy()}
+        return launched_as("score", scores.T)
 
     def _compress_layers(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
         """The layers to compress before, ascending. Before the first there is nothing to average yet."""

@@ -5,13 +5,14 @@ FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. How a pai
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
+from core.models import Launched
 from core.models.next_token import NextToken
 from core.models.prompted import PromptedPairs
+from core.models.transfer import launched_as
 from core.models.wanted import refuse
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
@@ -54,6 +55,6 @@ class LlmReranker:
         return self._pairs.encode(pairs, options)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
-        return {"score": self._next_token.logits(batch).cpu().numpy()}
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
+        return launched_as("score", self._next_token.logits(batch))

@@ -15,8 +15,10 @@ import torch
 
 from core.checks import EmbedOptions, RerankOptions
 from core.errors import CannotLoadModel
+from core.models import Launched
 from core.models.encoder import Encoder
 from core.models.pooling import read_linear, read_state
+from core.models.transfer import to_host
 from core.models.wanted import of_embedder
 from core.models.weights import pad, round_weights
 from core.results import Sparse
@@ -47,21 +49,29 @@ class M3(Encoder):
         return of_embedder(self.spec, self.outputs, options, missing)
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, Any]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
-        rows: dict[str, Any] = {}
+        dense, weights, tokens = None, None, None
         if "dense" in wanted.outputs:
-            rows["dense"] = self._pool(hidden, mask).cpu().numpy()
+            dense = to_host(self._pool(hidden, mask))
         if "sparse" in wanted.outputs:
-            weights = torch.relu(self._heads["sparse"](hidden)).squeeze(-1)  # (num_sequences, longest)
-            rows["sparse"] = _by_token(batch, weights.float().cpu().numpy(), self._silent_ids)
+            weights = to_host(torch.relu(self._heads["sparse"](hidden)).squeeze(-1).float())  # (num_sequences, longest)
         if "colbert" in wanted.outputs:
-            # Without the first token, with the last.
-            tokens = self._heads["colbert"](hidden[:, 1:]).float().cpu().numpy()
-            rows["colbert"] = [tokens[row, : sequence.length - 1] for row, sequence in enumerate(batch)]
-        return rows
+            tokens = to_host(self._heads["colbert"](hidden[:, 1:]).float())  # without the first token, with the last
+
+        def finish() -> dict[str, Any]:
+            rows: dict[str, Any] = {}
+            if dense:
+                rows["dense"] = dense()
+            if weights:
+                rows["sparse"] = _by_token(batch, weights(), self._silent_ids)
+            if tokens:
+                rows["colbert"] = [row[: one.length - 1] for row, one in zip(tokens(), batch, strict=True)]
+            return rows
+
+        return finish
 
     def _load_head(self, name: str) -> torch.nn.Linear:
         file = self.spec.path / name

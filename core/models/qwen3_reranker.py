@@ -13,7 +13,9 @@ import torch
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.errors import CannotLoadModel
+from core.models import Launched
 from core.models.next_token import NextToken
+from core.models.transfer import launched_as
 from core.models.wanted import refuse
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
@@ -62,7 +64,7 @@ class Qwen3Reranker:
         return [Tokens(np.array(self._before + middle + self._behind, np.int32)) for middle in ids]
 
     @torch.inference_mode()
-    def forward(self, batch: list[Sequence], wanted: Wanted) -> dict[str, np.ndarray]:
-        """See `core.models.Model.forward`."""
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
         yes, no = self._next_token.logits(batch).unbind(dim=1)  # (num_sequences,) each
-        return {"score": (yes - no)[:, None].cpu().numpy()}
+        return launched_as("score", (yes - no)[:, None])

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from core.errors import CannotLoadModel
 from core.models.decoder_blocks import weight_files
+from core.models.transfer import to_device
 from core.sequence import Sequence
 from core.spec import ModelSpec
 
@@ -129,10 +130,10 @@ def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Te
     for row, sequence in enumerate(batch):
         ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
     if all(sequence.length == longest for sequence in batch):
-        return ids.to(device), None
+        return to_device(ids, device), None
     lengths = torch.tensor([sequence.length for sequence in batch])
     mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
-    return ids.to(device), mask.to(device)
+    return to_device(ids, device), to_device(mask, device)
 
 
 def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
@@ -142,4 +143,4 @@ def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
     for row, sequence in enumerate(batch):
         if sequence.tokens.type_ids is not None:
             types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
-    return types.to(device)
+    return to_device(types, device)

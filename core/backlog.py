@@ -1,0 +1,157 @@
+"""What waits for the device: where encode threads, callers and the device thread meet, under one lock.
+
+Adds to the scheduler's policy what needs a lock or a clock: equal texts of jobs in flight become
+one sequence with several rows, a class's room is bounded, a job that nobody wants any more leaves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from core.errors import DeviceFailure
+from core.job import Job
+from core.scheduler import Scheduler
+from core.sequence import Key, Sequence, Tokens
+
+
+class Backlog:
+    """The scheduler, what is in flight by its tokens, and who is told of work and of room."""
+
+    def __init__(self, scheduler: Scheduler, max_waiting_tokens: int) -> None:
+        self._scheduler = scheduler
+        self._max_waiting_tokens = max_waiting_tokens
+        #: Sequences that wait or are computed, by all that decides their rows.
+        self._in_flight: dict[Key, dict[Any, Sequence]] = {}
+        self.lock = threading.Lock()
+        #: Signals work to the device thread, and room to the encode threads.
+        self.work = threading.Condition(self.lock)
+        self.room = threading.Condition(self.lock)
+        self._is_closing = False
+        #: Why nothing is computed any more; None while all is well.
+        self.dead: DeviceFailure | None = None
+        #: Called, without the lock, when a batch has left.
+        self.on_room: Callable[[], None] = _nothing
+
+    def add(self, job: Job, first_row: int, encoded: list[Tokens]) -> None:
+        """Let the rows of `job` from `first_row` on wait for a batch."""
+        key = (job.call.model.spec.alias, job.call.wanted)
+        identities = [_identity(tokens) for tokens in encoded]
+        with self.lock:
+            if self.dead:
+                job.fail(self.dead)
+            if job.is_over:
+                return
+            twins = self._in_flight.setdefault(key, {})
+            now_s = time.monotonic()
+            for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
+                sequence = twins.get(identity)
+                if sequence is None:
+                    sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
+                    self._scheduler.add(sequence)
+                elif not job.is_bulk:
+                    self._scheduler.promote(sequence)
+                sequence.rows.append((job, row))
+                job.sequences.append(sequence)
+            self.work.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Drop what still waits of `job` alone; its place is free at once."""
+        with self.lock:
+            for sequence in job.sequences:
+                sequence.rows = [place for place in sequence.rows if place[0] is not job]
+                if not sequence.rows:
+                    self._scheduler.remove(sequence)
+                    self._forget(sequence)
+            job.sequences.clear()
+            self.room.notify_all()
+        self.on_room()
+
+    def has_room(self, is_bulk: bool) -> bool:
+        """Whether more of this class may be encoded. Its caller holds the lock."""
+        return self._scheduler.num_tokens(is_bulk) < self._max_waiting_tokens
+
+    def num_tokens(self, is_bulk: bool) -> int:
+        """Tokens of this class that wait for a batch."""
+        return self._scheduler.num_tokens(is_bulk)
+
+    def budget(self, model: str, is_bulk: bool) -> int:
+        """Tokens of a batch as it would be formed now."""
+        return self._scheduler.budget(model, is_bulk)
+
+    def max_tokens(self, model: str) -> int:
+        """The most tokens of a batch of `model`, however fast it is."""
+        return self._scheduler.limits[model].max_batch_tokens
+
+    def lower_budget(self, model: str, max_tokens: int) -> None:
+        """Let batches of `model` have at most `max_tokens` from now on; never raises the budget."""
+        with self.lock:
+            self._scheduler.lower_budget(model, max_tokens)
+
+    def next_batch(self, must_wait: bool) -> list[Sequence]:
+        """Take a batch; waits for one if it must. Empty if nothing waits, or at the end."""
+        with self.lock:
+            if must_wait:
+                self.work.wait_for(lambda: self._is_closing or self._scheduler.num_sequences)
+            batch = self._scheduler.next_batch(time.monotonic())
+            if batch:
+                self.room.notify_all()
+        if batch:
+            self.on_room()
+        return batch
+
+    def answered(self, batch: Iterable[Sequence]) -> list[list[tuple[Job, int]]]:
+        """The (job, row) pairs that each sequence answers; no job joins them after this."""
+        with self.lock:
+            for sequence in batch:
+                self._forget(sequence)
+            return [sequence.rows for sequence in batch]
+
+    def finished(self, model: str, num_padded_tokens: int, seconds: float) -> None:
+        """Tell the scheduler how long a batch took."""
+        with self.lock:
+            self._scheduler.finished(model, num_padded_tokens, seconds)
+
+    def counts(self) -> dict[str, Any]:
+        """What has left so far: batches, sequences, tokens, tokens with padding."""
+        return asdict(self._scheduler.counters)
+
+    def close(self) -> None:
+        """Let the device thread end once nothing waits."""
+        with self.lock:
+            self._is_closing = True
+            self.work.notify_all()
+
+    def fail_all(self, error: DeviceFailure) -> None:
+        """Answer every job that has rows here with `error`, and take no more."""
+        with self.lock:
+            self.dead, self._is_closing = error, True
+            sequences = [sequence for twins in self._in_flight.values() for sequence in twins.values()]
+            for sequence in sequences:
+                self._scheduler.remove(sequence)
+            self._in_flight.clear()
+            self.work.notify_all()
+            self.room.notify_all()
+        for job in {job for sequence in sequences for job, _ in sequence.rows}:
+            job.fail(error)
+
+    def _forget(self, sequence: Sequence) -> None:
+        twins = self._in_flight.get(sequence.key)
+        identity = _identity(sequence.tokens)
+        if twins and twins.get(identity) is sequence:
+            del twins[identity]
+            if not twins:
+                del self._in_flight[sequence.key]  # keys are options of calls, so their number is not bounded by us
+
+
+def _identity(tokens: Tokens) -> Any:
+    """What two sequences of one key must share to have the same rows."""
+    types = None if tokens.type_ids is None else tokens.type_ids.tobytes()
+    return tokens.ids.tobytes(), types, tokens.num_query_tokens, tokens.num_prompt_tokens
+
+
+def _nothing() -> None:
+    pass

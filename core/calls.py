@@ -1,0 +1,167 @@
+"""What a caller asks -> a checked call on one model, and the result that its rows become.
+
+Knows the models and which of them is the default; knows no job, batch or thread. Every mistake of
+the caller is raised here, before anything is encoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from core import scoring, vectors
+from core.checks import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
+from core.errors import InvalidInput, InvalidSettings, UnknownModel
+from core.job import Call
+from core.models import Embedder, Model, Reranker
+from core.results import Embeddings, Ranking
+from core.sequence import Tokens
+from core.settings import Settings
+
+Pairs = list[tuple[str, str]]
+
+
+class Calls:
+    """Builds the calls of one engine."""
+
+    def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
+        self._models = models
+        self.default_embed, self.default_rerank = _defaults(models, settings)
+
+    def embed(self, texts: list[str], **given: Any) -> Call:
+        """A call that gives `Embeddings` of `texts`; options as in `core.checks.EmbedOptions`."""
+        texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
+        model = cast(Embedder, self._model(chosen.model, self.default_embed, "embed"))
+
+        def finish(rows: dict[str, list[Any]]) -> Embeddings:
+            normalize = model.spec.normalize if chosen.normalize is None else chosen.normalize
+            dense, ranges, colbert = None, None, None
+            if "dense" in rows:
+                pooled = _stack(rows["dense"], model.spec.dimensions)
+                dense, ranges = vectors.finish(pooled, chosen.dimensions, normalize, chosen.dtype)
+            if "colbert" in rows:
+                colbert = [vectors.finish(row, chosen.dimensions, normalize, "float32")[0] for row in rows["colbert"]]
+            return Embeddings(dense, colbert, rows.get("sparse"), ranges, model.spec.alias)
+
+        return Call(
+            model, model.wanted(chosen), len(texts), lambda part: model.encode_texts(texts[part], chosen), finish
+        )
+
+    def rerank(self, query: str, passages: list[str], **given: Any) -> Call:
+        """A call that gives a `Ranking` of `passages`; options as in `core.checks.RerankOptions`.
+
+        A reranker gives its logit. An embedding model gives the cosine of the two vectors, or what
+        `mode` says. Of several layers the last decides the order.
+        """
+        query, passages = check_text("query", query), check_texts("passages", passages)
+        chosen = RerankOptions.checked(given)
+
+        def finish(layers: np.ndarray) -> Ranking:
+            order = np.argsort(-layers[-1], kind="stable")[: chosen.top_k].astype(np.int32)
+            return Ranking(layers[-1], order, alias, layers if len(layers) > 1 else None)
+
+        call = self._pairs([(query, passage) for passage in passages], chosen, finish)
+        alias = call.model.spec.alias
+        return call
+
+    def score(self, pairs: Pairs, **given: Any) -> Call:
+        """A call that gives the scores of (query, passage) pairs; options as `rerank`'s, `top_k` aside.
+
+        (num_pairs,) float32 in the order of the pairs; (num_layers, num_pairs) for several layers.
+        """
+        checked, chosen = check_pairs(pairs), RerankOptions.checked(given)
+        return self._pairs(checked, chosen, lambda layers: layers if len(layers) > 1 else layers[0])
+
+    def _pairs(self, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
+        """A call whose `finish` gets (num_layers, num_pairs) float32, ascending layers, one where a model has no others."""
+        model = self._model(chosen.model, self.default_rerank, "rerank")
+        if model.spec.is_embedder:
+            return _by_embedding(cast(Embedder, model), pairs, chosen, finish)
+        reranker, wanted = cast(Reranker, model), model.wanted(chosen)
+
+        def finish_rows(rows: dict[str, list[Any]]) -> Any:
+            layers = _stack(rows["score"], max(1, len(wanted.cutoff_layers))).T
+            return finish(_scaled(layers, chosen))
+
+        return Call(model, wanted, len(pairs), lambda part: reranker.encode_pairs(pairs[part], chosen), finish_rows)
+
+    def _model(self, alias: str | None, default: str | None, kind: str) -> Model:
+        chosen = alias or default
+        if chosen is None:
+            raise UnknownModel(
+                f"{kind} needs model=…: there is no default for it; this worker serves {', '.join(self._models)}"
+            )
+        if chosen not in self._models:
+            raise UnknownModel(f"unknown model {chosen!r:.40}; this worker serves {', '.join(self._models)}")
+        model = self._models[chosen]
+        if kind == "embed" and not model.spec.is_embedder:
+            raise InvalidInput(f"model {chosen} is a reranker: it cannot embed")
+        return model
+
+
+def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
+    """Scores from the two texts' own rows, each different text computed once: queries first, then passages."""
+    queries, passages = ([*dict.fromkeys(pair[side] for pair in pairs)] for side in (0, 1))
+    as_query = EmbedOptions(
+        input_type="query",
+        instruction=chosen.query_instruction,
+        instruction_format=chosen.query_instruction_format,
+        max_length=chosen.query_max_length or chosen.max_length,
+    )
+    as_passage = EmbedOptions(
+        input_type="document",
+        instruction=chosen.passage_instruction,
+        instruction_format=chosen.passage_instruction_format,
+        max_length=chosen.max_length,
+    )
+
+    def encode(part: slice) -> list[Tokens]:
+        split = len(queries)
+        asked, read = queries[part], passages[max(0, part.start - split) : max(0, part.stop - split)]
+        return [
+            *(model.encode_texts(asked, as_query) if asked else []),
+            *(model.encode_texts(read, as_passage) if read else []),
+        ]
+
+    def finish_rows(rows: dict[str, list[Any]]) -> Any:
+        if "colbert" in rows:
+            rows["colbert"] = [vectors.normalized(row) for row in rows["colbert"]]
+        query_rows = {query: index for index, query in enumerate(queries)}
+        passage_rows = {passage: index for index, passage in enumerate(passages, len(queries))}
+        sides = [
+            {name: [values[query_rows[pair[0]]] for pair in pairs] for name, values in rows.items()},
+            {name: [values[passage_rows[pair[1]]] for pair in pairs] for name, values in rows.items()},
+        ]
+        scores = scoring.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
+        return finish(_scaled(scores[np.newaxis], chosen))
+
+    return Call(model, model.wanted(chosen), len(queries) + len(passages), encode, finish_rows)
+
+
+def _scaled(layers: np.ndarray, chosen: RerankOptions) -> np.ndarray:
+    """Scores as asked: the sigmoid of them, or as they are."""
+    if chosen.normalize:
+        layers = np.exp(-np.logaddexp(0, -layers))  # without overflow for logits below -88
+    return np.ascontiguousarray(layers)
+
+
+def _defaults(models: Mapping[str, Model], settings: Settings) -> tuple[str | None, str | None]:
+    """(alias for embed, alias for rerank): as set, else the only one that can."""
+    embedders = [alias for alias, model in models.items() if model.spec.is_embedder]
+    rerankers = [alias for alias, model in models.items() if not model.spec.is_embedder] or embedders
+    if settings.default_embed not in (None, "none", *embedders):
+        raise InvalidSettings(f"default_embed is {settings.default_embed!r}, a reranker, which cannot embed")
+    return _default(settings.default_embed, embedders), _default(settings.default_rerank, rerankers)
+
+
+def _default(wanted: str | None, candidates: list[str]) -> str | None:
+    if wanted is None:
+        return candidates[0] if len(candidates) == 1 else None
+    return None if wanted == "none" else wanted
+
+
+def _stack(rows: list[np.ndarray], width: int) -> np.ndarray:
+    """(num_rows, width); np.stack has no answer for no rows."""
+    return np.stack(rows) if rows else np.empty((0, width), np.float32)

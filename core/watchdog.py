@@ -1,0 +1,41 @@
+"""Notices a forward pass that never ends: a driver that hangs raises nothing and answers nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+#: Looks per limit; a hung pass is noticed a quarter of the limit late at most.
+_LOOKS_PER_LIMIT = 4
+
+
+class Watchdog:
+    """Calls `on_hung`, once, if a pass is under way for more than `limit_s` without progress."""
+
+    def __init__(self, limit_s: float, on_hung: Callable[[], None]) -> None:
+        self._limit_s = limit_s
+        self._on_hung = on_hung
+        self._since_s: float | None = None
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def progress(self, is_busy: bool) -> None:
+        """A pass has begun or ended; `is_busy` says whether one is under way now."""
+        self._since_s = time.monotonic() if is_busy else None
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether the pass under way has taken longer than the limit."""
+        since_s = self._since_s
+        return since_s is not None and time.monotonic() - since_s > self._limit_s
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._limit_s / _LOOKS_PER_LIMIT):
+            if self.is_hung:
+                self._on_hung()
+                return

@@ -1,0 +1,38 @@
+"""What a worker answers to Celery's remote control beyond Celery's own commands.
+
+celery -A tasks inspect embedq_stats       batches, tokens, padding, time on the device
+celery -A tasks control revoke JOB_ID      as ever; a waiting job gives up its place at once
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker import control
+
+
+@control.inspect_command(name="embedq_stats")
+def embedq_stats(state: Any) -> dict[str, Any]:
+    """What this worker's engine has computed since it started."""
+    stats: dict[str, Any] = state.consumer.pool.engine.stats()
+    return stats
+
+
+@control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Celery's `revoke`; by itself it stops a job only before the pool has it, and our pool holds what waits."""
+    answer = control.revoke(state, task_id, terminate, signal, **options)
+    state.consumer.pool.drop_revoked()
+    return answer
+
+
+@control.control_command(
+    name="revoke_by_stamped_headers", variadic="headers", signature="[key1=value1 [key2=value2 [... [keyN=valueN]]]]"
+)
+def revoke_by_stamped_headers(
+    state: Any, headers: Any, terminate: bool = False, signal: Any = None, **options: Any
+) -> Any:
+    """Celery's own, and as for `revoke`."""
+    answer = control.revoke_by_stamped_headers(state, headers, terminate, signal, **options)
+    state.consumer.pool.drop_revoked()
+    return answer

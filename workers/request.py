@@ -1,0 +1,53 @@
+"""A job as the worker's event loop holds it: Celery's own request, with three things changed.
+
+It never shows its arguments, does not decode its message a second time, and gives up its place in
+the engine when it is revoked before anything of it was computed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from celery.worker.request import Request
+
+#: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
+_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
+
+
+class EngineRequest(Request):
+    """`Task.Request` of the tasks that the engine runs."""
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("decoded", True):
+            # The strategy has decoded the body already, to see which protocol it is.
+            kwargs |= {"body": message.payload, "decoded": True}
+        super().__init__(message, *args, **kwargs)
+        #: What the job's texts come to before they are encoded.
+        self.num_bytes = len(message.body or b"")
+        if not _SUMMARY.fullmatch(self.argsrepr or ""):
+            # Both places: events and logs read the one, the tracer's messages the other.
+            self._argsrepr = self._kwargsrepr = "(not shown)"
+            self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What inspection shows: the summary, also where Celery would send the texts themselves."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
+    @property
+    def priority(self) -> int:
+        """0 interactive to 9 bulk."""
+        return int((self.delivery_info or {}).get("priority") or 0)
+
+    @property
+    def expires_s(self) -> float | None:
+        """When it is no longer wanted, as `time.time()` counts; None for never."""
+        return self.expires.timestamp() if self.expires else None
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Stop it: what waits leaves its place, of what is computed the rows are dropped."""
+        if self.time_start:
+            super().terminate(pool, signal)
+        else:
+            pool.drop_revoked()
