@@ -193,7 +193,7 @@ class DeviceLoop:
 
     def give_up(self, reason: str) -> None:
         """Say so, and let the engine's owner decide; where it goes on, every job is answered with the reason."""
-        log.critical("the device is given up: %s", reason, extra={"action": "device_dead"})
+        log.error("the device is given up: %s", reason, extra={"action": "device_dead"})
         self._on_dead(DeviceFailure(reason))
 
 

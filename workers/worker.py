@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 #: Exit code for what a restart cannot cure: a wrong setting, a model that cannot load.
 EXIT_CANNOT_START = 1
 
+#: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
+EXIT_DEVICE_DEAD = 3
+
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
 
@@ -49,6 +52,7 @@ def main() -> int:
         _wait_for_server(tasks.app.conf.broker_url)
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
+            engine.on_dead = _end_at_once
             engine.warm_up()
             _log_ready(engine, settings, time.monotonic() - started_s)
             Registry(tasks.app.backend.client).announce(served(engine))
@@ -111,6 +115,17 @@ def served(engine: Engine) -> list[Served]:
         )
         for alias, model in engine.models.items()
     ]
+
+
+def _end_at_once(reason: str) -> None:
+    """Leave without answering: a thread that hangs in a driver cannot be ended, and other workers can do the jobs."""
+    log.critical(
+        "this worker ends, its jobs go to other workers: %s",
+        reason,
+        extra={"action": "worker_device_dead", "code": EXIT_DEVICE_DEAD},
+    )
+    logging.shutdown()
+    os._exit(EXIT_DEVICE_DEAD)
 
 
 def _warn_of_misspelt_variables() -> None:
