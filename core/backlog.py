@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 from core.errors import DeviceFailure
 from core.job import Job
-from core.scheduler import Scheduler
+from core.scheduler import Scheduler, Totals
 from core.sequence import Key, Sequence, Tokens
 
 
@@ -84,7 +83,7 @@ class Backlog:
 
     def max_tokens(self, model: str) -> int:
         """The most tokens of a batch of `model`, however fast it is."""
-        return self._scheduler.limits[model].max_batch_tokens
+        return self._scheduler.max_tokens(model)
 
     def lower_budget(self, model: str, max_tokens: int) -> None:
         """Let batches of `model` have at most `max_tokens` from now on; never raises the budget."""
@@ -115,9 +114,10 @@ class Backlog:
         with self.lock:
             self._scheduler.finished(model, num_padded_tokens, seconds)
 
-    def counts(self) -> dict[str, Any]:
-        """What has left so far: batches, sequences, tokens, tokens with padding."""
-        return asdict(self._scheduler.counters)
+    @property
+    def totals(self) -> Totals:
+        """Counts of all batches so far."""
+        return self._scheduler.totals
 
     def close(self) -> None:
         """Let the device thread end once nothing waits."""

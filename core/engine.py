@@ -129,10 +129,17 @@ class Engine:
 
     def stats(self) -> dict[str, Any]:
         """What was computed since the start: counts, and seconds in which a batch was on the device."""
-        return self.backlog.counts() | {
+        totals = self.backlog.totals
+        return {
+            "batches": totals.num_batches,
+            "sequences": totals.num_sequences,
+            "tokens": totals.num_tokens,
+            "padded_tokens": totals.num_padded_tokens,
+            "budget_tokens": totals.num_budget_tokens,
             "compute_s": round(self._loop.compute_s, 4),
             "wall_s": round(time.monotonic() - self._started_s, 4),
             "max_batch_tokens": {alias: self.backlog.max_tokens(alias) for alias in self.models},
+            "waiting_tokens": {"interactive": self.backlog.num_tokens(False), "bulk": self.backlog.num_tokens(True)},
         }
 
     def close(self) -> None:

@@ -116,6 +116,18 @@ def test_a_job_longer_than_its_lease_is_delivered_once(own: dict[str, str]) -> N
         assert "redelivered" not in running.output
 
 
+def test_a_worker_whose_pass_hangs_says_so_and_ends_and_its_job_is_done_elsewhere(own: dict[str, str]) -> None:
+    # No pass is as fast as this limit: to this worker every batch hangs.
+    with start_workers(own | {"EMBEDQ_HANG_TIMEOUT_S": "0.002"}, "--cpu-workers", "1") as running:
+        job = tasks.embed.delay([f"the {number}th of many words" * 50 for number in range(64)], model="own")
+        running.wait_for("action=worker_crashed")
+    assert "no progress for longer than hang_timeout_s" in running.output
+    assert "code=3" in running.output
+    assert not job.ready()
+    with start_workers(own, "--cpu-workers", "1"):
+        assert len(job.get(timeout=TIMEOUT_S)) == 64
+
+
 def test_killing_the_launcher_ends_its_workers(own: dict[str, str]) -> None:
     running = start_workers(own, "--cpu-workers", "1")
     (child,) = children_of(running.process.pid)
