@@ -1,4 +1,4 @@
-"""What travels from encoding to the forward pass: token ids, and whose row they are."""
+"""What travels from encoding to the forward pass: token ids, what is wanted of them, and whose rows they are."""
 
 from __future__ import annotations
 
@@ -40,19 +40,25 @@ class Wanted:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One tokenized text, or one query-passage pair: a row of some job."""
+    """One tokenized text, or one query-passage pair. Identical ones of several jobs are one sequence."""
 
     tokens: Tokens
-    #: The job this is a row of, and which row. The scheduler only passes them on.
-    job: Any
-    row: int
-    #: Sequences share a batch only if they have the same key: the model and what it must give.
-    key: Any = None
-    priority: int = 0
+    #: Alias of the model it is for.
+    model: str = ""
+    wanted: Wanted = Wanted(frozenset())
+    #: Bulk work yields to interactive work.
+    is_bulk: bool = False
     #: Seconds on whichever clock the caller uses throughout.
     arrived_s: float = 0.0
-    is_taken: bool = field(default=False, init=False)
+    #: The job and the row of it that this answers; several if jobs in flight hold the same text.
+    #: The scheduler never looks at them.
+    rows: list[tuple[Any, int]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
         return len(self.tokens.ids)
+
+    @property
+    def key(self) -> tuple[str, Wanted]:
+        """Sequences share a batch only if they have the same key."""
+        return self.model, self.wanted
