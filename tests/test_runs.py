@@ -79,6 +79,7 @@ def test_a_batch_may_take_a_part_of_its_longest_length() -> None:
 def test_only_a_full_batch_that_is_better_goes_before_the_oldest() -> None:
     bounds = Bounds(1_000, 512, 16)
     assert choose_run({10: 1, 100: 10}, 10, bounds, True) == {100: 10}
-    assert choose_run({10: 1, 100: 9}, 10, bounds, True) == {10: 1}, "nine of 100 fill no batch"
+    assert choose_run({10: 50, 100: 1}, 100, bounds, True) == {100: 1}, "fifty of 10 fill no batch"
+    assert choose_run({10: 100, 100: 1}, 100, bounds, True) == {10: 100}
     assert choose_run({10: 1, 100: 10}, 10, bounds, False) == {10: 1}
     assert choose_run({50: 20, 100: 10}, 50, bounds, True) == {50: 20}, "as good as the other"

@@ -219,7 +219,9 @@ def test_speed_is_that_of_the_last_batches_and_small_ones_weigh_little() -> None
     assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.01)
     scheduler.finished("small", 20, 0.005)
     assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)
-    assert scheduler.budget("large", False) == 400  # measured for each model
+    scheduler.finished("large", 600, 1.0)
+    assert scheduler.budget("large", False) == 300
+    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)  # each model has a speed of its own
 
 
 def test_the_totals_are_those_of_all_batches() -> None:
