@@ -57,7 +57,7 @@ class _Waiting:
         # One run for each length as its longest: down from there as far as there is room, but with the oldest in it.
         behind_oldest = self.ends[np.searchsorted(self.lengths, oldest)]
         ends = np.minimum(self.ends, behind_oldest - 1 + room)
-        is_allowed = (self.lengths >= oldest) & (ends > self.ends - self.counts)
+        is_allowed = self.lengths >= oldest
         if may_pass_over:
             # Only a full batch may go first: while little waits, order of age costs nothing.
             is_full = room <= self.ends

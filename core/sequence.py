@@ -1,4 +1,4 @@
-"""What travels from encoding to the forward pass: token ids, and whose row they are."""
+"""What travels from encoding to the forward pass: token ids, what is wanted of them, and whose rows they are."""
 
 from __future__ import annotations
 
@@ -38,23 +38,24 @@ class Wanted:
     compress_ratio: int = 1
 
 
-#: Sequences share a batch only if they have the same: the model's alias, and what it must give.
+#: A model's alias, and what it must give: sequences share a batch only if they have the same.
 Key = tuple[str, Wanted]
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One tokenized text, or one query-passage pair, on its way to a batch."""
+    """One tokenized text, or one query-passage pair. Identical ones of several jobs are one sequence."""
 
     tokens: Tokens
-    #: Alias of the model that reads it, and what it must give.
+    #: Alias of the model it is for.
     model: str = ""
     wanted: Wanted = Wanted(frozenset())
-    #: Whether it may wait behind interactive work.
+    #: Bulk work yields to interactive work.
     is_bulk: bool = False
     #: Seconds on whichever clock the caller uses throughout.
     arrived_s: float = 0.0
-    #: The (job, row) pairs it answers; several where jobs in flight hold the same text.
+    #: The job and the row of it that this answers; several if jobs in flight hold the same text.
+    #: The scheduler never looks at them.
     rows: list[tuple[Any, int]] = field(default_factory=list)
 
     @property

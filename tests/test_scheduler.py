@@ -1,101 +1,108 @@
-"""The batching policy, as properties over every history of arrivals, batches and withdrawals."""
+"""The batching policy, as properties over every history of arrivals, batches, removals and promotions."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.scheduler import MAX_INTERACTIVE_PRIORITY, Scheduler
+from core.scheduler import MIN_BATCH_TOKENS, Limits, Scheduler, Totals
 from core.sequence import Sequence, Tokens
+from tests.bench.padding import simulate
+from tests.waiting import DENSE, LIMITS, MAX_BULK_WAIT_S, SPARSE, add_all, drain, lengths, scheduler_of, sequence
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
 
-MAX_TOKENS, MAX_SEQUENCES, MAX_WAIT_S = 100, 7, 5.0
-
-#: What happens next: some sequences arrive, a batch is taken, or a job is withdrawn. Each with the
-#: seconds that have passed since the step before.
+#: What happens next, with the seconds since the step before: sequences arrive, a batch is taken, or
+#: the one at some place among all that ever came is removed or promoted.
 ARRIVAL = st.lists(
     st.tuples(
         st.integers(1, 130),  # tokens; some alone exceed the budget
-        st.sampled_from("abc"),  # key
-        st.integers(0, 9),  # priority
-        st.integers(0, 3),  # job
+        st.sampled_from(sorted(LIMITS)),
+        st.sampled_from((DENSE, SPARSE)),
+        st.booleans(),  # bulk
     ),
     max_size=30,
 )
-STEPS = st.lists(
-    st.tuples(
-        st.floats(0, 4), st.one_of(ARRIVAL, st.just("batch"), st.just("batch"), st.integers(0, 3))
-    ),
-    max_size=25,
-)  # fmt: skip
+ONE = st.tuples(st.sampled_from(("remove", "promote")), st.integers(0, 200))
+STEPS = st.lists(st.tuples(st.floats(0, 4), st.one_of(ARRIVAL, st.just("batch"), st.just("batch"), ONE)), max_size=40)
 
 
-def sequence(num_tokens: int, job: object = None, row: int = 0, **fields: object) -> Sequence:
-    """A waiting sequence; its tokens do not matter here."""
-    return Sequence(Tokens(np.zeros(num_tokens, np.int32)), job, row, **fields)  # type: ignore[arg-type]
+def batch_tokens(batch: list[Sequence]) -> int:
+    """What `batch` takes of its budget."""
+    return max(lengths(batch)) * len(batch) if LIMITS[batch[0].model].is_padded else sum(lengths(batch))
 
 
-def is_bulk(one: Sequence) -> bool:
-    return one.priority > MAX_INTERACTIVE_PRIORITY
-
-
-def drain(scheduler: Scheduler, now_s: float = 0.0) -> list[list[Sequence]]:
-    """Every batch until nothing waits."""
-    return list(iter(lambda: scheduler.next_batch(now_s), []))
+def holds_nothing(scheduler: Scheduler) -> bool:
+    """Whether no trace of a sequence or a key is left."""
+    classes = (scheduler._interactive, scheduler._bulk)
+    return not any(one._by_age or one._by_key or one.num_tokens for one in classes) and scheduler.num_sequences == 0
 
 
 class History:
     """Plays steps against the scheduler, with a plain list of what ought to wait beside it."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler(MAX_TOKENS, MAX_SEQUENCES, MAX_WAIT_S)
+        self.scheduler = scheduler_of()
         self.waiting: list[Sequence] = []
+        self.came: list[Sequence] = []
         self.now_s = 0.0
-        self.num_arrived = 0
+        self.num_passed_over = {False: 0, True: 0}
+        self.last_bulk_s = 0.0
 
     def play(self, step: object) -> None:
         if step == "batch":
             self.check_batch(self.scheduler.next_batch(self.now_s))
-        elif isinstance(step, int):
-            self.scheduler.remove(step)
-            self.waiting = [one for one in self.waiting if one.job != step]
-        else:
-            assert isinstance(step, list)
-            arrived = [self._sequence(*fields) for fields in step]
-            self.scheduler.add(arrived)
+        elif isinstance(step, list):
+            arrived = add_all(self.scheduler, (sequence(*fields) for fields in step))
             self.waiting += arrived
+            self.came += arrived
+        elif isinstance(step, tuple) and self.came:
+            self.change(step[0], self.came[step[1] % len(self.came)])
         assert self.scheduler.num_sequences == len(self.waiting)
-        assert self.scheduler.num_tokens == sum(one.length for one in self.waiting)
+        for is_bulk in (False, True):
+            there = sum(one.length for one in self.waiting if one.is_bulk is is_bulk)
+            assert self.scheduler.num_tokens(is_bulk) == there
+
+    def change(self, what: str, one: Sequence) -> None:
+        """Remove or promote one that waits, or has left already: then nothing happens."""
+        is_waiting, was_bulk = one in self.waiting, one.is_bulk
+        getattr(self.scheduler, what)(one)
+        if is_waiting and (what == "remove" or was_bulk):
+            self.waiting.remove(one)
+        if what == "promote":
+            assert one.is_bulk is (was_bulk and not is_waiting)
+            if is_waiting and was_bulk:
+                self.waiting.append(one)  # the newest of its class
 
     def check_batch(self, batch: list[Sequence]) -> None:
         """All promises of `next_batch`, for one batch out of what waits."""
         assert bool(batch) == bool(self.waiting)
         if not batch:
             return
-        assert len({id(one) for one in batch}) == len(batch)
-        assert {id(one) for one in batch} <= {id(one) for one in self.waiting}
-        assert len({(is_bulk(one), one.key) for one in batch}) == 1
-        assert len(batch) <= MAX_SEQUENCES
-        assert len(batch) == 1 or max(one.length for one in batch) * len(batch) <= MAX_TOKENS
-        assert self.most_urgent() in batch
         gone = {id(one) for one in batch}
+        assert len(gone) == len(batch)
+        assert gone <= {id(one) for one in self.waiting}
+        assert len({(one.is_bulk, one.model, one.wanted) for one in batch}) == 1
+        limits = LIMITS[batch[0].model]
+        assert len(batch) <= limits.max_batch_sequences
+        assert len(batch) == 1 or batch_tokens(batch) <= limits.max_batch_tokens
+        self.check_order(batch)
         self.waiting = [one for one in self.waiting if id(one) not in gone]
 
-    def most_urgent(self) -> Sequence:
-        """The oldest of what goes first: interactive, and bulk that has waited too long."""
-        first = [one for one in self.waiting if not is_bulk(one) or self.now_s - one.arrived_s > MAX_WAIT_S]
-        return min(first or self.waiting, key=lambda one: (one.arrived_s, one.row))
-
-    def _sequence(self, num_tokens: int, key: str, priority: int, job: int) -> Sequence:
-        self.num_arrived += 1
-        # A tick between any two, so that "the oldest" is one sequence.
-        self.now_s += 1e-6
-        return sequence(num_tokens, job, self.num_arrived, key=key, priority=priority, arrived_s=self.now_s)
+    def check_order(self, batch: list[Sequence]) -> None:
+        is_bulk = batch[0].is_bulk
+        if is_bulk:
+            if any(not one.is_bulk for one in self.waiting):
+                assert self.now_s - self.last_bulk_s >= MAX_BULK_WAIT_S
+            self.last_bulk_s = self.now_s
+        oldest = next(one for one in self.waiting if one.is_bulk is is_bulk)
+        self.num_passed_over[is_bulk] = 0 if oldest in batch else self.num_passed_over[is_bulk] + 1
+        assert oldest.key == batch[0].key
+        assert self.num_passed_over[is_bulk] <= (1 if is_bulk else 0)
 
 
 @PROPERTY
@@ -108,106 +115,150 @@ def test_after_every_step_the_batch_and_the_counts_are_right(steps: list[tuple[f
     while history.waiting:  # nothing is lost: all of it comes out in the end
         history.play("batch")
     assert history.scheduler.next_batch(history.now_s) == []
+    assert holds_nothing(history.scheduler)
 
 
 @PROPERTY
-@given(st.lists(st.integers(1, 130), min_size=1, max_size=60), st.integers(1, 200), st.integers(1, 20))
-def test_every_sequence_is_handed_out_once_within_any_budget(
-    lengths: list[int], max_tokens: int, max_sequences: int
+@given(
+    st.lists(st.integers(1, 130), min_size=1, max_size=80), st.integers(1, 200), st.integers(1, 20), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_every_sequence_leaves_once_within_any_budget_and_in_time(
+    wanted_lengths: list[int], max_tokens: int, max_sequences: int, is_bulk: bool, is_padded: bool
 ) -> None:
-    scheduler = Scheduler(max_tokens, max_sequences, MAX_WAIT_S)
-    scheduler.add(sequence(length, row=row) for row, length in enumerate(lengths))
+    scheduler = scheduler_of(Limits(max_tokens, max_sequences, 8, is_padded))
+    added = add_all(scheduler, (sequence(length, is_bulk=is_bulk) for length in wanted_lengths))
     batches = drain(scheduler)
-    assert sorted(one.row for batch in batches for one in batch) == list(range(len(lengths)))
+    assert sorted(id(one) for batch in batches for one in batch) == sorted(map(id, added))
+    left = {id(one): number for number, batch in enumerate(batches) for one in batch}
+    for num_older, one in enumerate(added):
+        assert left[id(one)] < (num_older + 1) * (2 if is_bulk and is_padded else 1)
     for batch in batches:
-        assert len(batch) <= max_sequences
-        assert len(batch) == 1 or max(one.length for one in batch) * len(batch) <= max_tokens
+        num_tokens = max(lengths(batch)) * len(batch) if is_padded else sum(lengths(batch))
+        assert len(batch) == 1 or (num_tokens <= max_tokens and len(batch) <= max_sequences)
 
 
-def test_a_sequence_longer_than_the_budget_goes_alone() -> None:
-    scheduler = Scheduler(100, 10, MAX_WAIT_S)
-    scheduler.add(sequence(length, row=length) for length in (1, 500, 2))
-    assert sorted([one.row for one in batch] for batch in drain(scheduler)) == [[1, 2], [500]]
+@pytest.mark.parametrize("model", ["small", "unpadded"])
+def test_a_sequence_longer_than_the_budget_goes_alone(model: str) -> None:
+    scheduler = scheduler_of()
+    add_all(scheduler, (sequence(length, model) for length in (1, 500, 2)))
+    assert [500] in [lengths(batch) for batch in drain(scheduler)]
 
 
-def test_the_nearest_lengths_join_the_oldest() -> None:
-    scheduler = Scheduler(45, 10, MAX_WAIT_S)
-    scheduler.add(sequence(length) for length in (10, 30, 11, 1, 9))
-    assert sorted(one.length for one in scheduler.next_batch(0)) == [1, 9, 10, 11]
-
-
-@pytest.mark.parametrize("bulk_came_first", [True, False])
-def test_interactive_goes_before_bulk(bulk_came_first: bool) -> None:
-    scheduler = Scheduler(100, 10, MAX_WAIT_S)
-    scheduler.add([sequence(5, priority=9, arrived_s=0.0 if bulk_came_first else 2.0)])
-    scheduler.add([sequence(5, priority=0, arrived_s=1.0)])
-    assert [one.priority for batch in drain(scheduler, 3.0) for one in batch] == [0, 9]
-
-
-def test_bulk_is_served_once_it_has_waited_its_time_however_much_interactive_work_comes() -> None:
-    scheduler = Scheduler(20, 2, MAX_WAIT_S)
-    scheduler.add([sequence(5, priority=9)])
-    now_s = 0.0
-    served_s = None
-    while served_s is None and now_s < 100:
-        now_s += 0.25
-        # Three arrive for two that are served: interactive work alone would never end.
-        scheduler.add(sequence(5, arrived_s=now_s) for _ in range(3))
-        if any(is_bulk(one) for one in scheduler.next_batch(now_s)):
-            served_s = now_s
-    assert served_s is not None
-    assert MAX_WAIT_S < served_s <= 3 * MAX_WAIT_S
-
-
-def test_no_key_starves_another() -> None:
-    scheduler = Scheduler(20, 2, MAX_WAIT_S)
-    scheduler.add([sequence(5, key="rare", arrived_s=0.5)])
-    for number in range(10):
-        scheduler.add(sequence(5, key="busy", arrived_s=float(number)) for _ in range(3))
-    order = [batch[0].key for batch in drain(scheduler, 10.0)]
-    assert order.index("rare") <= 2
+def test_without_padding_order_of_age_decides_and_tokens_are_summed() -> None:
+    scheduler = scheduler_of()
+    added = add_all(scheduler, (sequence(length, "unpadded") for length in (90, 1, 9, 50, 50)))
+    assert drain(scheduler) == [added[:3], added[3:]]
 
 
 def test_equal_lengths_leave_in_the_order_they_came() -> None:
-    scheduler = Scheduler(12, 4, MAX_WAIT_S)
-    scheduler.add(sequence(3, row=row) for row in range(10))
-    assert [one.row for batch in drain(scheduler) for one in batch] == list(range(10))
+    scheduler = scheduler_of()
+    added = add_all(scheduler, (sequence(30) for _ in range(10)))
+    assert [one for batch in drain(scheduler) for one in batch] == added
 
 
-def test_a_withdrawn_job_frees_its_place_and_never_comes() -> None:
-    scheduler = Scheduler(100, 10, MAX_WAIT_S)
-    keep, drop = object(), object()
-    scheduler.add(
-        sequence(4, job, key=key, priority=priority) for job in (keep, drop) for key in "ab" for priority in (0, 9)
-    )
-    scheduler.remove(drop)
-    assert (scheduler.num_sequences, scheduler.num_tokens) == (4, 16)
-    assert {one.job for batch in drain(scheduler) for one in batch} == {keep}
-    scheduler.remove(keep)  # already gone: nothing happens
-    assert (scheduler.num_sequences, scheduler.num_tokens) == (0, 0)
+def test_removed_ones_never_come_and_their_place_is_free() -> None:
+    scheduler = scheduler_of()
+    added = add_all(scheduler, (sequence(4, model, is_bulk=is_bulk) for model in LIMITS for is_bulk in (False, True)))
+    for one in added[::2]:
+        scheduler.remove(one)
+        scheduler.remove(one)  # gone already: nothing happens
+    assert (scheduler.num_tokens(False), scheduler.num_tokens(True)) == (0, 12)
+    assert [one for batch in drain(scheduler) for one in batch] == added[1::2]
+    assert holds_nothing(scheduler)
 
 
-def test_an_empty_scheduler_gives_an_empty_batch_and_keeps_no_keys() -> None:
-    scheduler = Scheduler(100, 10, MAX_WAIT_S)
-    scheduler.add(sequence(1, key=number) for number in range(1000))
-    assert len(drain(scheduler)) == 1000
-    assert scheduler.next_batch(0.0) == []
-    assert not scheduler._classes
+def test_a_promoted_one_no_longer_waits_with_bulk() -> None:
+    scheduler = scheduler_of()
+    bulk = add_all(scheduler, (sequence(50, is_bulk=True) for _ in range(20)))
+    interactive = add_all(scheduler, (sequence(50) for _ in range(3)))
+    scheduler.promote(bulk[15])
+    scheduler.promote(interactive[0])  # it already is: its turn stays
+    assert (scheduler.num_tokens(False), scheduler.num_tokens(True)) == (200, 950)
+    assert [scheduler.next_batch(0.0) for _ in range(2)] == [interactive[:2], [interactive[2], bulk[15]]]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_deep_backlog_of_real_lengths_is_padded_by_less_than_five_percent(seed: int) -> None:
-    # Passages: half of them below 150 tokens, 200 on average, one in ten cut at 512.
-    lengths = np.random.default_rng(seed).lognormal(5.0, 1.0, 5000).clip(3, 512).astype(int)
-    scheduler = Scheduler(16_384, 512, MAX_WAIT_S)
-    scheduler.add(sequence(int(length)) for length in lengths)
-    assert padding_share(drain(scheduler)) < 0.05
+def test_the_limits_given_are_not_changed_and_a_lowered_budget_never_rises() -> None:
+    given_limits = {name: replace(limits) for name, limits in LIMITS.items()}
+    scheduler = Scheduler(given_limits, 1.0, MAX_BULK_WAIT_S)
+    for max_tokens, expected in ((120, 100), (60, 60), (80, 60)):
+        scheduler.lower_budget("small", max_tokens)
+        assert scheduler.budget("small", is_bulk=True) == expected
+    add_all(scheduler, (sequence(20) for _ in range(5)))
+    assert [len(batch) for batch in drain(scheduler)] == [3, 2]
+    assert scheduler.budget("large", is_bulk=False) == 400
+    assert given_limits == LIMITS
 
 
-def padding_share(batches: Iterable[list[Sequence]]) -> float:
-    """Padding over all tokens that a padded forward pass computes."""
-    computed = used = 0
-    for batch in batches:
-        computed += max(one.length for one in batch) * len(batch)
-        used += sum(one.length for one in batch)
-    return 1 - used / computed
+LONG = Limits(max_batch_tokens=100_000, max_batch_sequences=10_000, overhead_tokens=8)
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(1, 20_000), st.floats(1e-4, 10)), min_size=1, max_size=30), st.booleans())
+def test_a_batch_takes_no_longer_than_allowed_at_any_speed_measured(
+    batches: list[tuple[int, float]], is_bulk: bool
+) -> None:
+    scheduler = scheduler_of(LONG, max_batch_s=0.5)
+    for num_tokens, seconds in batches:
+        scheduler.finished("small", num_tokens, seconds)
+    in_time = [0.5 * num_tokens / seconds for num_tokens, seconds in batches]
+    budget = scheduler.budget("small", is_bulk)
+    least, most = (min(100_000, max(MIN_BATCH_TOKENS, tokens)) for tokens in (min(in_time), max(in_time)))
+    assert int(least) - 1 <= budget <= most + 1
+    add_all(scheduler, (sequence(100, is_bulk=is_bulk) for _ in range(1_100)))
+    batch = scheduler.next_batch(0.0)
+    assert batch_tokens(batch) == min(budget // 100, 1_100) * 100
+
+
+def test_speed_is_that_of_the_last_batches_and_small_ones_weigh_little() -> None:
+    scheduler = scheduler_of(LONG, max_batch_s=0.5)
+    assert scheduler.budget("small", False) == 100_000  # nothing measured yet
+    scheduler.finished("small", 10_000, 10.0)  # a first pass that had to compile something
+    for _ in range(100):
+        scheduler.finished("small", 10_000, 0.1)
+    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.01)
+    scheduler.finished("small", 20, 0.005)
+    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)
+    scheduler.finished("large", 600, 1.0)
+    assert scheduler.budget("large", False) == 300
+    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)  # each model has a speed of its own
+
+
+def test_the_totals_are_those_of_all_batches() -> None:
+    scheduler = scheduler_of()
+    assert (scheduler.totals.padding_share, scheduler.totals.fill) == (0.0, 0.0)
+    add_all(scheduler, (sequence(length, "large") for length in (95, 100)))
+    add_all(scheduler, (sequence(length, "unpadded") for length in (10, 80)))
+    drain(scheduler)
+    totals = scheduler.totals
+    assert totals == Totals(2, 4, num_tokens=285, num_padded_tokens=290, num_budget_tokens=500)
+    assert (totals.padding_share, totals.fill) == (pytest.approx(5 / 290), 290 / 500)
+
+
+class Watched(Sequence):
+    """Counts how often any is looked at."""
+
+    num_looks = 0
+
+    @property
+    def length(self) -> int:
+        Watched.num_looks += 1
+        return len(self.tokens.ids)
+
+
+def test_a_batch_does_not_look_at_all_that_wait() -> None:
+    scheduler = scheduler_of(LONG)
+    add_all(scheduler, (Watched(Tokens(np.zeros(1 + number % 50, np.int32)), "small") for number in range(30_000)))
+    scheduler.lower_budget("small", 1_000)
+    Watched.num_looks = 0
+    batch = scheduler.next_batch(0.0)
+    assert 10 <= len(batch) <= Watched.num_looks <= 10 * len(batch)
+
+
+@pytest.mark.parametrize("max_tokens", [2_048, 16_384])
+@pytest.mark.parametrize("mean", [132, 200])
+def test_sixteen_batches_waiting_are_enough_for_less_than_five_percent_of_padding(mean: int, max_tokens: int) -> None:
+    row = simulate(mean, max_tokens, depth=16, num_batches=150)
+    assert row.padding < 0.05
+    assert row.fill > 0.7  # not bought with small batches
+    assert row.longest_wait < 6
