@@ -24,9 +24,9 @@ from core.engine import Engine
 from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import logs
+from workers import logs, transport
 from workers.embedded import answers
-from workers.transport import LeaseRenewal
+from workers.leases import LeaseRenewal
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,8 @@ def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
     tasks.EngineTask.engine = engine
     tasks.EngineTask.Request = ShortRequest
+    transport.install()
+    transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
