@@ -8,6 +8,8 @@ needs of the user comes from EMBEDQ_* variables, or from the [wire] table of the
     max_bytes_per_job     bytes of all texts of one call, as UTF-8
     result_expires_s      seconds a result is kept for its producer
     lease_s               seconds after which a silent worker's jobs go to another worker
+    max_attempts          workers that may die of a job before it becomes a dead letter
+    max_dead_letters      dead letters kept; the oldest go first
     data_dir              where the embedded server keeps its files
 """
 
@@ -33,6 +35,10 @@ WIRE: dict[str, Any] = {
     "max_bytes_per_job": 16 * 1024 * 1024,
     "result_expires_s": 3600,
     "lease_s": 60,
+    # A job that was held by so many workers as they died is not tried again.
+    "max_attempts": 3,
+    # Each is kept whole, so that it can be sent again: bounds what they take of the server's memory.
+    "max_dead_letters": 1000,
     "data_dir": "",
 }
 
@@ -142,9 +148,15 @@ broker_connection_timeout = 4
 broker_transport_options = {
     # A lease, renewed while the worker lives: see workers/transport.py.
     "visibility_timeout": wire["lease_s"],
-    "unacked_restore_interval": 2,  # with the throttle below: look for expired leases every 2 s
+    # With the throttle below, look for expired leases this often: a dead worker's jobs are running
+    # elsewhere within one lease and a half.
+    "unacked_restore_interval": min(2, wire["lease_s"] / 4),
     "unacked_restore_throttle": 1,
-    "unacked_mutex_expire": 15,  # a worker that dies while looking must not stop the others for minutes
+    "unacked_mutex_expire": 15,  # a stock worker that dies while looking must not stop the others for minutes
+    "max_attempts": wire["max_attempts"],
+    # Texts as msgpack in base64 in JSON: a third more than their bytes, and the envelope.
+    "max_message_bytes": 2 * wire["max_bytes_per_job"] + 64 * 1024,
+    "max_dead_letters": wire["max_dead_letters"],
     "health_check_interval": 10,
     "socket_timeout": 15,  # without it a publish on a dead connection can hang for ever
     "socket_connect_timeout": 5,

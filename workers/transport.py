@@ -1,56 +1,257 @@
-"""Leases on kombu's Redis transport: a live worker keeps its jobs, a dead one's go to another.
+"""kombu's Redis transport with another way of taking jobs: many in one atomic call, held by lease.
 
-kombu records each job it took in the sorted set `unacked_index`, scored by the time, and gives
-back what is older than `visibility_timeout`, also under a worker that is still busy with it. This
-step renews those times while the worker's event loop runs, so that the timeout can be short.
+Stock kombu pops one message and only then records it as in flight; a worker killed between the two
+loses it. Here a script on the server (`transport.lua`) does both, for as many messages as the worker
+has room for. The lists and the records of jobs in flight are kombu's own, so that stock producers,
+stock workers, Flower and scalers see what they expect. Everything else, from TLS to remote control,
+is inherited.
 
-    unacked         hash   delivery tag -> [message, exchange, routing key]
-    unacked_index   zset   delivery tag, scored by when it was taken or last renewed
+Of our files only this one and `workers/acks.py` lean on kombu's private names;
+`tests/test_transport.py` lists them.
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from typing import Any
+import os
+import socket
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from queue import Empty
+from time import monotonic
+from typing import Any, ClassVar
 
-from celery import bootsteps
+import kombu.transport
+import redis
+from kombu.asynchronous import get_event_loop
+from kombu.exceptions import OperationalError
+from kombu.transport import redis as stock
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError, OutOfMemoryError
+
+from workers.acks import QoS
+from workers.fetch import INVALIDATION, POLL_S, Fetch, Fetched, Room, nothing
+from workers.leases import Leases
 
 log = logging.getLogger(__name__)
 
-#: Renewals per lease: two may fail before a job is given away.
-_RENEWALS_PER_LEASE = 3
+#: Errors of the connection to the server. Anything else that a delivery raises is the message's fault.
+BROKEN = (redis.ConnectionError, redis.TimeoutError, OSError, OperationalError)
 
 
-class LeaseRenewal(bootsteps.StartStopStep):
-    """Consumer step that renews the leases of everything this worker holds."""
+class Poller(stock.MultiChannelPoller):
+    """Looks for jobs at each tick where there is room; acknowledges before it waits."""
 
-    requires = ("celery.worker.consumer.tasks:Tasks",)
+    def on_poll_start(self) -> None:
+        for channel in self._channels:
+            channel.qos.flush()
+            if channel.active_queues:
+                self._register_BRPOP(channel)
+            if channel.active_fanout_queues:
+                self._register_LISTEN(channel)
 
-    def start(self, consumer: Any) -> None:
-        """Begin renewing; called again after each reconnect, with a new channel."""
-        self.stop(consumer)
-        lease_s = consumer.app.conf.broker_transport_options["visibility_timeout"]
-        self._timer = consumer.timer.call_repeatedly(
-            lease_s / _RENEWALS_PER_LEASE, renew, (consumer.task_consumer.channel,)
+    def on_readable(self, fileno: int) -> None:
+        # Unlike kombu's, whatever the room: the server also tells of new messages when there is none.
+        if fileno in self._fd_to_chan:
+            channel, kind = self._fd_to_chan[fileno]
+            channel.handlers[kind]()
+
+    def get(self, callback: Any, timeout: float | None = None) -> None:
+        """One look without an event loop; `Empty` where nothing was delivered."""
+        try:
+            super().get(callback, min(POLL_S, timeout or POLL_S))
+        finally:
+            for channel in self._channels:
+                channel.qos.flush()
+
+
+class Channel(stock.Channel):
+    """A channel that takes as many jobs at once as the worker has room for."""
+
+    QoS = QoS
+    #: kombu's name for the connection whose reply is awaited.
+    _in_poll: Any = None
+
+    #: Asked before each fetch: how much the worker takes now. Set by the worker.
+    room: ClassVar[Callable[[], Room]] = Room
+
+    #: Name of this process in leases and dead letters.
+    worker: ClassVar[str] = f"{socket.gethostname()}/{os.getpid()}"
+
+    # Transport options of our own; the reasons for the values in use are in celeryconfig.py.
+    max_attempts = 3
+    max_message_bytes = 64 * 1024 * 1024
+    max_dead_letters = 1000
+    from_transport_options = (
+        *stock.Channel.from_transport_options,
+        "max_attempts",
+        "max_message_bytes",
+        "max_dead_letters",
+    )
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._arrived: deque[Fetched] = deque()
+        self._no_ack_queues: set[str] = set()
+        self.fetch = Fetch(self)
+        super().__init__(*args, **kwargs)
+
+    @cached_property
+    def leases(self) -> Leases:
+        """The jobs in flight, as the server knows them."""
+        return Leases(self)
+
+    @property
+    def ticks(self) -> bool:
+        """Whether something will flush acknowledgements soon."""
+        transport = self.connection
+        return not self.closed and bool(transport.has_event_loop or transport.cycle._in_protected_read)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def close(self) -> None:
+        """Give everything back while the connections are still there, then close."""
+        self._closing = True
+        with suppress(*BROKEN):
+            if self._in_poll:
+                self._brpop_read()
+            if self._qos is not None and not self.closed:
+                self._qos.restore_unacked_once()
+        self._in_poll = None
+        super().close()
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # The server tells of changes on the same connection only in this protocol.
+        return {**super()._connparams(asynchronous), "protocol": 3}
+
+    def queues_in_order(self) -> list[str]:
+        """The consumed queues in the order of the strategy."""
+        return list(self._queue_cycle.consume(len(self.active_queues)))
+
+    def list_of(self, queue: str, step: int) -> str:
+        """The key of a queue's list for one priority step."""
+        return f"{self.global_keyprefix}{self._q_for_pri(queue, step)}"
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        """Where kombu asks for one message; the answer is read when it comes."""
+        connection = self.client.connection
+        if self.fetch.ask(connection):
+            self._in_poll, self._brpop_sent_at = connection, monotonic()
+
+    def _brpop_read(self, **_: Any) -> bool:
+        """Read what the server sent, news of changed lists and jobs, and deliver the jobs."""
+        connection = self.client.connection
+        try:
+            while connection.can_read() or (self._closing and self._in_poll):
+                answer = connection.read_response(push_request=True)
+                if answer is not INVALIDATION:
+                    self._in_poll = None
+                    self._take(answer)
+        except NoScriptError:
+            self._in_poll = None
+            self.fetch.forget_script()
+        except OutOfMemoryError:  # nothing was taken; workers that finish jobs make room
+            self._in_poll = None
+            log.error("the server is out of memory", extra={"action": "server_out_of_memory"})
+        except BROKEN:
+            connection.disconnect()
+            raise
+        finally:
+            self._flush_brpop_reauth()
+        if not self._deliver_arrived():
+            raise Empty
+        return True
+
+    def _take(self, answer: list[Any]) -> None:
+        for job in self.fetch.take(answer):
+            self.qos.taken[job.tag] = True
+            self._arrived.append(job)
+
+    def _deliver_arrived(self) -> int:
+        """Hand over what was taken; returns how many. A channel that closes keeps it, to give it back."""
+        num_delivered = 0
+        while self._arrived and not self._closing:
+            job = self._arrived[0]
+            try:
+                self._deliver(job)
+            except BROKEN:
+                raise
+            except Exception as error:  # one message must not take down the worker
+                self._bury(job, error)
+            self._arrived.popleft()
+            num_delivered += 1
+            self._queue_cycle.rotate(job.queue)
+        return num_delivered
+
+    def _deliver(self, job: Fetched) -> None:
+        payload = loads(job.raw.decode())
+        if job.deliveries:
+            payload["headers"]["redelivered"] = True
+            payload["properties"]["delivery_info"]["redelivered"] = True
+        self.connection._deliver(payload, job.queue)
+        if job.queue in self._no_ack_queues:
+            self.qos.ack(job.tag)
+
+    def _bury(self, job: Fetched, error: Exception) -> None:
+        """Make a message that cannot be delivered a dead letter. The error's words may quote it: not logged."""
+        name = type(error).__name__
+        log.error(
+            "a message cannot be delivered",
+            extra={"action": "message_buried", "queue": job.queue, "tag": job.tag, "error": name},
         )
-
-    def stop(self, consumer: Any) -> None:
-        """Stop renewing: what is still held then is given back by the transport, or expires."""
-        timer, self._timer = getattr(self, "_timer", None), None
-        if timer is not None:
-            timer.cancel()
+        detail = "".join(traceback.format_tb(error.__traceback__))
+        self.leases.bury(job.tag, f"cannot be delivered: {name}", detail)
+        self.qos.taken.pop(job.tag, None)
+        self.qos._delivered.pop(job.tag, None)
 
 
-def renew(channel: Any) -> int:
-    """Renew every lease of `channel`; returns how many it holds.
+class Transport(stock.Transport):
+    """kombu's Redis transport with channels that take jobs in batches."""
 
-    Leans on `qos._delivered`, kombu's table of what is not yet acknowledged. XX: a job that was
-    acknowledged or given away in the meantime must not come back into the index.
+    Channel = Channel
+
+    #: Whether an event loop ticks for the channels; else each acknowledgement is sent at once.
+    has_event_loop = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
+        self.has_event_loop = True
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """The same behind Sentinel."""
+
+    from_transport_options = (*stock.SentinelChannel.from_transport_options, *Channel.from_transport_options[-3:])
+
+
+class SentinelTransport(Transport):
+    """The same behind Sentinel."""
+
+    default_port = stock.SentinelTransport.default_port
+    Channel = SentinelChannel
+
+
+def install() -> None:
+    """Make this the transport of every `redis://`, `rediss://` and `sentinel://` URL in this process.
+
+    Not through `broker_transport`: kombu then no longer looks at the URL's scheme, sends `rediss://`
+    without TLS, and falls back to its own transport when it fails over to a second URL.
     """
-    tags = list(channel.qos._delivered)
-    if tags:
-        with channel.conn_or_acquire() as client:
-            client.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
-        log.debug("leases renewed", extra={"action": "leases_renewed", "num_jobs": len(tags)})
-    return len(tags)
+    for scheme, name in (("redis", "Transport"), ("rediss", "Transport"), ("sentinel", "SentinelTransport")):
+        kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{name}"
+        kombu.transport._transport_cache.pop(scheme, None)
+
+
+def wake() -> None:
+    """Make the event loop look for jobs again at once; for any thread, when room appears."""
+    hub = get_event_loop()
+    if hub is not None:
+        hub.call_soon(nothing)

@@ -22,11 +22,11 @@ from core.engine import Engine
 from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import control, logs
+from workers import control, logs, transport
 from workers.embedded import answers
+from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
 from workers.request import EngineRequest
-from workers.transport import LeaseRenewal
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ def serve(engine: Engine, settings: Settings) -> int:
     assert control.embedq_stats  # registered by being imported
     tasks.EngineTask.engine = EnginePool.engine = engine
     tasks.EngineTask.Request = EngineRequest
+    transport.install()
+    transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
+    LeaseRenewal.is_alive = lambda: engine.is_alive
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)

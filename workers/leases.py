@@ -1,0 +1,166 @@
+"""What the server knows of the jobs in flight: taken, renewed, given back, acknowledged, buried.
+
+In go a channel's key names and connection pool, and delivery tags; the bookkeeping itself is
+`transport.lua`, whose head lists the keys. Knows nothing of messages, event loops or engines.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar
+
+import redis
+from celery import bootsteps
+
+log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).with_name("transport.lua").read_text(encoding="utf-8")
+
+#: Renewals per lease: two may fail before a job is given away.
+_RENEWALS_PER_LEASE = 3
+
+#: Delivery tags of one call; Lua passes on at most some thousands of arguments.
+_MAX_TAGS_PER_CALL = 1000
+
+#: Seconds after which a stock worker's job is given back: kombu's own default, since a stock worker
+#: of another application on the same server renews nothing.
+_FOREIGN_LEASE_S = 3600
+
+
+class Leases:
+    """The operations of `transport.lua` on the keys of one channel, in the name of one worker.
+
+    All of them raise `redis.RedisError` or `OSError` where the server cannot be reached.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        prefix = channel.global_keyprefix
+        names = (channel.unacked_key, channel.unacked_index_key, "embedq:jobs", "embedq:dead")
+        self.keys = [prefix + name for name in names]
+
+    @property
+    def client(self) -> Any:
+        """A plain client: kombu's own would put its key prefix before the first key of a script only."""
+        return redis.Redis(connection_pool=self._channel.pool)
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(SCRIPT)
+
+    @property
+    def sha(self) -> str:
+        """Name of the script on a server that has seen it."""
+        return str(self._script.sha)
+
+    def acknowledge(self, tags: list[str]) -> None:
+        """Forget jobs that are done, all in one round trip."""
+        unacked, index, jobs, _ = self.keys
+        with self.client.pipeline() as pipe:
+            for part in _in_parts(tags):
+                pipe.zrem(index, *part).hdel(unacked, *part).hdel(jobs, *part)
+            pipe.execute()
+
+    def renew(self, tags: Iterable[str]) -> list[str]:
+        """Begin the leases of `tags` anew; returns those that this worker no longer holds."""
+        return [tag.decode() for part in _in_parts(tags) for tag in self._run("renew", self._channel.worker, *part)]
+
+    def give_back(self, tags: Iterable[str]) -> list[str]:
+        """Put jobs at the head of their lists, the latest taken given first; no attempt is counted.
+
+        Returns the tags that `fetch` did not take, with which nothing was done.
+        """
+        return [tag.decode() for part in _in_parts(tags) for tag in self._run("give_back", self._channel.worker, *part)]
+
+    def give_back_expired(self) -> tuple[int, list[str]]:
+        """Put what dead workers held at the head of its lists.
+
+        Returns how many, and the tags that stock workers left behind, with which nothing was done.
+        """
+        total, has_more = 0, 1
+        while has_more:
+            lease_s = self._channel.visibility_timeout
+            num_jobs, has_more, *foreign = self._run("expire", lease_s, max(_FOREIGN_LEASE_S, lease_s))
+            total += num_jobs
+        return total, [tag.decode() for tag in foreign]
+
+    def bury(self, tag: str, reason: str, detail: str = "") -> bool:
+        """Make a job in flight a dead letter; False if it is no longer in flight."""
+        return bool(self._run("bury", self._channel.max_dead_letters, tag, reason, detail))
+
+    def _run(self, *arguments: Any) -> Any:
+        return self._script(keys=self.keys, args=arguments, client=self.client)
+
+
+class LeaseRenewal(bootsteps.StartStopStep):
+    """Consumer step: a thread that renews the leases of what this worker holds, until it has drained.
+
+    A thread of its own, so that a busy event loop loses no lease. It outlives `stop`, because a
+    worker that was told to stop still computes what it took, and may for minutes.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    #: Asked before each renewal. False lets every lease run out, so that other workers take the jobs
+    #: of one whose engine hangs. Set by the worker.
+    is_alive: ClassVar[Callable[[], bool]] = lambda: True
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._channel: Any = None
+        self._is_over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin renewing; called again after each reconnect, with a new channel."""
+        self._channel = consumer.task_consumer.channel
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lease renewal", daemon=True)
+            self._thread.start()
+
+    def stop(self, consumer: Any) -> None:
+        """Nothing: jobs are still being computed, or the connection is about to be renewed."""
+
+    def shutdown(self, consumer: Any) -> None:
+        """Every job is done; what is left is given back by the channel as it closes."""
+        self._is_over.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        was_alive = True
+        while not self._is_over.wait(self._channel.visibility_timeout / _RENEWALS_PER_LEASE):
+            is_alive = type(self).is_alive()
+            if was_alive and not is_alive:
+                log.error("no progress: leases are left to run out", extra={"action": "leases_withheld"})
+            was_alive = is_alive
+            renew(self._channel)
+
+
+def renew(channel: Any) -> int:
+    """Renew every lease of `channel`; returns how many. A failure is logged: the next try is soon."""
+    taken = channel.qos.taken
+    tags = list(taken)
+    if not tags or not LeaseRenewal.is_alive():
+        return 0
+    try:
+        # What was settled while we asked is not lost.
+        lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, False)]
+    except (redis.RedisError, OSError) as error:
+        log.warning("leases not renewed", extra={"action": "leases_failed", "error": type(error).__name__})
+        return 0
+    if lost:
+        log.warning("leases lost to other workers", extra={"action": "leases_lost", "num_jobs": len(lost)})
+    log.debug("leases renewed", extra={"action": "leases_renewed", "num_jobs": len(tags) - len(lost)})
+    return len(tags) - len(lost)
+
+
+def _in_parts(tags: Iterable[str]) -> Iterator[list[str]]:
+    remaining = iter(tags)
+    while part := list(islice(remaining, _MAX_TAGS_PER_CALL)):
+        yield part

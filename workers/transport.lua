@@ -1,0 +1,246 @@
+-- What must happen at once on the server between a queue and a worker. Runs one operation per call.
+--
+-- ARGV  the operation's name, then its arguments (see each operation below)
+-- KEYS  of kombu, whose layout stock workers and tools read and write too:
+--         1  unacked        hash    delivery tag -> '[message, exchange, routing key]'
+--         2  unacked_index  zset    delivery tag, scored by when it was taken or last renewed (seconds)
+--       our own:
+--         3  embedq:jobs    hash    delivery tag -> one line per delivery that was not given back, the
+--                                   last one being the present holder's:
+--                                   taken (us) TAB lease (s) TAB bytes TAB worker TAB list
+--         4  embedq:dead    stream  dead letters: reason, detail, list, tag, deliveries, message
+--         5… the lists of the queues, in the order in which they are to be emptied (only for "fetch")
+--
+-- Order of writes: first where a job goes, then where it comes from. A script that the server refuses
+-- or breaks off half-way (out of memory, a key of another type) then leaves a job twice, never not at all.
+--
+-- Times are the server's, so that workers whose clocks differ agree about a lease.
+
+local UNACKED, INDEX, JOBS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FIRST_LIST = 5
+
+-- Messages looked at in one call, good and bad: bounds how long the server does nothing else.
+local MAX_LOOKED_AT = 1000
+
+-- Bytes given back in one call, for the same reason; the caller asks again while there is more.
+local MAX_BYTES_GIVEN_BACK = 64 * 1024 * 1024
+
+-- A delivery tag is a uuid. Anything much longer is no tag, and would be kept as a key three times over.
+local MAX_TAG_BYTES = 256
+
+local function now_us()
+  local now = redis.call('TIME')
+  return tonumber(now[1]) * 1000000 + tonumber(now[2])
+end
+
+local function seconds(us)
+  return string.format('%.6f', us / 1000000)
+end
+
+-- The last delivery of a job's lines.
+local function holder(lines)
+  local taken, lease, bytes, worker, list = lines:match('(%d+)\t([%d.]+)\t(%d+)\t([^\t\n]*)\t([^\n]*)$')
+  return { taken = tonumber(taken), lease = tonumber(lease), bytes = tonumber(bytes), worker = worker, list = list }
+end
+
+local function count_lines(lines)
+  if lines == '' then return 0 end
+  local _, breaks = lines:gsub('\n', '')
+  return breaks + 1
+end
+
+-- The message as it was in its list, out of kombu's '[message, exchange, routing key]'.
+local function message_of(value, bytes)
+  return value:sub(2, 1 + bytes)
+end
+
+local function bury(reason, detail, list, tag, lines, message, max_dead)
+  redis.call('XADD', DEAD, 'MAXLEN', max_dead, '*', 'reason', reason, 'detail', detail, 'list', list,
+    'tag', tag, 'deliveries', lines, 'message', message)
+end
+
+local function forget(tag)
+  redis.call('ZREM', INDEX, tag)
+  redis.call('HDEL', UNACKED, tag)
+end
+
+-- The envelope without its body, decoded. kombu writes the body first and in base64: cutting it out
+-- spares the server a walk through megabytes. A body with an escape in it is decoded with the rest.
+local function decoded(raw)
+  local _, start = raw:find('^{"body": "')
+  if start then
+    local stop = raw:find('"', start + 1, true)
+    local escape = raw:find('\\', start + 1, true)
+    if stop and not (escape and escape < stop) then
+      raw = raw:sub(1, start) .. raw:sub(stop)
+    end
+  end
+  return cjson.decode(raw)
+end
+
+-- Returns the delivery tag and the end of kombu's entry; or nil and why it is no message.
+local function read_envelope(raw, max_bytes)
+  if #raw > max_bytes then
+    return nil, 'larger than ' .. max_bytes .. ' bytes'
+  end
+  local is_json, message = pcall(decoded, raw)
+  if not is_json or type(message) ~= 'table' then return nil, 'not a JSON object' end
+  local properties = message.properties
+  if type(properties) ~= 'table' then return nil, 'no properties' end
+  local tag = properties.delivery_tag
+  if type(tag) ~= 'string' or tag == '' or #tag > MAX_TAG_BYTES then return nil, 'no delivery tag' end
+  local info = type(properties.delivery_info) == 'table' and properties.delivery_info or {}
+  local exchange = type(info.exchange) == 'string' and info.exchange or ''
+  local routing_key = type(info.routing_key) == 'string' and info.routing_key or ''
+  return tag, ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing_key) .. ']'
+end
+
+-- fetch worker lease_s max_jobs max_bytes max_message_bytes max_attempts may_be_alone max_dead
+--
+-- Takes from the lists in their order. Returns {state, list index, tag, earlier deliveries, message, …}
+-- with state 0: the lists are empty, and the connection will be told of the next message if it tracks;
+-- 1: there may be more; 2: next is a job whose last attempt this would be, for a worker that holds
+-- nothing else (may_be_alone = 1); 3: the one job returned is such a job.
+--
+-- A job that died with its worker in all attempts but one is delivered alone: were it delivered with
+-- the neighbours it crashed with, all of them would die with it again and be buried as one.
+local function fetch()
+  local worker, lease = ARGV[2], ARGV[3]
+  local max_jobs, max_bytes, max_message_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+  local max_attempts, may_be_alone, max_dead = tonumber(ARGV[7]), ARGV[8] == '1', ARGV[9]
+  local reply, state = { 0 }, 0
+  if redis.call('EXISTS', unpack(KEYS, FIRST_LIST)) == 0 then return reply end
+
+  local now = now_us()
+  local taken, bytes, looked_at = 0, 0, 0
+  for number = FIRST_LIST, #KEYS do
+    local list = KEYS[number]
+    local unacked, index, jobs, has_tag, seen = {}, {}, {}, {}, 0
+    while state == 0 do
+      local raw = redis.call('LINDEX', list, -1 - seen)
+      if not raw then break end
+      local tag, rest = read_envelope(raw, max_message_bytes)
+      if tag and (has_tag[tag] or redis.call('HEXISTS', UNACKED, tag) == 1) then
+        tag, rest = nil, 'a second message with the delivery tag of a job in flight'
+      end
+      if not tag then
+        bury(rest, '', list, '', '', #raw > max_message_bytes and '' or raw, max_dead)
+      else
+        local lines = redis.call('HGET', JOBS, tag) or ''
+        local is_last = max_attempts > 1 and count_lines(lines) == max_attempts - 1
+        if taken >= max_jobs or (taken > 0 and bytes + #raw > max_bytes) then
+          state = 1
+          break
+        elseif is_last and (taken > 0 or not may_be_alone) then
+          state = 2
+          break
+        end
+        local line = string.format('%.0f\t%s\t%d\t%s\t%s', now + taken, lease, #raw, worker, list)
+        has_tag[tag] = true
+        unacked[#unacked + 1], unacked[#unacked + 2] = tag, '[' .. raw .. rest
+        index[#index + 1], index[#index + 2] = seconds(now), tag
+        jobs[#jobs + 1], jobs[#jobs + 2] = tag, lines == '' and line or lines .. '\n' .. line
+        local n = #reply
+        reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = number - FIRST_LIST, tag, lines, raw
+        taken, bytes = taken + 1, bytes + #raw
+        if is_last then state = 3 end
+      end
+      seen, looked_at = seen + 1, looked_at + 1
+      if state == 0 and looked_at >= MAX_LOOKED_AT then state = 1 end
+    end
+    if #unacked > 0 then
+      redis.call('HSET', UNACKED, unpack(unacked))
+      redis.call('ZADD', INDEX, unpack(index))
+      redis.call('HSET', JOBS, unpack(jobs))
+    end
+    if seen > 0 then redis.call('LTRIM', list, 0, -1 - seen) end
+    if state ~= 0 then break end
+  end
+  -- Read after the writes: a connection that tracks is told of changes after its last read only.
+  if state == 0 then redis.call('EXISTS', unpack(KEYS, FIRST_LIST)) end
+  reply[1] = state
+  return reply
+end
+
+-- renew worker tag… -> the tags that this worker no longer holds
+local function renew()
+  local lost, index, now = {}, {}, seconds(now_us())
+  for number = 3, #ARGV do
+    local tag = ARGV[number]
+    local lines = redis.call('HGET', JOBS, tag)
+    if lines and holder(lines).worker == ARGV[2] and redis.call('ZSCORE', INDEX, tag) then
+      index[#index + 1], index[#index + 2] = now, tag
+    else
+      lost[#lost + 1] = tag
+    end
+  end
+  if #index > 0 then redis.call('ZADD', INDEX, 'XX', unpack(index)) end
+  return lost
+end
+
+-- give_back worker tag… (latest taken first) -> the tags in flight that were not taken by "fetch"
+--
+-- Each job goes to the head of the list it came from, and its delivery does not count as an attempt.
+-- A job that another worker holds by now is left with it.
+local function give_back()
+  local foreign = {}
+  for number = 3, #ARGV do
+    local tag = ARGV[number]
+    local lines, value = redis.call('HGET', JOBS, tag), redis.call('HGET', UNACKED, tag)
+    local last = lines and holder(lines)
+    if value and last and last.worker == ARGV[2] then
+      redis.call('RPUSH', last.list, message_of(value, last.bytes))
+      forget(tag)
+      local earlier = lines:match('^(.*)\n[^\n]*$')
+      if earlier then redis.call('HSET', JOBS, tag, earlier) else redis.call('HDEL', JOBS, tag) end
+    elseif value and not last then
+      foreign[#foreign + 1] = tag
+    end
+  end
+  return foreign
+end
+
+-- expire lease_s foreign_lease_s -> {given back, whether there is more, tags of stock workers …}
+--
+-- Gives back what nobody renewed for its lease, in the order in which it was taken. What a stock
+-- worker took is not ours to give back before kombu's own default timeout.
+local function expire()
+  local now = now_us()
+  local found = redis.call('ZRANGE', INDEX, '-inf', seconds(now - tonumber(ARGV[2]) * 1000000), 'BYSCORE', 'WITHSCORES')
+  local expired, foreign = {}, {}
+  for number = 1, #found, 2 do
+    local tag, age_s = found[number], now / 1000000 - tonumber(found[number + 1])
+    local lines = redis.call('HGET', JOBS, tag)
+    local last = lines and holder(lines)
+    if not last then
+      if age_s > tonumber(ARGV[3]) then foreign[#foreign + 1] = tag end
+    elseif age_s > last.lease then
+      last.tag = tag
+      expired[#expired + 1] = last
+    end
+  end
+  table.sort(expired, function(one, other) return one.taken > other.taken end)
+  local given_back, bytes = 0, 0
+  for number, job in ipairs(expired) do
+    if bytes > MAX_BYTES_GIVEN_BACK then break end
+    local value = redis.call('HGET', UNACKED, job.tag)
+    if value then redis.call('RPUSH', job.list, message_of(value, job.bytes)) end
+    forget(job.tag)
+    given_back, bytes = number, bytes + job.bytes
+  end
+  return { given_back, given_back < #expired and 1 or 0, unpack(foreign) }
+end
+
+-- bury max_dead tag reason detail -> 1, or 0 if the job is not in flight
+local function bury_one()
+  local tag = ARGV[3]
+  local value, lines = redis.call('HGET', UNACKED, tag), redis.call('HGET', JOBS, tag) or ''
+  if not value then return 0 end
+  local last = lines ~= '' and holder(lines) or { list = '', bytes = #value - 2 }
+  bury(ARGV[4], ARGV[5], last.list, tag, lines, message_of(value, last.bytes), ARGV[2])
+  forget(tag)
+  redis.call('HDEL', JOBS, tag)
+  return 1
+end
+
+return ({ fetch = fetch, renew = renew, give_back = give_back, expire = expire, bury = bury_one })[ARGV[1]]()
