@@ -25,6 +25,7 @@ from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import logs
+from workers.backend import use_batches
 from workers.embedded import answers
 from workers.transport import LeaseRenewal
 
@@ -64,6 +65,7 @@ def main() -> int:
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
     try:
         settings = read_settings()
+        use_batches(tasks.app)
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
         started_s = time.monotonic()
