@@ -143,6 +143,8 @@ def test_a_result_above_the_limit_fails_its_job_alone_and_says_what_to_do(
         large, small = run(app, "call", 0), run(app, "embed_one")
     with pytest.raises(JobTooLarge, match=r"may have 10,000 bytes; this one has 15,\d+. Send fewer texts"):
         app.AsyncResult(large).get(timeout=5)
+    stored = blob(own, large)["result"]
+    assert (stored["exc_module"], stored["exc_type"]) == ("core.errors", "JobTooLarge")  # what a producer knows
     assert blob(own, small)["status"] == "SUCCESS"
 
 

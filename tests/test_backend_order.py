@@ -29,16 +29,17 @@ def test_results_that_were_computed_are_stored_when_the_block_fails(app: Celery,
     assert blob(own, "done")["status"] == "SUCCESS"
 
 
-def test_whatever_reads_a_result_within_a_batch_finds_it(app: Celery, own: OwnServer) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_whatever_reads_a_result_within_a_batch_finds_it(app: Celery, own: OwnServer, many: bool) -> None:
     def reads() -> list[float]:
         with allow_join_result():
-            one = AsyncResult(first, app=app).get(timeout=1).dense[0, 0]
-            many = app.GroupResult("g", [AsyncResult(second, app=app)]).join_native(timeout=1)
-        return [float(one), float(many[0].dense[0, 0])]
+            jobs = [AsyncResult(job, app=app) for job in written]
+            values = app.GroupResult("g", jobs).join_native(timeout=1) if many else [job.get(timeout=1) for job in jobs]
+        return [float(value.dense[0, 0]) for value in values]
 
     CALLS.append(reads)
     with app.backend.batch():
-        first, second = run(app, "embed_one", 3.0), run(app, "embed_one", 4.0)
+        written = [run(app, "embed_one", 3.0), run(app, "embed_one", 4.0)]
         reader = run(app, "call", 0)
     assert blob(own, reader)["result"] == [3.0, 4.0]
 

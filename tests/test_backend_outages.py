@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 
 from core.errors import ServerUnavailable
 from tests.own_server import OwnServer
@@ -91,10 +92,17 @@ def test_a_large_batch_is_written_early_and_in_several_calls(
 def test_memory_pressure_during_an_outage_never_reaches_a_job(
     app: Celery, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    broken = []
+
+    def note(**details: Any) -> None:
+        broken.append(details)
+
+    signals.task_internal_error.connect(note)
     monkeypatch.setattr(backend, "_MAX_HELD_BYTES", 1)
     own.client.config_set("maxmemory", 1)
     begun_s = time.monotonic()
     with pytest.raises(ServerUnavailable):
         run_batch(app, num_jobs=10, max_outage_s=0.3)
     assert time.monotonic() - begun_s < 2  # waited once, not once per job
+    assert broken == []
     own.client.config_set("maxmemory", 0)
