@@ -114,6 +114,12 @@ register("embedq", pack, unpack, content_type="application/x-embedq-msgpack", co
 
 broker_url = redis_url()
 result_backend = redis_url()
+# Ours, behind the plain URL: nothing is subscribed until somebody waits. Workers put theirs over it.
+override_backends = {
+    "redis": "tasks.backend:ResultBackend",
+    "rediss": "tasks.backend:ResultBackend",
+    "sentinel": "tasks.backend:SentinelResultBackend",
+}
 
 # What a message may be. No pickle: a worker must not run what a message says. "msgpack" and "json"
 # let producers send by name without our code.

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from tests.own_server import OwnServer
 
 # Before anything of ours is imported: a developer's own settings must not leak into the tests, and
 # the default server of this process must not be the developer's.
@@ -64,3 +70,22 @@ precision = "float32"
     environment = {"EMBEDQ_REDIS_URL": server, "EMBEDQ_CONFIG": str(config)}
     with start_workers(environment, "--cpu-workers", "1"):
         yield environment
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
+    """A server that only the test talks to, so that its commands can be counted and it can be made to fail."""
+    from tests.own_server import OwnServer
+
+    with OwnServer(tmp_path_factory.mktemp("own")) as server:
+        yield server
+
+
+@pytest.fixture
+def app(own: OwnServer) -> Iterator[Celery]:
+    """An application with a worker's backend on an empty `own`; jobs run in it by `tests.traced_jobs.run`."""
+    from tests.traced_jobs import application
+
+    own.client.flushall()
+    with application(own.url) as made:
+        yield made

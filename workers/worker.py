@@ -23,6 +23,7 @@ from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import control, logs, transport
+from workers.backend import use_batches
 from workers.embedded import answers
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
@@ -48,6 +49,7 @@ def main() -> int:
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
     try:
         settings = read_settings()
+        use_batches(tasks.app)
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
         started_s = time.monotonic()
