@@ -12,6 +12,11 @@ from collections import deque
 from core.backlog import Backlog
 from core.errors import DeviceFailure, EmbedqError
 from core.job import Job
+from core.sequence import Tokens
+
+
+#: What a slice still weighs after each further one, in what is learned of bytes and tokens.
+_DECAY = 0.98
 
 
 class EncodeThreads:
@@ -21,6 +26,8 @@ class EncodeThreads:
         self._backlog = backlog
         self._queues: dict[bool, deque[Job]] = {False: deque(), True: deque()}
         self._num_bytes = {False: 0, True: 0}
+        #: Decayed sums over the slices encoded so far: bytes of their jobs, and the tokens they became.
+        self._learned_bytes, self._learned_tokens = 8.0, 1.0
         self._is_closing = False
         self._threads = [
             threading.Thread(target=self._run, name=f"encode-{index}", daemon=True) for index in range(num_threads)
@@ -39,9 +46,14 @@ class EncodeThreads:
             self._num_bytes[job.is_bulk] += job.num_bytes
             self._backlog.room.notify()
 
-    def num_bytes(self, is_bulk: bool) -> int:
-        """Bytes of the jobs that wait here, wholly or in part."""
-        return self._num_bytes[is_bulk]
+    @property
+    def bytes_per_token(self) -> float:
+        """What a token takes of a job's `num_bytes`, as seen lately."""
+        return self._learned_bytes / self._learned_tokens
+
+    def num_tokens(self, is_bulk: bool) -> int:
+        """Tokens that the jobs which wait here will have, as far as their bytes tell."""
+        return int(self._num_bytes[is_bulk] / self.bytes_per_token)
 
     def close(self) -> None:
         """Encode what waits, then end the threads."""
@@ -71,10 +83,18 @@ class EncodeThreads:
                     job.open()
                     rows = self._first_slice(job)
                 if rows.start < rows.stop and not job.is_over:
-                    self._backlog.add(job, rows.start, job.call.encode(rows))
+                    encoded = job.call.encode(rows)
+                    self._learn(job, encoded)
+                    self._backlog.add(job, rows.start, encoded)
             except Exception as error:
                 job.fail(error)
                 self._backlog.withdraw(job)
+
+    def _learn(self, job: Job, encoded: list[Tokens]) -> None:
+        if job.num_bytes:
+            num_tokens = sum(len(tokens.ids) for tokens in encoded)
+            self._learned_bytes = _DECAY * self._learned_bytes + job.num_bytes * len(encoded) / job.call.num_rows
+            self._learned_tokens = _DECAY * self._learned_tokens + num_tokens
 
     def _take(self) -> tuple[Job, slice | None] | None:
         """Wait for work: (a job, its next rows), (a job to open, None), or None at the end."""

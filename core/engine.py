@@ -122,6 +122,16 @@ class Engine:
         for alias, max_tokens in warm_up(self.models, budgets, self.settings.max_batch_sequences).items():
             self.backlog.lower_budget(alias, max_tokens)
 
+    def waiting_tokens(self, is_bulk: bool) -> int:
+        """Tokens of one class that wait for a batch, those not encoded yet as an estimate."""
+        return self.backlog.num_tokens(is_bulk) + self.encoding.num_tokens(is_bulk)
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens that may wait, of each class, before more is fetched."""
+        budgets = [self.backlog.budget(alias, True) for alias in self.models]
+        return self.settings.window_batches * max(budgets, default=0)
+
     @property
     def is_alive(self) -> bool:
         """Whether jobs can be computed: the device has not been given up, and no pass hangs."""
@@ -139,7 +149,7 @@ class Engine:
             "compute_s": round(self._loop.compute_s, 4),
             "wall_s": round(time.monotonic() - self._started_s, 4),
             "max_batch_tokens": {alias: self.backlog.max_tokens(alias) for alias in self.models},
-            "waiting_tokens": {"interactive": self.backlog.num_tokens(False), "bulk": self.backlog.num_tokens(True)},
+            "waiting_tokens": {"interactive": self.waiting_tokens(False), "bulk": self.waiting_tokens(True)},
         }
 
     def close(self) -> None:

@@ -10,30 +10,37 @@ Celery's strategy stays what it is, so events, revoking, expiry, countdowns and 
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
 
 import tasks
 from core.engine import Engine
-from core.errors import DeviceFailure
-from core.job import Call, Job
+from core.errors import DeviceFailure, ServerUnavailable
+from core.job import MAX_INTERACTIVE_PRIORITY, Call, Job
+from workers.fetch import Room
 from workers.request import EngineRequest
 
 log = logging.getLogger(__name__)
 
 #: Of the time a worker may take to drain, the part for jobs under way; the rest is for what follows them.
 _DRAIN_PART = 0.8
+
+#: Jobs answered together: their results are one write. Bounds what a result waits for its neighbours.
+_MAX_TODO = 512
 
 
 class Held:
@@ -78,16 +85,30 @@ class EnginePool(BasePool):
 
     def on_start(self) -> None:
         """Called by Celery before the first job."""
-        #: Told to the answers thread: what to do, and with which job.
-        self._todo: queue.SimpleQueue[tuple[Callable[[Held], None], Held] | None] = queue.SimpleQueue()
+        #: Told to the answers thread: what to do; None to end.
+        self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._held: set[Held] = set()
         self._lock = threading.Lock()
-        #: (when, tie-breaker, what to do, with which job), the first due at the front.
-        self._due: list[tuple[float, int, Callable[[Held], None], Held]] = []
+        #: (when, tie-breaker, what to do), the first due at the front. The answers thread's own.
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._num_due = 0
         self._is_empty = threading.Event()
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
+
+    def room(self) -> Room:
+        """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
+
+        A worker whose bulk window is full still takes interactive jobs.
+        """
+        engine = self.engine
+        max_jobs = engine.settings.max_jobs - len(state.requests)
+        tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
+        if max_jobs <= 0 or tokens[False] <= 0 or not self.active:
+            return Room(max_jobs=0)
+        is_bulk = tokens[True] > 0
+        max_bytes = max(1, int(min(tokens.values() if is_bulk else [tokens[False]]) * engine.encoding.bytes_per_token))
+        return Room(max_jobs, max_bytes, 9 if is_bulk else MAX_INTERACTIVE_PRIORITY)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> Held:
         """Take a job; called on the event loop, so it only hands on."""
@@ -96,7 +117,7 @@ class EnginePool(BasePool):
             self._held.add(held)
         if not isinstance(held.request, EngineRequest):
             held.request = None
-            self._todo.put((self._answer, held))
+            self._todo.put(partial(self._answer, held))
             return held
         request = held.request
         try:
@@ -104,14 +125,14 @@ class EnginePool(BasePool):
                 lambda: held.open_call(self.engine),
                 request.priority,
                 request.num_bytes,
-                lambda: self._todo.put((self._accept, held)),
+                lambda: self._todo.put(partial(self._accept, held)),
             )
         except DeviceFailure as error:  # closed or dead: the process is about to end, and the job goes back
             log.warning("a job is not taken: %s", error, extra={"action": "job_refused", "job": request.id})
             self._forget(held)
             return held
         if request.expires_s is not None:
-            self._todo.put((self._watch_expiry, held))
+            self._todo.put(partial(self._watch_expiry, held))
         held.job.answer.add_done_callback(lambda answer: self._settled(held, answer))
         return held
 
@@ -170,44 +191,57 @@ class EnginePool(BasePool):
         }
 
     def _run(self) -> None:
-        """The answers thread: whatever is told, and whatever is due."""
-        while True:
-            try:
-                told = self._todo.get(timeout=self._pause_s())
-            except queue.Empty:
-                self._do_due()
-                continue
-            if told is None:
+        """The answers thread: whatever was told meanwhile or is due, again and again."""
+        while todo := self._wait():
+            self._do_all([do for do in todo if do is not None])
+            if None in todo:
                 return
-            do, held = told
-            self._do(do, held)
-            self._do_due()
 
-    def _do(self, do: Callable[[Held], None], held: Held) -> None:
+    def _wait(self) -> list[Callable[[], None] | None]:
+        """Wait until something is told or due; returns what to do, in order. None is for the end."""
+        todo = [*self._take_due()]
+        with contextlib.suppress(queue.Empty):
+            todo.append(self._todo.get(timeout=0 if todo else self._pause_s()))
+            while len(todo) < _MAX_TODO:
+                todo.append(self._todo.get_nowait())
+        return todo or [*self._take_due()] or [_nothing]
+
+    def _do_all(self, todo: list[Callable[[], None]]) -> None:
+        """Do it, store the results all together, and only then what follows them: acknowledgements above all."""
+        self._after: list[Callable[[], None]] = []
         try:
-            do(held)
-        except Exception:  # the server is away: the job stays unacknowledged and is run again
-            log.exception("a job could not be answered", extra={"action": "answer_failed"})
-            self._forget(held)
+            with self.app.backend.batch():
+                for do in todo:
+                    self._try(do)
+        except ServerUnavailable as error:
+            log.error("jobs are not acknowledged and run again: %s", error, extra={"action": "results_lost"})
+            return
+        for do in self._after:
+            self._try(do)
 
-    def _do_due(self) -> None:
+    def _try(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except Exception:  # one job must not keep the others from being answered
+            log.exception("a job could not be answered", extra={"action": "answer_failed"})
+
+    def _take_due(self) -> Iterator[Callable[[], None]]:
         while self._due and self._due[0][0] <= time.monotonic():
-            _, _, do, held = heapq.heappop(self._due)
-            self._do(do, held)
+            yield heapq.heappop(self._due)[2]
 
     def _pause_s(self) -> float | None:
         return max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
 
-    def _in(self, seconds: float, do: Callable[[Held], None], held: Held) -> None:
+    def _in(self, seconds: float, do: Callable[[], None]) -> None:
         self._num_due += 1
-        heapq.heappush(self._due, (time.monotonic() + seconds, self._num_due, do, held))
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._num_due, do))
 
     def _settled(self, held: Held, answer: Future[Any]) -> None:
         """The engine has answered, or the job was dropped: nobody is to be told of that here."""
         if answer.cancelled() and held.error is None:
             self._forget(held)
         else:
-            self._todo.put((self._answer, held))
+            self._todo.put(partial(self._answer, held))
 
     def _accept(self, held: Held) -> None:
         """The first rows of a job are in a batch: it has started, and its limits begin to count."""
@@ -216,9 +250,9 @@ class EnginePool(BasePool):
         held.is_accepted = True
         held.on_accepted(os.getpid(), time.monotonic())
         if held.soft_timeout_s:
-            self._in(held.soft_timeout_s, self._soft_timeout, held)
+            self._in(held.soft_timeout_s, partial(self._soft_timeout, held))
         if held.timeout_s:
-            self._in(held.timeout_s, self._timeout, held)
+            self._in(held.timeout_s, partial(self._timeout, held))
 
     def _answer(self, held: Held) -> None:
         """Run Celery's tracer on a job whose answer is there."""
@@ -227,10 +261,10 @@ class EnginePool(BasePool):
             with tasks.ready_answer(self._ready(held)):
                 outcome = held.target(*held.args)
         except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
-            held.on_failure(ExceptionInfo())
+            self._after.append(partial(held.on_failure, ExceptionInfo()))
         else:
-            held.on_success(outcome)
-        self._forget(held)
+            self._after.append(partial(held.on_success, outcome))
+        self._after.append(partial(self._forget, held))
 
     def _ready(self, held: Held) -> Future[Any] | None:
         if held.error is None:
@@ -249,11 +283,13 @@ class EnginePool(BasePool):
 
     def _timeout(self, held: Held) -> None:
         if held.job and held.job.answer.cancel():
-            held.on_timeout(False, held.timeout_s)  # Celery answers, acknowledges and tells
+            # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
+            self._after.append(partial(held.on_timeout, False, held.timeout_s))
 
     def _watch_expiry(self, held: Held) -> None:
         assert held.request
-        self._in(max(0.0, (held.request.expires_s or 0.0) - time.time()), self._drop_if_revoked, held)
+        seconds = max(0.0, (held.request.expires_s or 0.0) - time.time())
+        self._in(seconds, lambda: self._after.append(partial(self._drop_if_revoked, held)))
 
     def _drop_if_revoked(self, held: Held) -> None:
         """Answer a waiting job with REVOKED, if it was revoked or has expired, and free its place."""
@@ -268,3 +304,7 @@ class EnginePool(BasePool):
             self._held.discard(held)
             if not self._held:
                 self._is_empty.set()
+
+
+def _nothing() -> None:
+    """What is to do when a wait ended early."""

@@ -15,6 +15,10 @@ from celery.worker.request import Request
 _SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
 
 
+#: A message without its body: headers and properties of a job with a summary.
+_ENVELOPE_BYTES = 1024
+
+
 class EngineRequest(Request):
     """`Task.Request` of the tasks that the engine runs."""
 
@@ -23,8 +27,8 @@ class EngineRequest(Request):
             # The strategy has decoded the body already, to see which protocol it is.
             kwargs |= {"body": message.payload, "decoded": True}
         super().__init__(message, *args, **kwargs)
-        #: What the job's texts come to before they are encoded.
-        self.num_bytes = len(message.body or b"")
+        #: About what the message takes in its list: base64 of the body, and the envelope.
+        self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
             # Both places: events and logs read the one, the tracer's messages the other.
             self._argsrepr = self._kwargsrepr = "(not shown)"

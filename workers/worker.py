@@ -80,6 +80,7 @@ def serve(engine: Engine, settings: Settings) -> int:
         hostname=worker_name(engine),
         pool=EnginePool,
         concurrency=settings.max_jobs,
+        prefetch_multiplier=0,  # the pool says how much is fetched, in tokens
         queues=queues(engine),
         loglevel="WARNING",
         quiet=True,
@@ -88,6 +89,8 @@ def serve(engine: Engine, settings: Settings) -> int:
         without_mingle=True,
         heartbeat_interval=5,
     )
+    transport.Channel.room = worker.pool.room
+    engine.backlog.on_room = transport.wake
     worker.start()
     return int(worker.exitcode or 0)
 
