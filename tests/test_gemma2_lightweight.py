@@ -14,7 +14,8 @@ from torch import Tensor
 
 from core.errors import CannotLoadModel
 from core.models import gemma2_lightweight
-from core.models.gemma2_lightweight import LightweightGemma2, compress
+from core.models.decoder_blocks import Product
+from core.models.gemma2_lightweight import LightweightGemma2, compress, product_in_parts, unrounded_product
 from tests import golden_cases
 from tests.conftest import GOLDEN
 from tests.decoders import (
@@ -97,11 +98,25 @@ def test_a_sequence_alone_scores_as_the_library_does(network: LightweightGemma2,
 
 
 @each_call
-def test_bfloat16_stays_close(call: Call) -> None:
+@pytest.mark.parametrize("product", [unrounded_product, product_in_parts])
+def test_bfloat16_stays_close_with_either_product(call: Call, product: Product) -> None:
     network = gemma2_lightweight.load(GOLDEN / CASE / "model", "cpu", "bfloat16")
+    for block in network.model.layers:
+        block.self_attn.product = product
     scores = score(network, call, [*range(len(call.token_ids["input_ids"]))])
     # The case's query and key weights are large on purpose: rounding the weights alone moves scores by 0.06.
-    assert_close_in_bfloat16(scores, scores_of(call), within=0.15, min_cosine=0.997)
+    assert_close_in_bfloat16(scores, scores_of(call), within=0.15, min_cosine=0.999)
+
+
+def test_a_product_in_parts_keeps_what_rounding_loses() -> None:
+    draw = torch.Generator().manual_seed(7)
+    states = torch.randn((3, 5, 64), generator=draw)
+    weight = torch.randn((32, 64), generator=draw).to(torch.bfloat16)
+    exact = states.double() @ weight.double().T
+    found = product_in_parts(states, weight)
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 2e-5 * exact.norm()
+    assert (states.to(torch.bfloat16) @ weight.T - exact).norm() > 1e-3 * exact.norm()
 
 
 def test_neighbours_and_width_of_the_batch_do_not_matter(network: LightweightGemma2) -> None:

@@ -25,6 +25,9 @@ Network = TypeVar("Network", bound=nn.Module)
 #: cos and sin, each (longest, head_dim / 2) float32.
 Rotation = tuple[Tensor, Tensor]
 
+#: States (num_sequences, longest, in) float32 and a weight (out, in) -> (num_sequences, longest, out).
+Product = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -64,8 +67,10 @@ class RmsNorm(nn.Module):
 class Attention(nn.Module):
     """Causal attention with rotary positions; groups of query heads share a head of keys and values."""
 
-    def __init__(self, shape: Shape, scale: float, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, scale: float, dtype: torch.dtype, product: Product | None = None) -> None:
         super().__init__()
+        #: Gives queries and keys from states not yet rounded; None: from rounded ones, as values are.
+        self.product = product
         keys = shape.num_key_heads * shape.head_dim
         self.q_proj = _linear(shape.hidden_size, shape.num_heads * shape.head_dim, dtype)
         self.k_proj = _linear(shape.hidden_size, keys, dtype)
@@ -79,10 +84,13 @@ class Attention(nn.Module):
 
         Without a mask every position looks at itself and all before it.
         """
-        states = states.to(self.q_proj.weight.dtype)
-        queries = _rotate(self._heads(self.q_proj(states)), rotation)  # (num_sequences, num_heads, longest, head_dim)
-        keys = _rotate(self._heads(self.k_proj(states)), rotation)  # (num_sequences, num_key_heads, longest, head_dim)
-        values = self._heads(self.v_proj(states))
+        rounded = states.to(self.q_proj.weight.dtype)
+        projected = [
+            self.product(states, one.weight) if self.product else one(rounded) for one in (self.q_proj, self.k_proj)
+        ]
+        # (num_sequences, num_heads or num_key_heads, longest, head_dim)
+        queries, keys = (_rotate(self._heads(one), rotation).to(rounded.dtype) for one in projected)
+        values = self._heads(self.v_proj(rounded))
         group = self.shape.num_heads // self.shape.num_key_heads
         if mask is not None and group > 1:
             # The kernels that take a mask know no groups; torch would fall back to one that

@@ -50,7 +50,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape, attention_scale: float, window: int | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.input_layernorm = _norm(shape)
-        self.self_attn = Attention(shape, attention_scale, dtype)
+        self.self_attn = Attention(shape, attention_scale, dtype, unrounded_product)
         self.post_attention_layernorm = _norm(shape)
         self.pre_feedforward_layernorm = _norm(shape)
         self.mlp = GatedMlp(shape, partial(functional.gelu, approximate="tanh"), dtype)
@@ -171,6 +171,30 @@ def _group_means(states: Tensor, starts: Tensor, passages: Tensor, max_groups: i
     sums = members.view(num_sequences, max_groups, ratio, hidden).sum(dim=2, dtype=torch.float32)
     counts = is_passage.view(num_sequences, max_groups, ratio).sum(dim=2).clamp(min=1)
     return (sums / counts[..., None]).to(states.dtype)
+
+
+def unrounded_product(states: Tensor, weight: Tensor) -> Tensor:
+    """(num_sequences, longest, in) float32 and (out, in) -> (num_sequences, longest, out) float32.
+
+    For queries and keys, which are then rounded once, after they are turned. The worst golden call's scores in
+    bfloat16 have cosine 0.9993 so; 0.9976 if states and products are rounded, 0.998 if either is.
+    """
+    if weight.is_cpu or weight.dtype == torch.float32:
+        return functional.linear(states, weight.float())
+    return product_in_parts(states, weight)
+
+
+def product_in_parts(states: Tensor, weight: Tensor) -> Tensor:
+    """The same with about 16 bits, from three products in the weight's dtype.
+
+    For accelerators: they multiply float32 ten and more times slower than bfloat16, a CPU two to three times.
+    """
+    high = states.to(weight.dtype)
+    low = (states - high).to(weight.dtype)
+    rounded = functional.linear(high, weight)
+    # Its rounding error: inside one product sums are float32, so the difference is taken before it is rounded.
+    lost = torch.addmm(rounded.flatten(0, 1), high.flatten(0, 1), weight.T, beta=-1).view_as(rounded)
+    return rounded.float() + (lost.float() + functional.linear(low, weight).float())
 
 
 def load(path: Path, device: str, precision: str) -> LightweightGemma2:
