@@ -14,7 +14,6 @@ from core.errors import DeviceFailure, EmbedqError
 from core.job import Job
 from core.sequence import Tokens
 
-
 #: What a slice still weighs after each further one, in what is learned of bytes and tokens.
 _DECAY = 0.98
 
