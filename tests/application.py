@@ -1,0 +1,64 @@
+"""An application with tasks and a worker of its own, which combines them with ours.
+
+Started by tests as `celery -A tests.application worker`. Its settings are what an application needs
+to share a server with us: our queue names, our routes, and our serializer where arrays travel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery, Task
+
+import tasks
+
+QUEUE = "application"
+
+app = Celery(QUEUE, broker=tasks.config.redis_url(), backend=tasks.config.redis_url(), set_as_current=False)
+app.conf.update(
+    broker_transport_options=tasks.config.broker_transport_options,
+    task_default_queue=QUEUE,
+    task_routes=(tasks.config.route,),
+    task_serializer="embedq",
+    result_serializer="embedq",
+    accept_content=["embedq"],
+    result_accept_content=["embedq"],
+    broker_connection_retry_on_startup=True,
+    worker_hijack_root_logger=False,
+)
+
+
+class Unsteady(Exception):
+    """The first two tries of a task."""
+
+
+@app.task(name="application.split")
+def split(text: str) -> list[str]:
+    """The sentences of `text`: what an application does before it embeds."""
+    return text.split(". ")
+
+
+@app.task(name="application.unsteady", bind=True, autoretry_for=(Unsteady,), default_retry_delay=0)
+def unsteady(self: Task, texts: list[str]) -> list[str]:
+    """`texts`, at the third try."""
+    if self.request.retries < 2:
+        raise Unsteady
+    return texts
+
+
+@app.task(name="application.shape")
+def shape(vectors: tasks.Embeddings) -> list[int]:
+    """(num_texts, dim) of what came with the message."""
+    return list(vectors.dense.shape)
+
+
+@app.task(name="application.shapes")
+def shapes(parts: list[tasks.Embeddings]) -> list[list[int]]:
+    """(num_texts, dim) of each part, in their order."""
+    return [list(part.dense.shape) for part in parts]
+
+
+@app.task(name="application.note")
+def note(*what: Any) -> list[Any]:
+    """What it was called with."""
+    return list(what)
