@@ -11,6 +11,7 @@ import threading
 from time import monotonic
 from typing import Any, ClassVar
 
+import redis
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
@@ -77,6 +78,11 @@ class QoS(stock.QoS):
         try:
             self.flush()
             self._give_back(list(dict.fromkeys([*reversed(self.taken), *self._delivered])))
+        except (redis.RedisError, OSError) as error:
+            log.warning(
+                "jobs not given back; their leases will run out",
+                extra={"action": "jobs_kept", "num_jobs": len(self.taken), "error": type(error).__name__},
+            )
         finally:
             self.taken.clear()
             self._delivered.clear()

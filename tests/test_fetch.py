@@ -1,0 +1,252 @@
+"""Taking jobs: many in one atomic call, in kombu's order, within the worker's room, recorded as kombu does."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import kombu
+import pytest
+import redis
+
+from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, own_server, send, waiting
+from workers.transport import Channel, Room, wake
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+def set_room(monkeypatch: pytest.MonkeyPatch, **room: int) -> None:
+    monkeypatch.setattr(Channel, "room", lambda: Room(**room))
+
+
+def test_one_call_takes_everything_most_urgent_first_and_then_queue_by_queue(url: str, client: redis.Redis) -> None:
+    for queue, priority, numbers in [("b", 9, (6, 7)), ("a", 9, (4, 5)), ("b", 0, (2, 3)), ("a", 0, (0, 1))]:
+        send(url, queue, *numbers, priority=priority)
+    with Consuming(url, ["a", "b"]) as worker:
+        worker.run_until(lambda: len(worker.got) == 8)
+        assert worker.numbers() == [0, 1, 2, 3, 4, 5, 6, 7]
+        assert calls(client, "eval", "evalsha") == 1 + calls(client, "zrange")  # and the look for expired leases
+        assert in_flight(client) == 8
+
+
+def test_a_thousand_jobs_take_two_calls_and_their_acknowledgements_as_many(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(1000))
+    with Consuming(url, ["a"]) as worker:
+        worker.on_message = lambda message: (worker.got.append(message), worker.hub.call_soon(message.ack))
+        client.config_resetstat()
+        worker.run_until(lambda: len(worker.got) == 1000 and in_flight(client) == 0)
+        assert worker.numbers() == list(range(1000))
+        assert calls(client, "eval", "evalsha") - calls(client, "zrange") <= 4  # two, and looks at empty lists
+        assert calls(client, "zrem") <= 3
+        assert calls(client, "hdel") <= 6
+
+
+@pytest.mark.parametrize(
+    ("room", "taken"),
+    [
+        ({}, [0, 1, 2, 10, 11]),
+        ({"max_jobs": 2}, [0, 1]),
+        ({"max_jobs": 4}, [0, 1, 2, 10]),
+        ({"max_priority": 3}, [0, 1, 2]),
+        ({"max_bytes": 1}, [0]),  # one larger than the room must not wait for ever
+        ({"max_bytes": 700}, [0, 1]),
+        ({"max_jobs": 0}, []),
+        ({"max_bytes": 0}, []),
+    ],
+)
+def test_no_more_is_taken_than_there_is_room_for(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, room: dict[str, int], taken: list[int]
+) -> None:
+    send(url, "a", 10, 11, priority=9)
+    send(url, "a", 0, 1, 2)
+    assert 2 * len(client.lindex("a", 0)) < 700 < 3 * len(client.lindex("a", 0))
+    given = iter([Room(**room)])
+    monkeypatch.setattr(Channel, "room", lambda: next(given, Room(max_jobs=0)))
+    with Consuming(url, ["a"]) as worker:
+        worker.run_until(lambda: len(worker.got) >= len(taken) and worker.num_turns > 2)
+        assert worker.numbers() == taken
+        assert in_flight(client) == len(taken)
+
+
+def test_the_prefetch_count_of_celery_bounds_what_is_held(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(5))
+    with Consuming(url, ["a"]) as worker:
+        worker.consumer.qos(prefetch_count=2)
+        worker.run_until(lambda: worker.num_turns > 3)
+        assert worker.numbers() == [0, 1]
+        worker.got[0].ack()
+        worker.run_until(lambda: len(worker.got) == 3)
+        assert in_flight(client) == 2
+
+
+def test_room_that_appears_in_another_thread_is_used_at_once(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_room(monkeypatch, max_jobs=0)
+    send(url, "a", 1)
+    with Consuming(url, ["a"]) as worker:
+        worker.run_until(lambda: worker.num_turns > 3)
+        assert not worker.got
+        came: list[float] = []
+
+        def make_room() -> None:
+            set_room(monkeypatch, max_jobs=1)
+            came.append(time.perf_counter())
+            wake()
+
+        # Late enough for the loop to be waiting; that it is not woken for a second by anything else
+        # is what the bound below shows.
+        timer = threading.Timer(0.05, make_room)
+        worker.turn()
+        timer.start()
+        worker.run_until(lambda: worker.got)
+        timer.join()
+        assert time.perf_counter() - came[0] < 0.5
+
+
+def test_what_is_recorded_is_what_kombu_records(url: str, client: redis.Redis) -> None:
+    records: list[Any] = []
+    for transport in (STOCK, OURS):
+        send(url, "a", 7, priority=3)
+        raw = json.loads(client.lindex("a:3", 0))
+        with Consuming(url, ["a"], transport) as worker:
+            worker.run_until(lambda worker=worker: worker.got)
+            ((tag, value),) = client.hgetall("unacked").items()
+            ((indexed, score),) = client.zrange("unacked_index", 0, -1, withscores=True)
+            worker.got[0].ack()
+        assert tag == indexed == raw["properties"]["delivery_tag"].encode()
+        assert abs(score - time.time()) < 5
+        message, exchange, routing_key = json.loads(value)
+        assert message == raw
+        records.append((exchange, routing_key, sorted(message), len(value)))
+        client.flushall()
+    assert records[0] == records[1]
+
+
+def test_a_stock_worker_gives_back_and_acknowledges_what_ours_held(url: str, client: redis.Redis) -> None:
+    send(url, "a", 1, 2)
+    ours = Consuming(url, ["a"])
+    ours.run_until(lambda: len(ours.got) == 2)
+    ours.abandon()
+    with Consuming(url, ["a"], STOCK, visibility_timeout=0.1) as stock:
+        stock.run_until(lambda: len(stock.got) == 2)
+        for message in stock.got:
+            message.ack()
+        assert client.hlen("unacked") == client.zcard("unacked_index") == client.llen("a") == 0
+
+
+def test_an_idle_worker_asks_once_a_second(url: str, client: redis.Redis) -> None:
+    with Consuming(url, [f"queue-{number}" for number in range(6)], unacked_restore_interval=2) as worker:
+        worker.run_for(0.5)
+        client.config_resetstat()
+        worker.num_turns = 0
+        worker.run_for(4)
+        assert 3 <= calls(client, "eval", "evalsha") <= 8  # a look a second, and one in two for expired leases
+        assert worker.num_turns <= 5 * 4
+
+
+def latencies_ms(url: str, transport: str) -> list[float]:
+    """From just before a message is sent to its delivery, by a worker that was idle."""
+    found = []
+    with Consuming(url, ["a"], transport) as worker:
+        worker.on_message = lambda message: (worker.got.append(time.perf_counter()), message.ack())
+        for number in range(40):
+            sent: list[float] = []
+            timer = threading.Timer(
+                0.01, lambda sent=sent, number=number: (sent.append(time.perf_counter()), send(url, "a", number))
+            )
+            timer.start()
+            worker.run_until(lambda number=number: len(worker.got) > number)
+            timer.join()
+            found.append(1000 * (worker.got[-1] - sent[0]))
+    return found
+
+
+def test_being_told_of_a_job_adds_less_than_two_milliseconds(url: str, client: redis.Redis) -> None:
+    stock, ours = (statistics.median(latencies_ms(url, transport)) for transport in (STOCK, OURS))
+    assert ours - stock < 2, f"median latency {ours:.2f} ms, of stock kombu {stock:.2f} ms"
+
+
+def test_a_server_that_does_not_tell_is_asked_a_few_times_a_second(
+    url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.acl_setuser(
+        "quiet",
+        enabled=True,
+        passwords=["+pw"],
+        keys=["*"],
+        channels=["*"],
+        categories=["+@all"],
+        commands=["-client|tracking"],
+    )
+    address = url.replace("redis://:", "redis://").partition("@")[2]
+    with Consuming(f"redis://quiet:pw@{address}", ["a"], unacked_restore_interval=60) as worker:
+        worker.run_for(0.3)
+        assert "tracking_refused" in [getattr(record, "action", "") for record in caplog.records]
+        client.config_resetstat()
+        worker.run_for(2)
+        assert 5 <= calls(client, "eval", "evalsha") <= 12
+        start_s = time.perf_counter()
+        send(url, "a", 1)
+        worker.run_until(lambda: worker.got)
+        assert time.perf_counter() - start_s < 1
+
+
+def test_a_server_that_forgot_the_script_or_is_out_of_memory_loses_nothing(url: str, client: redis.Redis) -> None:
+    with Consuming(url, ["a"]) as worker:
+        send(url, "a", 1)
+        worker.run_until(lambda: worker.got)
+        client.script_flush()
+        send(url, "a", 2)
+        worker.run_until(lambda: len(worker.got) == 2)
+        send(url, "b", 3)
+        client.rename("b", "c")
+        client.config_set("maxmemory", 1)
+        try:
+            client.rename("c", "a")
+            worker.run_for(1.5)
+            assert (len(worker.got), client.llen("a")) == (2, 1)
+        finally:
+            client.config_set("maxmemory", 0)
+        worker.run_until(lambda: len(worker.got) == 3)
+        assert worker.numbers() == [1, 2, 3]
+
+
+def test_every_key_carries_the_prefix_of_the_installation(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(4), global_keyprefix="here:")
+    client.lpush("here:a", "no message")
+    with Consuming(url, ["a"], global_keyprefix="here:") as worker:
+        worker.run_until(lambda: len(worker.got) == 4)
+        assert in_flight(client, "here:") == 4
+        worker.got[0].ack()
+        worker.run_until(lambda: in_flight(client, "here:") == 3)
+    assert waiting(client, "here:a") == [1, 2, 3]
+    assert client.xlen("here:embedq:dead") == 1
+    assert all(key.startswith(b"here:") for key in client.scan_iter())
+
+
+def test_a_consumer_that_never_acknowledges_leaves_nothing_in_flight(url: str, client: redis.Redis) -> None:
+    send(url, "a", 1)
+    with Consuming(url, ["b"]) as worker:
+        worker.consumer.no_ack = True
+        worker.consumer.add_queue(kombu.Queue("a", routing_key="a"))
+        worker.consumer.consume()
+        worker.run_until(lambda: worker.got)
+        worker.run_until(lambda: in_flight(client) == 0)
+    assert not dead_letters(client)

@@ -1,0 +1,188 @@
+"""Jobs in flight: renewed while their worker lives, given back in order when it does not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, own_server, send, waiting
+from workers.leases import LeaseRenewal, renew
+
+#: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
+LEASE_S = 1.5
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with own_server(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+def took(url: str, queue: str, count: int, **options: Any) -> Consuming:
+    """A worker that has just taken `count` jobs."""
+    worker = Consuming(url, [queue], **options)
+    worker.run_until(lambda: len(worker.got) == count)
+    return worker
+
+
+def test_what_a_closing_worker_holds_goes_back_to_the_head_in_its_order(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(5))
+    worker = took(url, "a", 5)
+    send(url, "a", 5, 6)
+    worker.got[1].ack()
+    worker.close()
+    assert waiting(client, "a") == [0, 2, 3, 4, 5, 6]
+    assert in_flight(client) == 0  # and no attempt is counted
+
+
+def test_a_job_given_back_goes_to_the_head_and_counts_no_attempt(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0, 1)
+    with Consuming(url, ["a"]) as worker:
+        worker.consumer.qos(prefetch_count=1)
+        worker.run_until(lambda: worker.got)
+        worker.got[0].reject(requeue=True)
+        worker.run_until(lambda: len(worker.got) == 2)
+        assert worker.numbers() == [0, 0]
+        assert not worker.got[1].headers.get("redelivered")
+    assert waiting(client, "a") == [0, 1]
+
+
+def test_a_rejected_job_becomes_a_dead_letter(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0)
+    with Consuming(url, ["a"]) as worker:
+        worker.run_until(lambda: worker.got)
+        worker.got[0].reject()
+    assert in_flight(client) == client.llen("a") == 0
+    (letter,) = dead_letters(client)
+    assert (letter["reason"], letter["list"]) == ("rejected", "a")
+    assert '"delivery_tag"' in letter["message"]
+
+
+def test_a_dead_workers_jobs_are_elsewhere_within_a_lease_and_a_half(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(4))
+    worker = took(url, "a", 4, visibility_timeout=LEASE_S)
+    # A dead stock worker's lock, which stops every sweep of kombu's for minutes.
+    client.set("unacked_mutex", "dead", ex=300)
+    renew(worker.channel)
+    died_s = time.monotonic()
+    worker.abandon()
+    with Consuming(url, ["a"], visibility_timeout=LEASE_S, unacked_restore_interval=LEASE_S / 4) as heir:
+        heir.run_until(lambda: len(heir.got) == 4)
+        assert LEASE_S * 0.9 < time.monotonic() - died_s < LEASE_S * 1.5 + 0.2
+        assert heir.numbers() == [0, 1, 2, 3]
+        assert all(message.headers["redelivered"] for message in heir.got)
+        assert all(lines.count(b"\n") == 1 for lines in client.hvals("embedq:jobs"))  # the second attempt of each
+        for message in heir.got:
+            message.ack()
+        heir.run_until(lambda: in_flight(client) == 0)
+
+
+def test_looking_for_expired_leases_costs_one_call_however_many_there_are(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(300))
+    took(url, "a", 300, visibility_timeout=0.1).abandon()
+    time.sleep(0.2)
+    with Consuming(url, ["b"], visibility_timeout=0.1, unacked_restore_interval=60) as heir:
+        client.config_resetstat()
+        heir.channel.qos.restore_visible()
+        assert waiting(client, "a") == list(range(300))
+        heir.channel.qos.restore_visible()  # too soon to ask again
+        assert calls(client, "evalsha", "eval") <= 1
+
+
+def test_a_busy_event_loop_loses_no_lease_and_a_hung_engine_does(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(url, "a", 0)
+    worker = took(url, "a", 1, visibility_timeout=LEASE_S)
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=worker.channel))
+    step = LeaseRenewal(consumer)
+    step.start(consumer)
+    try:
+        with Consuming(url, ["a"], visibility_timeout=LEASE_S) as heir:
+            heir.channel.worker = "another"
+            heir.run_for(2 * LEASE_S)  # all that while the first worker's loop does not turn
+            assert not heir.got
+            step.stop(consumer)  # told to stop, it still computes what it took
+            heir.run_for(1.5 * LEASE_S)
+            assert not heir.got
+            monkeypatch.setattr(LeaseRenewal, "is_alive", lambda: False)
+            heir.run_until(lambda: heir.got, timeout_s=2 * LEASE_S)
+            monkeypatch.setattr(LeaseRenewal, "is_alive", lambda: True)
+            # It wakes up again: what is another's by now is neither renewed nor taken from it.
+            assert renew(worker.channel) == 0
+            worker.close()
+            assert (client.llen("a"), in_flight(client)) == (0, 1)
+    finally:
+        step.shutdown(consumer)
+    assert step._thread is not None
+    assert not step._thread.is_alive()
+
+
+def test_a_worker_whose_renewal_is_late_keeps_its_own_jobs(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0)
+    with Consuming(url, ["a"], visibility_timeout=0.2) as worker:
+        worker.run_until(lambda: worker.got)
+        time.sleep(0.4)
+        worker.run_for(1)
+        assert worker.numbers() == [0]
+        assert in_flight(client) == 1
+
+
+def test_an_acknowledged_job_is_not_renewed_into_life_again(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0)
+    with Consuming(url, ["a"]) as worker:
+        worker.run_until(lambda: worker.got)
+        worker.got[0].ack()
+        held_until_sent = renew(worker.channel)
+        worker.channel.qos.flush()
+        assert (held_until_sent, renew(worker.channel)) == (1, 0)
+        assert in_flight(client) == 0
+
+
+def test_acknowledgements_that_could_not_be_sent_are_sent_by_the_next_connection(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0, 1)
+    worker = took(url, "a", 2)
+    worker.got[0].ack()
+    client.execute_command("ACL", "SETUSER", "default", "-zrem")
+    try:
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            worker.turn()
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+zrem")
+    worker.close()
+    assert waiting(client, "a") == [1]
+
+
+def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0)
+    stock = took(url, "a", 1, transport=STOCK)
+    with Consuming(url, ["b"], visibility_timeout=0.1) as worker:
+        worker.run_for(0.5)
+        assert client.llen("a") == 0
+        (tag,) = client.hkeys("unacked")
+        client.zadd("unacked_index", {tag: time.time() - 3601})
+        worker.run_until(lambda: client.llen("a") == 1)
+    stock.abandon()
+
+
+def test_a_lease_is_a_workers_own_affair_by_the_servers_clock(url: str, client: redis.Redis) -> None:
+    send(url, "a", 0)
+    worker = took(url, "a", 1, visibility_timeout=30)
+    with Consuming(url, ["b"], visibility_timeout=0.1) as impatient:
+        impatient.run_for(0.5)
+        assert client.llen("a") == 0
+    worker.close()
+    assert waiting(client, "a") == [0]
