@@ -1,0 +1,32 @@
+"""`python -m tests.bench <command>`: measurements against real servers and real worker processes.
+
+    engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
+
+`python -m tests.bench <command> --help` tells a command's options.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+#: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
+COMMANDS = ("engine",)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command named first; returns its exit code."""
+    if not arguments or arguments[0] not in COMMANDS:
+        print(__doc__, file=sys.stderr)
+        return 2
+    # Before anything of ours is imported: somebody's own settings must not change what is measured.
+    for name in [name for name in os.environ if name.startswith("EMBEDQ_")] + ["REDIS_URL"]:
+        os.environ.pop(name, None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["EMBEDQ_CONFIG"] = ""
+    return int(importlib.import_module(f"tests.bench.{arguments[0]}").main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""The measurements run, on few texts: every figure is there. What they are, a shared machine cannot promise."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench import backlog, real_texts
+from tests.bench.report import Figure
+from tests.running import Running
+
+#: What a busy machine may need for a quick run.
+TIMEOUT_S = 110
+
+#: Figures that a worker need not give; they are told once it counts its batches.
+COUNTED = ("_padding", "_fill", "_batch_sequences", "_computing", "_batch_ms", "_batches")
+
+
+def test_the_engine_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "engine", "--quick", "--json", str(file)]
+    with Running(command) as running:
+        assert running.wait(TIMEOUT_S) == 0, running.output
+    told = json.loads(file.read_text())
+    figures = {figure["key"]: figure for figure in told["figures"]}
+    assert len(figures) == len(told["figures"])
+    measured = {key: figure["value"] for key, figure in figures.items() if not key.endswith(COUNTED)}
+    assert all(value is not None and math.isfinite(value) for value in measured.values())
+    assert all(value > 0 for key, value in measured.items() if key.endswith(("_per_s", "_ms", "ratio", "gain")))
+    assert measured["mixed_ratio"] == pytest.approx(
+        measured["mixed_one_text_jobs_texts_per_s"] / measured["mixed_large_jobs_texts_per_s"]
+    )
+    assert measured["forward_p50_ms"] < measured["one_text_p50_ms"]
+    for figure in figures.values():
+        assert figure["what"].strip() in running.output
+
+
+def test_a_command_that_does_not_exist_is_told_what_does() -> None:
+    with Running([sys.executable, "-m", "tests.bench", "nothing"]) as running:
+        assert running.wait(TIMEOUT_S) == 2
+    assert "engine    batching across jobs" in running.output
+
+
+def test_the_texts_are_different_and_the_short_ones_short(minilm: Path) -> None:
+    found = real_texts.read(200, minilm)
+    assert len(set(found.mixed)) == len(set(found.short)) == 200
+    assert found.mean_short_tokens <= real_texts.MAX_SHORT_TOKENS < found.mean_mixed_tokens
+    assert found == real_texts.read(200, minilm)
+
+
+def test_jobs_hold_all_texts_in_their_order() -> None:
+    assert backlog.jobs_of(["a", "b", "c"], 2) == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_limit", "is_met"),
+    [(0.9, False, True), (0.8, False, False), (0.9, True, True), (1.0, True, False), (None, True, None)],
+)
+def test_a_figure_knows_whether_its_promise_is_kept(value: float | None, is_limit: bool, is_met: bool | None) -> None:
+    assert Figure("key", "what", value, "", 0.9, is_limit).is_met is is_met
