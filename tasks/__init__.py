@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from celery import Celery, Task
 
 from core.checks import EmbedOptions, RerankOptions, check_text, check_texts
-from core.errors import InvalidInput, JobTooLarge, ProducerError
+from core.errors import InvalidInput, JobTooLarge, ProducerError, WorkerError
 from core.results import Embeddings, Ranking
 from tasks.models import Registry
 
@@ -87,6 +87,12 @@ class EngineTask(Task):
     abstract = True
     #: Expected errors: logged in one line without a traceback, because the producer gets them.
     throws = (ProducerError,)
+    #: Failures of the worker, not of the call: the job is sent again, with pauses that double, because another
+    #: worker or another moment may do. After that the failure is the answer.
+    autoretry_for = (WorkerError,)
+    max_retries = 3
+    retry_backoff = 1
+    retry_jitter = False  # Celery's would make some pauses nothing
     #: Set by the worker once its models are loaded. A producer has none.
     engine: ClassVar[Engine | None] = None
 

@@ -14,7 +14,7 @@ from celery import Celery, signals
 from core.errors import ServerUnavailable
 from tests.own_server import OwnServer
 from tests.traced_jobs import application, blob, run
-from workers import backend, held
+from workers import backend, results
 
 
 def test_while_the_server_refuses_writes_results_are_kept_and_the_operator_warned(
@@ -76,7 +76,7 @@ def test_a_large_batch_is_written_early_and_in_several_calls(
     app: Celery, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "_MAX_HELD_BYTES", 16_000)
-    monkeypatch.setattr(held, "_MAX_CALL_BYTES", 4_000)
+    monkeypatch.setattr(results, "_MAX_CALL_BYTES", 4_000)
     run(app, "embed_one")
     before = own.count("evalsha")
     most = 0
