@@ -48,10 +48,10 @@ class Poller(stock.MultiChannelPoller):
     def on_poll_start(self) -> None:
         for channel in self._channels:
             channel.qos.flush()
-            if channel.active_queues:
-                self._register_BRPOP(channel)
             if channel.active_fanout_queues:
                 self._register_LISTEN(channel)
+            if channel.active_queues:
+                self._register_BRPOP(channel)
 
     def on_readable(self, fileno: int) -> None:
         # Unlike kombu's, whatever the room: the server also tells of new messages when there is none.

@@ -179,7 +179,12 @@ def _keep_our_logging(**_: Any) -> None:
 
 
 def _log_serving(sender: Any = None, **_: Any) -> None:
-    log.info("ready", extra={"action": "worker_ready", "worker": sender.hostname, "pid": os.getpid()})
+    """Say so once the event loop has turned: Celery signals before it has subscribed to remote control."""
+
+    def say() -> None:
+        log.info("ready", extra={"action": "worker_ready", "worker": sender.hostname, "pid": os.getpid()})
+
+    sender.hub.call_soon(lambda: sender.hub.call_soon(say))
 
 
 def _log_draining(sig: str = "", **_: Any) -> None:

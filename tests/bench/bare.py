@@ -30,7 +30,7 @@ def measure(text: str, num_calls: int, **load: Any) -> dict[str, list[float]]:
             begin_s = time.perf_counter()
             (tokens,) = model.encode_texts([text], options)  # type: ignore[attr-defined]
             encoded_s = time.perf_counter()
-            model.forward([Sequence(tokens, None, 0)], model.wanted(options))
+            model.launch([Sequence(tokens)], model.wanted(options))()
             forward_s.append(time.perf_counter() - encoded_s)
             encode_s.append(encoded_s - begin_s)
     return {"encode_s": encode_s[_NUM_FIRST:], "forward_s": forward_s[_NUM_FIRST:]}

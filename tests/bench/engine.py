@@ -129,13 +129,10 @@ def _of_batches(key: str, told: str, counted: dict[str, float]) -> list[Figure]:
         return scale * counted[number] / counted[of] if counted.get(of) and number in counted else None
 
     tokens = share("tokens", "padded_tokens")
-    padded_per_batch = share("padded_tokens", "batches")
-    limit = counted.get("max_batch_tokens")
-    fill = padded_per_batch / limit if padded_per_batch and limit else None
     padding = None if tokens is None else 1 - tokens
     return [
         Figure(f"{key}_padding", f"  {told}: padding", padding, "of tokens", 0.05, is_limit=True),
-        Figure(f"{key}_fill", "    batch fill", fill, "of budget"),
+        Figure(f"{key}_fill", "    batch fill", share("padded_tokens", "budget_tokens"), "of budget"),
         Figure(f"{key}_batch_sequences", "    sequences of a batch", share("sequences", "batches"), ""),
         Figure(f"{key}_computing", "    device thread computes", share("compute_s", "wall_s"), "of time", 0.95),
         Figure(f"{key}_batch_ms", "    batch", share("compute_s", "batches", 1000), "ms"),
