@@ -41,22 +41,21 @@ class Backlog:
         key = (job.call.model.spec.alias, job.call.wanted)
         identities = [_identity(tokens) for tokens in encoded]
         with self.lock:
-            if self.dead:
-                job.fail(self.dead)
-            if job.is_over:
-                return
-            twins = self._in_flight.setdefault(key, {})
-            now_s = time.monotonic()
-            for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
-                sequence = twins.get(identity)
-                if sequence is None:
-                    sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
-                    self._scheduler.add(sequence)
-                elif not job.is_bulk:
-                    self._scheduler.promote(sequence)
-                sequence.rows.append((job, row))
-                job.sequences.append(sequence)
-            self.work.notify()
+            if not self.dead and not job.is_over:
+                twins = self._in_flight.setdefault(key, {})
+                now_s = time.monotonic()
+                for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
+                    sequence = twins.get(identity)
+                    if sequence is None:
+                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
+                        self._scheduler.add(sequence)
+                    elif not job.is_bulk:
+                        self._scheduler.promote(sequence)
+                    sequence.rows.append((job, row))
+                    job.sequences.append(sequence)
+                self.work.notify()
+        if self.dead:  # without the lock: what a caller attached to the answer may call the engine
+            job.fail(self.dead)
 
     def withdraw(self, job: Job) -> None:
         """Drop what still waits of `job` alone; its place is free at once."""
