@@ -105,9 +105,12 @@ class Backlog:
     def answered(self, batch: Iterable[Sequence]) -> list[list[tuple[Job, int]]]:
         """The (job, row) pairs that each sequence answers; no job joins them after this."""
         with self.lock:
+            answered = []
             for sequence in batch:
                 self._forget(sequence)
-            return [sequence.rows for sequence in batch]
+                answered.append(sequence.rows)
+                sequence.rows = []  # jobs hold their sequences: held both ways, all would wait for a garbage collection
+        return answered
 
     def finished(self, model: str, num_padded_tokens: int, seconds: float) -> None:
         """Tell the scheduler how long a batch took."""

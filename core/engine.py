@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, cast
@@ -112,7 +113,9 @@ class Engine:
         the job's first rows are in a batch. DeviceFailure once the engine is closed or dead.
         """
         job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started)
-        job.answer.add_done_callback(lambda answer: self.backlog.withdraw(job) if answer.cancelled() else None)
+        # Weak, because a job holds its answer: held both ways, its rows would wait for a garbage collection.
+        reference = weakref.ref(job)
+        job.answer.add_done_callback(lambda answer: self._withdraw(reference()) if answer.cancelled() else None)
         self.encoding.submit(job)
         return job
 
@@ -153,6 +156,10 @@ class Engine:
 
     async def _await(self, call: Call, priority: int) -> Any:
         return await asyncio.wrap_future(self.submit(lambda: call, priority).answer)
+
+    def _withdraw(self, job: Job | None) -> None:
+        if job:
+            self.backlog.withdraw(job)
 
     def _die(self, failure: DeviceFailure) -> None:
         if self.on_dead:
