@@ -60,7 +60,7 @@ class Backlog:
     def withdraw(self, job: Job) -> None:
         """Drop what still waits of `job` alone; its place is free at once."""
         with self.lock:
-            for sequence in job.sequences:
+            for sequence in dict.fromkeys(job.sequences):  # equal texts of one job are one, and it may have thousands
                 sequence.rows = [place for place in sequence.rows if place[0] is not job]
                 if not sequence.rows:
                     self._scheduler.remove(sequence)
