@@ -142,8 +142,7 @@ class Engine:
         """Finish what waits, then end all threads. Later calls are refused."""
         self.encoding.close()
         self.backlog.close()
-        if self.backlog.dead is None:  # a thread that hangs cannot be waited for
-            self._loop.thread.join()
+        self._loop.join()
         self._completion.close()
 
     def _answer(self, call: Call, priority: int) -> Any:
@@ -162,10 +161,12 @@ class Engine:
             self.backlog.withdraw(job)
 
     def _die(self, failure: DeviceFailure) -> None:
-        if self.on_dead:
-            self.on_dead(str(failure))
-        self.backlog.fail_all(failure)
-        self.encoding.fail_all(failure)
+        try:
+            if self.on_dead:
+                self.on_dead(str(failure))
+        finally:
+            self.backlog.fail_all(failure)
+            self.encoding.fail_all(failure)
 
 
 def _limits(model: Model, settings: Settings) -> Limits:
