@@ -158,6 +158,7 @@ class Engine:
 
     def _withdraw(self, job: Job | None) -> None:
         if job:
+            self.encoding.withdraw(job)
             self.backlog.withdraw(job)
 
     def _die(self, failure: DeviceFailure) -> None:
