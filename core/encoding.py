@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 
 from core.backlog import Backlog
-from core.errors import DeviceFailure, EmbedqError
+from core.errors import DeviceFailure, EmbedqError, InvalidInput
 from core.job import Job
 
 
@@ -78,8 +78,11 @@ class EncodeThreads:
                     rows = self._first_slice(job, was_bulk)
                 if rows.start < rows.stop and not job.is_over:
                     self._backlog.add(job, rows.start, job.call.encode(rows))
-            except Exception as error:
-                job.fail(error)
+            except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
+                known = isinstance(error, Exception)
+                job.fail(
+                    error if known else InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
+                )
                 self._backlog.withdraw(job)
 
     def _take(self) -> tuple[Job, slice | None] | None:
