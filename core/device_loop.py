@@ -130,7 +130,7 @@ class DeviceLoop:
     def _deliver(self, batch: list[Sequence], rows: Outputs) -> None:
         for index, places in enumerate(self._backlog.answered(batch)):
             for job, row in places:
-                job.deliver(row, index, rows)
+                job.deliver(row, index, rows, is_shared=len(places) > 1)
 
     def _retry(self, batch: list[Sequence], failure: EmbedqError) -> None:
         """Run a failed batch again in halves, so that only the culprit's jobs fail."""

@@ -7,6 +7,7 @@ completion thread delivers its rows; whoever waits holds the future.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -98,11 +99,12 @@ class Job:
             except Exception:
                 log.exception("a callback of a job failed", extra={"action": "callback_failed"})
 
-    def deliver(self, row: int, index: int, outputs: Outputs) -> None:
-        """Take row `index` of a batch's outputs as row `row`. On the completion thread only."""
+    def deliver(self, row: int, index: int, outputs: Outputs, is_shared: bool) -> None:
+        """Take row `index` of a batch's outputs as row `row`, or a copy of it. On the completion thread only."""
         self.start()  # unless it joined a sequence that was under way
         for name, rows in self._rows.items():
-            rows[row] = outputs[name][index]
+            given = outputs[name][index]
+            rows[row] = copy.deepcopy(given) if is_shared else given  # callers may write to what they get
         self._num_left -= 1
         if self._num_left == 0:
             self._finish()
