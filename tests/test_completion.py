@@ -40,7 +40,7 @@ def test_work_that_raises_is_logged_and_the_rest_is_done(caplog: pytest.LogCaptu
 
 def test_who_is_far_ahead_waits() -> None:
     gate = threading.Event()
-    num_submitted, num_done, most_ahead = 0, 0, 0
+    num_done, most_ahead = 0, 0
 
     def work() -> None:
         nonlocal num_done
@@ -48,9 +48,8 @@ def test_who_is_far_ahead_waits() -> None:
         num_done += 1
 
     completion = CompletionThread()
-    for _ in range(500):
+    for num_submitted in range(1, 501):
         completion.submit(work)
-        num_submitted += 1
         most_ahead = max(most_ahead, num_submitted - num_done)
         if num_submitted == _MAX_UNDELIVERED:
             gate.set()
