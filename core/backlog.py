@@ -40,27 +40,26 @@ class Backlog:
         key = (job.call.model.spec.alias, job.call.wanted)
         identities = [_identity(tokens) for tokens in encoded]
         with self.lock:
-            if self.dead:
-                job.fail(self.dead)
-            if job.is_over:
-                return
-            twins = self._in_flight.setdefault(key, {})
-            now_s = time.monotonic()
-            for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
-                sequence = twins.get(identity)
-                if sequence is None:
-                    sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
-                    self._scheduler.add(sequence)
-                elif not job.is_bulk:
-                    self._scheduler.promote(sequence)
-                sequence.rows.append((job, row))
-                job.sequences.append(sequence)
-            self.work.notify()
+            if not self.dead and not job.is_over:
+                twins = self._in_flight.setdefault(key, {})
+                now_s = time.monotonic()
+                for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
+                    sequence = twins.get(identity)
+                    if sequence is None:
+                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
+                        self._scheduler.add(sequence)
+                    elif not job.is_bulk:
+                        self._scheduler.promote(sequence)
+                    sequence.rows.append((job, row))
+                    job.sequences.append(sequence)
+                self.work.notify()
+        if self.dead:  # without the lock: what a caller attached to the answer may call the engine
+            job.fail(self.dead)
 
     def withdraw(self, job: Job) -> None:
         """Drop what still waits of `job` alone; its place is free at once."""
         with self.lock:
-            for sequence in job.sequences:
+            for sequence in dict.fromkeys(job.sequences):  # equal texts of one job are one, and it may have thousands
                 sequence.rows = [place for place in sequence.rows if place[0] is not job]
                 if not sequence.rows:
                     self._scheduler.remove(sequence)
@@ -105,9 +104,12 @@ class Backlog:
     def answered(self, batch: Iterable[Sequence]) -> list[list[tuple[Job, int]]]:
         """The (job, row) pairs that each sequence answers; no job joins them after this."""
         with self.lock:
+            answered = []
             for sequence in batch:
                 self._forget(sequence)
-            return [sequence.rows for sequence in batch]
+                answered.append(sequence.rows)
+                sequence.rows = []  # jobs hold their sequences: held both ways, all would wait for a garbage collection
+        return answered
 
     def finished(self, model: str, num_padded_tokens: int, seconds: float) -> None:
         """Tell the scheduler how long a batch took."""

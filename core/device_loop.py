@@ -59,10 +59,26 @@ class DeviceLoop:
         #: Seconds in which a batch was on the device.
         self.compute_s = 0.0
         self._idle_since_s = time.monotonic()
-        self.thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self.thread.start()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the backlog is closed and empty, or the device given up: a thread that hangs is not waited for."""
+        self._ended.wait()
+        if not self._backlog.dead:
+            self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a fault of ours, or of an extension: without this thread nobody is answered
+            self.give_up(f"the device thread ended with {type(error).__name__}: {error}")
+        finally:
+            self.watchdog.close()
+            self._ended.set()
+
+    def _work(self) -> None:
         running: _Pass | None = None
         while not self._backlog.dead:
             batch = self._backlog.next_batch(must_wait=running is None)
@@ -76,7 +92,6 @@ class DeviceLoop:
                 following = None
             self.watchdog.progress(is_busy=following is not None)
             running = following
-        self.watchdog.close()
 
     def _launch(self, batch: list[Sequence]) -> _Pass:
         """Start a pass; on an accelerator this returns before it has ended."""
@@ -115,7 +130,7 @@ class DeviceLoop:
     def _deliver(self, batch: list[Sequence], rows: Outputs) -> None:
         for index, places in enumerate(self._backlog.answered(batch)):
             for job, row in places:
-                job.deliver(row, index, rows)
+                job.deliver(row, index, rows, is_shared=len(places) > 1)
 
     def _retry(self, batch: list[Sequence], failure: EmbedqError) -> None:
         """Run a failed batch again in halves, so that only the culprit's jobs fail."""
@@ -193,8 +208,13 @@ class DeviceLoop:
 
     def give_up(self, reason: str) -> None:
         """Say so, and let the engine's owner decide; where it goes on, every job is answered with the reason."""
+        if self._backlog.dead:
+            return  # a pass that hung has failed in the end
         log.error("the device is given up: %s", reason, extra={"action": "device_dead"})
-        self._on_dead(DeviceFailure(reason))
+        try:
+            self._on_dead(DeviceFailure(reason))
+        finally:
+            self._ended.set()
 
 
 def _start(batch: list[Sequence]) -> None:

@@ -7,10 +7,10 @@ job. A class whose waiting tokens fill their room is not encoded further until b
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict
 
 from core.backlog import Backlog
-from core.errors import DeviceFailure, EmbedqError
+from core.errors import DeviceFailure, EmbedqError, InvalidInput
 from core.job import Job
 from core.sequence import Tokens
 
@@ -23,7 +23,8 @@ class EncodeThreads:
 
     def __init__(self, backlog: Backlog, num_threads: int) -> None:
         self._backlog = backlog
-        self._queues: dict[bool, deque[Job]] = {False: deque(), True: deque()}
+        #: By class, oldest first; a dict, so that one of thousands leaves without a search.
+        self._queues: dict[bool, OrderedDict[Job, None]] = {False: OrderedDict(), True: OrderedDict()}
         self._num_bytes = {False: 0, True: 0}
         #: Decayed sums over the slices encoded so far: bytes of their jobs, and the tokens they became.
         self._learned_bytes, self._learned_tokens = 8.0, 1.0
@@ -41,9 +42,17 @@ class EncodeThreads:
                 raise self._backlog.dead
             if self._is_closing:
                 raise DeviceFailure("the engine is closed; no new work is taken")
-            self._queues[job.is_bulk].append(job)
-            self._num_bytes[job.is_bulk] += job.num_bytes
-            self._backlog.room.notify()
+            self._put(job)
+
+    def withdraw(self, job: Job) -> None:
+        """Drop `job` if it still waits here; its bytes are free at once."""
+        with self._backlog.lock:
+            if job in self._queues[job.is_bulk]:
+                self._drop(job)
+
+    def num_bytes(self, is_bulk: bool) -> int:
+        """Bytes of the jobs that wait here, wholly or in part."""
+        return self._num_bytes[is_bulk]
 
     @property
     def bytes_per_token(self) -> float:
@@ -79,14 +88,18 @@ class EncodeThreads:
             job, rows = taken
             try:
                 if rows is None:
+                    was_bulk = job.is_bulk
                     job.open()
-                    rows = self._first_slice(job)
+                    rows = self._first_slice(job, was_bulk)
                 if rows.start < rows.stop and not job.is_over:
                     encoded = job.call.encode(rows)
                     self._learn(job, encoded)
                     self._backlog.add(job, rows.start, encoded)
-            except Exception as error:
-                job.fail(error)
+            except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
+                known = isinstance(error, Exception)
+                job.fail(
+                    error if known else InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
+                )
                 self._backlog.withdraw(job)
 
     def _learn(self, job: Job, encoded: list[Tokens]) -> None:
@@ -101,13 +114,13 @@ class EncodeThreads:
             while True:
                 is_bulk = self._next_class()
                 if is_bulk is not None:
-                    job = self._queues[is_bulk][0]
+                    job = next(iter(self._queues[is_bulk]))
                     if not job.is_opened:
-                        self._pop(is_bulk)  # nobody else may open it
+                        self._drop(job)  # nobody else may open it
                         return job, None
                     rows = job.take_slice()
                     if rows.stop >= job.call.num_rows:
-                        self._pop(is_bulk)
+                        self._drop(job)
                     return job, rows
                 if self._is_closing and not any(self._queues.values()):
                     self._backlog.room.notify_all()  # the others may end, too
@@ -117,21 +130,27 @@ class EncodeThreads:
     def _next_class(self) -> bool | None:
         """The class whose first job is encoded next; None if nothing waits or nothing has room."""
         for is_bulk, queue in self._queues.items():
-            while queue and queue[0].is_over:
-                self._pop(is_bulk)  # cancelled or failed: the rest need not be encoded
+            while queue and (job := next(iter(queue))).is_over:
+                self._drop(job)  # cancelled or failed: the rest need not be encoded
             if queue and self._backlog.has_room(is_bulk):
                 return is_bulk
         return None
 
-    def _pop(self, is_bulk: bool) -> None:
-        self._num_bytes[is_bulk] -= self._queues[is_bulk].popleft().num_bytes
+    def _put(self, job: Job) -> None:
+        self._queues[job.is_bulk][job] = None
+        self._num_bytes[job.is_bulk] += job.num_bytes
+        self._backlog.room.notify()
 
-    def _first_slice(self, job: Job) -> slice:
-        """The first rows of a job just opened; what is left of it goes back to the front of its class."""
+    def _drop(self, job: Job) -> None:
+        del self._queues[job.is_bulk][job]
+        self._num_bytes[job.is_bulk] -= job.num_bytes
+
+    def _first_slice(self, job: Job, was_bulk: bool) -> slice:
+        """The first rows of a job just opened. What is left of it goes back to the front, or behind its new class."""
         with self._backlog.lock:
             rows = job.take_slice()
-            if rows.stop < job.call.num_rows:
-                self._queues[job.is_bulk].appendleft(job)
-                self._num_bytes[job.is_bulk] += job.num_bytes
-                self._backlog.room.notify()
+            if rows.stop < job.call.num_rows and not job.is_over:
+                self._put(job)
+                if job.is_bulk == was_bulk:
+                    self._queues[was_bulk].move_to_end(job, last=False)
             return rows

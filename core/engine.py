@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, cast
@@ -112,7 +113,9 @@ class Engine:
         the job's first rows are in a batch. DeviceFailure once the engine is closed or dead.
         """
         job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started)
-        job.answer.add_done_callback(lambda answer: self.backlog.withdraw(job) if answer.cancelled() else None)
+        # Weak, because a job holds its answer: held both ways, its rows would wait for a garbage collection.
+        reference = weakref.ref(job)
+        job.answer.add_done_callback(lambda answer: self._withdraw(reference()) if answer.cancelled() else None)
         self.encoding.submit(job)
         return job
 
@@ -156,8 +159,7 @@ class Engine:
         """Finish what waits, then end all threads. Later calls are refused."""
         self.encoding.close()
         self.backlog.close()
-        if self.backlog.dead is None:  # a thread that hangs cannot be waited for
-            self._loop.thread.join()
+        self._loop.join()
         self._completion.close()
 
     def _answer(self, call: Call, priority: int) -> Any:
@@ -171,11 +173,18 @@ class Engine:
     async def _await(self, call: Call, priority: int) -> Any:
         return await asyncio.wrap_future(self.submit(lambda: call, priority).answer)
 
+    def _withdraw(self, job: Job | None) -> None:
+        if job:
+            self.encoding.withdraw(job)
+            self.backlog.withdraw(job)
+
     def _die(self, failure: DeviceFailure) -> None:
-        if self.on_dead:
-            self.on_dead(str(failure))
-        self.backlog.fail_all(failure)
-        self.encoding.fail_all(failure)
+        try:
+            if self.on_dead:
+                self.on_dead(str(failure))
+        finally:
+            self.backlog.fail_all(failure)
+            self.encoding.fail_all(failure)
 
 
 def _limits(model: Model, settings: Settings) -> Limits:

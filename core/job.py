@@ -7,6 +7,8 @@ completion thread delivers its rows; whoever waits holds the future.
 from __future__ import annotations
 
 import contextlib
+import copy
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import numpy as np
 
 from core.models import Model, Outputs
 from core.sequence import Sequence, Tokens, Wanted
+
+log = logging.getLogger(__name__)
 
 #: Rows encoded in one go: small enough that the device starts early on a large job and an
 #: interactive job does not wait long behind it, large enough to keep the tokenizer's threads busy.
@@ -87,16 +91,20 @@ class Job:
         return taken
 
     def start(self) -> None:
-        """Tell, once, that rows of it are in a batch."""
+        """Tell, once, that rows of it are in a batch. Never raises: others' rows come in the same batch."""
         tell, self._on_started = self._on_started, None
         if tell:
-            tell()
+            try:
+                tell()
+            except Exception:
+                log.exception("a callback of a job failed", extra={"action": "callback_failed"})
 
-    def deliver(self, row: int, index: int, outputs: Outputs) -> None:
-        """Take row `index` of a batch's outputs as row `row`. On the completion thread only."""
+    def deliver(self, row: int, index: int, outputs: Outputs, is_shared: bool) -> None:
+        """Take row `index` of a batch's outputs as row `row`, or a copy of it. On the completion thread only."""
         self.start()  # unless it joined a sequence that was under way
         for name, rows in self._rows.items():
-            rows[row] = outputs[name][index]
+            given = outputs[name][index]
+            rows[row] = copy.deepcopy(given) if is_shared else given  # callers may write to what they get
         self._num_left -= 1
         if self._num_left == 0:
             self._finish()

@@ -159,7 +159,8 @@ class FakeModel:
     """A model whose rows follow from the token ids alone: no weights, no torch.
 
     Token ids are the bytes of the text. `gate` holds the device thread inside a pass while it is
-    closed; `begun` counts the passes that have started.
+    closed; `begun` counts the passes that have started. On a `device` of CUDA's a pass is under way
+    once `launch` has returned, as it is there: only what fetches its rows waits for the gate.
     """
 
     def __init__(self, alias: str = "fake", family: str = "encoder", max_length: int = 64) -> None:
@@ -179,6 +180,10 @@ class FakeModel:
         self.gate.set()
         self.begun = threading.Semaphore(0)
         self.batches: list[list[Sequence]] = []
+        #: ("launch" or "collect", number of the batch), in the order of what happened.
+        self.steps: list[tuple[str, int]] = []
+        #: Called before a pass starts; may raise.
+        self.before_launch: Callable[[list[Sequence]], None] = lambda batch: None
         #: Called in each pass before its rows are made; may raise.
         self.before_rows: Callable[[list[Sequence]], None] = lambda batch: None
         #: What to make of the right rows before they are returned.
@@ -198,12 +203,18 @@ class FakeModel:
         return Wanted(self.outputs)
 
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Callable[[], Any]:
-        rows = self._rows(batch, wanted)
+        number = len(self.batches)
+        self.batches.append(list(batch))
+        self.steps.append(("launch", number))
+        self.begun.release()
+        self.before_launch(batch)
+        if self.device.startswith("cuda"):
+            return lambda: self._rows(number, batch, wanted)
+        rows = self._rows(number, batch, wanted)
         return lambda: rows
 
-    def _rows(self, batch: list[Sequence], wanted: Wanted) -> Any:
-        self.batches.append(list(batch))
-        self.begun.release()
+    def _rows(self, number: int, batch: list[Sequence], wanted: Wanted) -> Any:
+        self.steps.append(("collect", number))
         assert self.gate.wait(PATIENCE_S)
         self.before_rows(batch)
         rows: dict[str, Any] = {}

@@ -21,8 +21,8 @@ import core
 from core.errors import DeviceFailure, DeviceOutOfMemory
 from core.memory import MIN_BUDGET_TOKENS, fitting_budget, free_cache, is_out_of_memory, reduced_budget
 from core.sequence import Sequence
-from tests.checkpoints import PATIENCE_S, FakeModel, row_of, save_encoder
-from tests.test_device_loop import error_of, raise_on_token, rows_of, running, submit
+from tests.checkpoints import PATIENCE_S, FakeModel, save_encoder
+from tests.loops import error_of, expected_of, raise_on_token, rows_of, running, submit
 
 
 def padded_tokens(batch: list[Sequence]) -> int:
@@ -111,10 +111,10 @@ def test_what_does_not_fit_runs_in_parts_and_the_rows_are_the_same() -> None:
     failed = limit(model, 500)
     with running(model) as loop:
         job = submit(loop, *[64] * 32)
-        np.testing.assert_array_equal(rows_of(job), [row_of(np.full(64, row + 1)) for row in range(32)])
+        np.testing.assert_array_equal(rows_of(job), expected_of(*[64] * 32))
         # Each size fails once: the other half of a failed batch is made smaller without being tried.
         assert failed == [2048, 1024, 512]
-        assert loop.scheduler.max_batch_tokens == 384
+        assert loop.backlog.max_tokens("fake") == 384
 
 
 def test_the_budget_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
@@ -125,7 +125,7 @@ def test_the_budget_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(2):
             rows_of(submit(loop, *[64] * 200))
         assert failed == [2048, 1024, 768]
-        assert loop.scheduler.max_batch_tokens == 576
+        assert loop.backlog.max_tokens("fake") == 576
     told = [vars(record) for record in caplog.records if vars(record)["action"] == "out_of_memory"]
     assert [(one["num_tokens"], one["max_batch_tokens"], one["model"]) for one in told] == [
         (2048, 1536, "fake"),
@@ -139,7 +139,7 @@ def test_a_moments_shortage_does_not_leave_a_worker_that_runs_texts_one_by_one()
     limit(model, 64)
     with running(model) as loop:
         assert len(rows_of(submit(loop, *[64] * 40))) == 40
-        assert loop.scheduler.max_batch_tokens == MIN_BUDGET_TOKENS
+        assert loop.backlog.max_tokens("fake") == MIN_BUDGET_TOKENS
 
 
 def test_a_sequence_that_cannot_fit_fails_alone() -> None:
@@ -165,7 +165,7 @@ def test_a_sequence_that_cannot_fit_even_alone_does_not_make_batches_smaller() -
     limit(model, 600)
     with running(model) as loop:
         assert isinstance(error_of(submit(loop, 700)), DeviceOutOfMemory)
-        assert loop.scheduler.max_batch_tokens == 2048
+        assert loop.backlog.max_tokens("fake") == 2048
 
 
 def test_other_errors_do_not_change_the_budget() -> None:
@@ -175,7 +175,7 @@ def test_other_errors_do_not_change_the_budget() -> None:
         failure = error_of(submit(loop, 64, 64, 64, 64))
         assert isinstance(failure, DeviceFailure)
         assert "RuntimeError: CUDA error: an illegal memory access" in str(failure)
-        assert loop.scheduler.max_batch_tokens == 2048
+        assert loop.backlog.max_tokens("fake") == 2048
 
 
 def test_a_sequence_longer_than_the_devices_budget_runs_alone() -> None:

@@ -77,9 +77,9 @@ def test_the_starting_budget_is_what_measured_memory_allows(
     allocator = FakeAllocator(free_bytes + 1_000_000)
     engine, model = warmed_up(monkeypatch, allocator, max_batch_tokens=asked)
     with engine:
-        assert engine.max_batch_tokens == budget
+        assert engine.backlog.max_tokens("fake") == budget
         num_warm = len(model.batches)
-        assert len(engine.embed(["a" * 64] * 1000).dense) == 1000
+        assert len(engine.embed([f"{number:064}" for number in range(1000)]).dense) == 1000
         largest = max(padded_tokens(batch) for batch in model.batches[num_warm:])
         assert largest * 1000 <= free_bytes  # jobs ran within memory: nothing had to be split
 
@@ -107,7 +107,7 @@ def test_out_of_memory_empties_the_devices_cache(monkeypatch: pytest.MonkeyPatch
     with engine:
         num_emptied = allocator.num_emptied
         failed = limit(model, 1000)
-        engine.embed(["a" * 64] * 100)
+        engine.embed([f"{number:064}" for number in range(100)])
         assert allocator.num_emptied - num_emptied == len(failed) > 0
 
 
@@ -119,4 +119,4 @@ def test_memory_is_measured_only_where_the_device_tells(monkeypatch: pytest.Monk
     with Engine({"fake": model}, read_settings(models={"fake": "/nowhere"})) as engine:
         engine.warm_up()
         assert len(model.batches) == 1
-        assert engine.max_batch_tokens == 2048
+        assert engine.backlog.max_tokens("fake") == 2048
