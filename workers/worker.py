@@ -25,6 +25,7 @@ from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import logs, transport
+from workers.dead_letters import failure_writer
 from workers.embedded import answers
 from workers.leases import LeaseRenewal
 
@@ -66,6 +67,7 @@ def main() -> int:
         settings = read_settings()
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
+        transport.refuse_cluster(tasks.app.connection_for_read())
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
             engine.warm_up()
@@ -83,6 +85,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     tasks.EngineTask.Request = ShortRequest
     transport.install()
     transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
+    transport.Channel.fail = failure_writer(tasks.app)
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
