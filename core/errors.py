@@ -11,7 +11,8 @@
     │   └── ServerUnavailable  no Redis or Valkey server could be reached or started
     └── WorkerError            the worker failed; the same job may succeed elsewhere
         ├── DeviceFailure      the forward pass failed on the device
-        └── DeviceOutOfMemory  a single sequence does not fit the device's memory
+        ├── DeviceOutOfMemory  a single sequence does not fit the device's memory
+        └── Poisoned           worker after worker died while it held the job
 
 Along the path of a job:  produce ─ProducerError→ encode ─InvalidInput→ forward ─WorkerError→ result.
 
@@ -73,3 +74,7 @@ class DeviceFailure(WorkerError):
 
 class DeviceOutOfMemory(WorkerError):
     """A single sequence does not fit the device's memory."""
+
+
+class Poisoned(WorkerError):
+    """Worker after worker died while it held the job; it is not tried again."""

@@ -4,6 +4,7 @@ python -m tasks models                              what the pool serves
 python -m tasks forget ALIAS                        withdraw a model that is gone for good
 python -m tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
 python -m tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
+python -m tasks dead list|show|replay|drop          what no worker could do anything with
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 import tasks
 from core.errors import EmbedqError
+from tasks import dead
 from tasks.models import Registry
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
@@ -118,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--model")
     rerank.add_argument("--top-k", type=int, default=10)
     rerank.set_defaults(run=_rerank)
+    dead.add_commands(commands.add_parser("dead", help="dead letters: list, show, send again, drop"))
     return parser
 
 

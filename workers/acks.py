@@ -54,6 +54,10 @@ class QoS(stock.QoS):
             self._give_back([delivery_tag])
         else:
             self.channel.leases.bury(delivery_tag, "rejected")
+        self.drop(delivery_tag)
+
+    def drop(self, delivery_tag: str) -> None:
+        """Hold a job no longer: it was given back or buried."""
         self.taken.pop(delivery_tag, None)
         self._quick_ack(delivery_tag)
 
@@ -73,11 +77,22 @@ class QoS(stock.QoS):
                 self._left_over.extend(tags)
                 raise
 
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Called as the channel closes, and again by kombu and as the process ends."""
+        # kombu's looks at delivered messages only, and forgets those acknowledged: both would stay
+        # behind here, the acknowledgements unsent and the jobs that had not been delivered yet.
+        self._on_collect.cancel()
+        if self.restore_at_shutdown and self.channel.do_restore:
+            self.restore_unacked()
+        self._delivered.restored = True
+
     def restore_unacked(self, client: Any = None) -> None:
         """Acknowledge what is done, give back the rest in the order in which it was taken."""
         try:
             self.flush()
-            self._give_back(list(dict.fromkeys([*reversed(self.taken), *self._delivered])))
+            held = set(self._delivered) - self._dirty
+            if tags := [*reversed(self.taken), *(held - self.taken.keys())]:
+                self._give_back(tags)
         except (redis.RedisError, OSError) as error:
             log.warning(
                 "jobs not given back; their leases will run out",
@@ -86,6 +101,7 @@ class QoS(stock.QoS):
         finally:
             self.taken.clear()
             self._delivered.clear()
+            self._dirty.clear()
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Give back what dead workers held; kombu calls this often, and it looks seldom."""

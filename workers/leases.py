@@ -31,6 +31,9 @@ _MAX_TAGS_PER_CALL = 1000
 #: of another application on the same server renews nothing.
 _FOREIGN_LEASE_S = 3600
 
+#: Seconds that a job's attempts are remembered while nobody holds it: it waits in its queue, or is gone.
+_RECORD_S = 86_400
+
 
 class Leases:
     """The operations of `transport.lua` on the keys of one channel, in the name of one worker.
@@ -43,6 +46,7 @@ class Leases:
         prefix = channel.global_keyprefix
         names = (channel.unacked_key, channel.unacked_index_key, "embedq:jobs", "embedq:dead")
         self.keys = [prefix + name for name in names]
+        self._cursor: Any = 0
 
     @property
     def client(self) -> Any:
@@ -85,7 +89,8 @@ class Leases:
         total, has_more = 0, 1
         while has_more:
             lease_s = self._channel.visibility_timeout
-            num_jobs, has_more, *foreign = self._run("expire", lease_s, max(_FOREIGN_LEASE_S, lease_s))
+            timeouts = (lease_s, max(_FOREIGN_LEASE_S, lease_s), _RECORD_S)
+            num_jobs, has_more, self._cursor, *foreign = self._run("expire", *timeouts, self._cursor)
             total += num_jobs
         return total, [tag.decode() for tag in foreign]
 

@@ -84,7 +84,7 @@ local function read_envelope(raw, max_bytes)
     return nil, 'larger than ' .. max_bytes .. ' bytes'
   end
   local is_json, message = pcall(decoded, raw)
-  if not is_json or type(message) ~= 'table' then return nil, 'not a JSON object' end
+  if not is_json or type(message) ~= 'table' or message[1] ~= nil then return nil, 'not a JSON object' end
   local properties = message.properties
   if type(properties) ~= 'table' then return nil, 'no properties' end
   local tag = properties.delivery_tag
@@ -200,7 +200,21 @@ local function give_back()
   return foreign
 end
 
--- expire lease_s foreign_lease_s -> {given back, whether there is more, tags of stock workers …}
+-- The records of a job that a stock worker finished, or that was purged in its queue, stay behind.
+-- Looks at some of all records and forgets those; returns where to look on.
+local function tidy(cursor, before_us)
+  local scanned = redis.call('HSCAN', JOBS, cursor, 'COUNT', 100)
+  for number = 1, #scanned[2], 2 do
+    local tag = scanned[2][number]
+    if holder(scanned[2][number + 1]).taken < before_us and redis.call('HEXISTS', UNACKED, tag) == 0 then
+      redis.call('HDEL', JOBS, tag)
+    end
+  end
+  return scanned[1]
+end
+
+-- expire lease_s foreign_lease_s record_s cursor
+--   -> {given back, whether there is more, the next cursor, tags of stock workers …}
 --
 -- Gives back what nobody renewed for its lease, in the order in which it was taken. What a stock
 -- worker took is not ours to give back before kombu's own default timeout.
@@ -228,7 +242,8 @@ local function expire()
     forget(job.tag)
     given_back, bytes = number, bytes + job.bytes
   end
-  return { given_back, given_back < #expired and 1 or 0, unpack(foreign) }
+  local cursor = tidy(ARGV[5], now - tonumber(ARGV[4]) * 1000000)
+  return { given_back, given_back < #expired and 1 or 0, cursor, unpack(foreign) }
 end
 
 -- bury max_dead tag reason detail -> 1, or 0 if the job is not in flight

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,7 +31,9 @@ from kombu.transport import redis as stock
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
+from core.errors import InvalidSettings, Poisoned
 from workers.acks import QoS
+from workers.dead_letters import Message, bury_poisoned, bury_undeliverable
 from workers.fetch import INVALIDATION, POLL_S, Fetch, Fetched, Room, nothing
 from workers.leases import Leases
 
@@ -72,11 +73,15 @@ class Channel(stock.Channel):
     """A channel that takes as many jobs at once as the worker has room for."""
 
     QoS = QoS
+    Message = Message
     #: kombu's name for the connection whose reply is awaited.
     _in_poll: Any = None
 
     #: Asked before each fetch: how much the worker takes now. Set by the worker.
     room: ClassVar[Callable[[], Room]] = Room
+
+    #: Given the message and the error of a poisoned job, tells its producer. Set by the worker.
+    fail: ClassVar[Callable[[Any, Poisoned], None]] = lambda message, error: None
 
     #: Name of this process in leases and dead letters.
     worker: ClassVar[str] = f"{socket.gethostname()}/{os.getpid()}"
@@ -116,12 +121,12 @@ class Channel(stock.Channel):
     def close(self) -> None:
         """Give everything back while the connections are still there, then close."""
         self._closing = True
-        with suppress(*BROKEN):
-            if self._in_poll:
+        if self._in_poll:
+            with suppress(Empty, *BROKEN):  # what the answer holds is given back with the rest
                 self._brpop_read()
-            if self._qos is not None and not self.closed:
-                self._qos.restore_unacked_once()
-        self._in_poll = None
+            self._in_poll = None
+        if self._qos is not None and not self.closed:
+            self._qos.restore_unacked_once()
         super().close()
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
@@ -181,13 +186,16 @@ class Channel(stock.Channel):
             except BROKEN:
                 raise
             except Exception as error:  # one message must not take down the worker
-                self._bury(job, error)
+                bury_undeliverable(self, job, error)
             self._arrived.popleft()
             num_delivered += 1
             self._queue_cycle.rotate(job.queue)
         return num_delivered
 
     def _deliver(self, job: Fetched) -> None:
+        if len(job.deliveries) >= self.max_attempts:
+            bury_poisoned(self, job)
+            return
         payload = loads(job.raw.decode())
         if job.deliveries:
             payload["headers"]["redelivered"] = True
@@ -195,18 +203,6 @@ class Channel(stock.Channel):
         self.connection._deliver(payload, job.queue)
         if job.queue in self._no_ack_queues:
             self.qos.ack(job.tag)
-
-    def _bury(self, job: Fetched, error: Exception) -> None:
-        """Make a message that cannot be delivered a dead letter. The error's words may quote it: not logged."""
-        name = type(error).__name__
-        log.error(
-            "a message cannot be delivered",
-            extra={"action": "message_buried", "queue": job.queue, "tag": job.tag, "error": name},
-        )
-        detail = "".join(traceback.format_tb(error.__traceback__))
-        self.leases.bury(job.tag, f"cannot be delivered: {name}", detail)
-        self.qos.taken.pop(job.tag, None)
-        self.qos._delivered.pop(job.tag, None)
 
 
 class Transport(stock.Transport):
@@ -255,3 +251,17 @@ def wake() -> None:
     hub = get_event_loop()
     if hub is not None:
         hub.call_soon(nothing)
+
+
+def refuse_cluster(connection: Any) -> None:
+    """InvalidSettings if the server of a kombu connection is part of a Redis Cluster."""
+    with connection, redis.Redis(connection_pool=connection.channel().pool) as client:
+        try:
+            is_cluster = client.info("cluster").get("cluster_enabled")
+        except redis.ResponseError:  # this user may not ask
+            return
+    if is_cluster:
+        raise InvalidSettings(
+            "the server is part of a Redis Cluster, which would spread the keys of one job over its nodes; "
+            "use a server without cluster mode, with Sentinel where it must fail over"
+        )

@@ -24,6 +24,7 @@ from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import control, logs, transport
 from workers.backend import use_batches
+from workers.dead_letters import failure_writer
 from workers.embedded import answers
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
@@ -52,6 +53,7 @@ def main() -> int:
         use_batches(tasks.app)
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
+        transport.refuse_cluster(tasks.app.connection_for_read())
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
             engine.on_dead = _end_at_once
@@ -72,6 +74,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.install()
     transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
     LeaseRenewal.is_alive = lambda: engine.is_alive
+    transport.Channel.fail = failure_writer(tasks.app)
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)

@@ -1,0 +1,182 @@
+"""Dead letters: messages that no worker could read, and jobs that killed every worker that took them.
+
+Workers leave them in the stream `embedq:dead` (see `workers/transport.lua`), at most
+`max_dead_letters` of them; here they are listed, shown, sent again or dropped. A letter holds the
+message as it was, texts and all: what is printed says everything about it but those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import redis
+
+import tasks
+from core.errors import InvalidInput
+
+#: Key of the stream, after the installation's prefix.
+_KEY = "embedq:dead"
+
+#: Fields of a job's headers that tell what it was.
+_SHOWN_HEADERS = ("id", "task", "argsrepr", "kwargsrepr", "origin", "retries")
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One delivery of the job that ended without an answer."""
+
+    taken: datetime
+    worker: str
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One dead letter."""
+
+    id: str
+    reason: str
+    #: Key of the list it came from: the queue, and the priority step after a colon.
+    source: str
+    #: Where the worker stumbled, or how its workers died.
+    detail: str
+    deliveries: list[Delivery]
+    #: As it was in its list; empty if it was too large to be kept.
+    message: bytes
+
+    @property
+    def buried(self) -> datetime:
+        """When it became a dead letter."""
+        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1e3, UTC)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """What the job says of itself; empty where it cannot be read."""
+        try:
+            headers = json.loads(self.message)["headers"]
+            return {name: headers[name] for name in _SHOWN_HEADERS if headers.get(name) is not None}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return {}
+
+
+class DeadLetters:
+    """The dead letters of one installation, the oldest first."""
+
+    def __init__(self, client: redis.Redis, prefix: str = "") -> None:
+        self._client = client
+        self._key = prefix + _KEY
+
+    def all(self) -> Iterator[Letter]:
+        """Every letter, read one by one: each may hold megabytes."""
+        after = "-"
+        while found := self._client.xrange(self._key, min=after, count=1):
+            ((letter_id, fields),) = found
+            yield _letter(letter_id, fields)
+            after = f"({letter_id.decode()}"
+
+    def get(self, letter_id: str) -> Letter:
+        """One letter. InvalidInput if there is none of this id."""
+        try:
+            found = self._client.xrange(self._key, min=letter_id, max=letter_id)
+        except redis.ResponseError:  # not the form of an id
+            found = []
+        if not found:
+            raise InvalidInput(f"there is no dead letter {letter_id!r:.40}; `dead list` shows their ids")
+        return _letter(*found[0])
+
+    def num_buried(self) -> int:
+        """How many there have ever been, dropped ones too: a counter that only grows."""
+        try:
+            return int(self._client.xinfo_stream(self._key)["entries-added"])
+        except redis.ResponseError:  # none yet
+            return 0
+
+    def replay(self, letter_id: str) -> Letter:
+        """Send it again, at the end of its queue and with all its attempts. InvalidInput if it was not kept."""
+        letter = self.get(letter_id)
+        if not letter.message or not letter.source:
+            raise InvalidInput(f"dead letter {letter_id} was too large to be kept, or its queue is unknown; drop it")
+        with self._client.pipeline() as pipe:
+            pipe.lpush(letter.source, letter.message).xdel(self._key, letter_id).execute()
+        return letter
+
+    def drop(self, letter_id: str) -> Letter:
+        """Forget it."""
+        letter = self.get(letter_id)
+        self._client.xdel(self._key, letter_id)
+        return letter
+
+
+@contextmanager
+def dead_letters() -> Iterator[DeadLetters]:
+    """The dead letters of this installation, over the producer's own way to the server."""
+    with tasks.app.connection_for_write() as connection:
+        channel = connection.channel()
+        yield DeadLetters(redis.Redis(connection_pool=channel.pool), channel.global_keyprefix)
+
+
+def add_commands(parser: argparse.ArgumentParser) -> None:
+    """The commands of `python -m tasks dead`."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="one line per dead letter")
+    listing.set_defaults(run=_list)
+    for name, run, text in [
+        ("show", _show, "everything about them but their texts"),
+        ("replay", _replay, "send them again"),
+        ("drop", _drop, "forget them"),
+    ]:
+        command = commands.add_parser(name, help=text)
+        command.add_argument("ids", nargs="+", metavar="ID", help="as `dead list` shows it, or `all`")
+        command.set_defaults(run=run)
+
+
+def _list(_: argparse.Namespace) -> None:
+    with dead_letters() as letters:
+        for letter in letters.all():
+            job = letter.headers.get("id", "no job id")
+            print(f"{letter.id}  {letter.buried:%Y-%m-%d %H:%M:%S}  {letter.source}  {job}  {letter.reason}")
+
+
+def _show(asked: argparse.Namespace) -> None:
+    with dead_letters() as letters:
+        for letter in map(letters.get, _ids(letters, asked)):
+            print(f"{letter.id}: {letter.reason}")
+            print(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {letter.source}")
+            print(f"  message    {len(letter.message):,} bytes")
+            for name, value in letter.headers.items():
+                print(f"  {name:<10} {value!s:.200}")
+            for delivery in letter.deliveries:
+                print(f"  delivered  {delivery.taken:%Y-%m-%d %H:%M:%S} UTC to {delivery.worker}")
+            for line in letter.detail.splitlines():
+                print(f"  {line}")
+
+
+def _replay(asked: argparse.Namespace) -> None:
+    with dead_letters() as letters:
+        for letter_id in _ids(letters, asked):
+            print(f"{letter_id}: sent again to {letters.replay(letter_id).source}")
+
+
+def _drop(asked: argparse.Namespace) -> None:
+    with dead_letters() as letters:
+        for letter_id in _ids(letters, asked):
+            letters.drop(letter_id)
+            print(f"{letter_id}: dropped")
+
+
+def _ids(letters: DeadLetters, asked: argparse.Namespace) -> list[str]:
+    return [letter.id for letter in letters.all()] if asked.ids == ["all"] else asked.ids
+
+
+def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> Letter:
+    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+    deliveries = []
+    for line in text["deliveries"].splitlines():
+        taken_us, _, _, worker, _ = line.split("\t", 4)
+        deliveries.append(Delivery(datetime.fromtimestamp(int(taken_us) / 1e6, UTC), worker))
+    return Letter(letter_id.decode(), text["reason"], text["list"], text["detail"], deliveries, fields[b"message"])

@@ -1,0 +1,58 @@
+"""A real Celery worker on our transport, without a model: starts in a second, dies on request.
+
+`python -m tests.echo_worker` serves the queue `echo` of the server in EMBEDQ_REDIS_URL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_ready
+
+import tasks
+from workers import logs, transport
+from workers.dead_letters import failure_writer
+from workers.leases import LeaseRenewal
+
+app = Celery("echo", set_as_current=False)
+app.config_from_object({name: value for name, value in vars(tasks.config).items() if name != "wire"})
+app.conf.task_routes = None
+app.conf.task_default_queue = "echo"
+
+
+@app.task(name="echo", bind=True)
+def echo(self: Any, number: int, seconds: float = 0.0) -> int:
+    """Its argument, after a while. Each run is counted in the key `runs`."""
+    self.backend.client.hincrby("runs", self.request.id, 1)
+    time.sleep(seconds)
+    return number
+
+
+@app.task(name="die")
+def die() -> None:
+    """What a segmentation fault in a model does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    logs.set_up("INFO")
+    transport.install()
+    transport.Channel.worker = f"echo/{os.getpid()}"
+    transport.Channel.fail = failure_writer(app)
+    app.steps["consumer"].add(LeaseRenewal)
+    worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
+    worker = app.Worker(
+        hostname=f"echo-{os.getpid()}@test", pool="threads", concurrency=int(os.environ.get("ECHO_THREADS", "4")),
+        loglevel="WARNING", quiet=True, without_gossip=True, without_mingle=True, without_heartbeat=True,
+    )  # fmt: skip
+    worker.start()
+    sys.exit(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    main()
