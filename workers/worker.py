@@ -26,7 +26,9 @@ from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import logs
 from workers.backend import use_batches
+from workers.decompression import restrict
 from workers.embedded import answers
+from workers.refusal import Refusal
 from workers.transport import LeaseRenewal
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,10 @@ EXIT_CANNOT_START = 1
 
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
+
+#: A compressed message may inflate to so many times the bytes of texts that a job may have: beside its
+#: texts it carries options, and the jobs that follow it in a chain.
+_INFLATED_PER_JOB = 2
 
 #: Variables that are neither settings of a worker nor of the wire.
 _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
@@ -66,6 +72,7 @@ def main() -> int:
     try:
         settings = read_settings()
         use_batches(tasks.app)
+        restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
         started_s = time.monotonic()
@@ -84,6 +91,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     tasks.EngineTask.engine = engine
     tasks.EngineTask.Request = ShortRequest
     tasks.app.steps["consumer"].add(LeaseRenewal)
+    tasks.app.steps["consumer"].add(Refusal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
     worker_shutting_down.connect(_log_draining)
