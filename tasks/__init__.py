@@ -77,12 +77,16 @@ class EngineTask(Task):
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **sending: Any) -> AsyncResult:
         """Check the call, then send it. ProducerError, before anything is sent, if it is wrong."""
         call = self.checked(args or (), kwargs or {})
+        self.check_model(call.kwargs.get("model"))
         return super().apply_async(args, kwargs, *rest, **{**call.sending, **sending})
 
+    def check_model(self, alias: str | None) -> None:
+        """UnknownModel or InvalidInput if no worker would take a job for this model, None for the default."""
+        self.registry.check(self.name.removeprefix("tasks."), alias)
+
     def checked(self, args: Any, kwargs: dict[str, Any]) -> Call:
-        """The call, with how it is summarised and sent. ProducerError if it is wrong."""
+        """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
         call, num_bytes = self._bind(args, kwargs)
-        self.registry.check(self.name.removeprefix("tasks."), call.get("model"))
         sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(call)}
         if compression := compression_for(num_bytes):
             sending["compression"] = compression
@@ -179,6 +183,8 @@ def _send_all(
     task: Any, calls: list[tuple[Any, dict[str, Any]]], sending: Mapping[str, Any] | None
 ) -> list[AsyncResult]:
     checked = [task.checked(args, kwargs) for args, kwargs in calls]
+    for model in {call.kwargs.get("model") for call in checked}:
+        task.check_model(model)
     return send_many(task, [call._replace(sending={**call.sending, **(sending or {})}) for call in checked])
 
 
