@@ -41,8 +41,11 @@ def test_an_honest_message_comes_out_as_it_went_in(compress: Any) -> None:
         inflate(compress(TEXTS), len(TEXTS) - 1)
 
 
-@pytest.mark.parametrize("compress", [zstd.compress, zstd_without_size, zlib.compress])
-def test_a_bomb_takes_no_more_memory_than_the_limit(compress: Any) -> None:
+@pytest.mark.parametrize(
+    ("compress", "most_bytes"),
+    [(zstd.compress, 50_000), (zstd_without_size, 4 * MAX_BYTES), (zlib.compress, 4 * MAX_BYTES)],
+)
+def test_a_bomb_takes_no_more_memory_than_the_limit(compress: Any, most_bytes: int) -> None:
     inflate = inflate_gzip if compress is zlib.compress else lambda data, limit: inflate_zstd(zstd, data, limit)
     bomb = compress(bytes(200_000_000))
     tracemalloc.start()
@@ -50,7 +53,7 @@ def test_a_bomb_takes_no_more_memory_than_the_limit(compress: Any) -> None:
         inflate(bomb, MAX_BYTES)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak_bytes < 4 * MAX_BYTES
+    assert peak_bytes < most_bytes  # next to nothing where the frame tells its size
 
 
 @pytest.mark.parametrize("compress", [zstd.compress, zlib.compress])

@@ -96,6 +96,23 @@ def test_a_write_that_fails_is_repeated_with_the_same_ids(client: redis.Redis, m
     assert [message["headers"]["id"] for message in sent(client)[1:]] == [job.id for job in jobs]
 
 
+def test_jobs_whose_write_was_not_confirmed_are_sent_again_as_the_same_jobs(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute, has_failed = redis.client.Pipeline.execute, []
+
+    def loses_its_first_answer(pipeline: Any, *args: Any) -> Any:
+        answers = execute(pipeline, *args)
+        if not has_failed:
+            has_failed.append(True)
+            raise redis.ConnectionError("the answer did not arrive")
+        return answers
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", loses_its_first_answer)
+    jobs = tasks.embed_many([["one"], ["two"]], {"queue": "unread"})
+    assert [message["headers"]["id"] for message in sent(client)] == [job.id for job in jobs] * 2
+
+
 def test_a_write_that_keeps_failing_is_an_error(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sending, "_FIRST_PAUSE_MS", 1)
     client.config_set("maxmemory", 1)

@@ -38,19 +38,26 @@ def channels(own: OwnServer) -> list[bytes]:
     return [name for name in own.client.pubsub_channels() if name.startswith(b"celery-task-meta-")]
 
 
-def waiting(producer: Celery, job: Any, **options: Any) -> tuple[threading.Thread, list[Any]]:
-    """Wait for a job on a thread of its own; what came of it is in the list."""
+def waiting(producer: Celery, job: Any) -> tuple[threading.Thread, list[Any]]:
+    """Wait for a job on a thread of its own. The list gets what came of it, and whether nothing of it is left."""
     came: list[Any] = []
 
     def wait() -> None:
         try:
-            came.append(job.get(timeout=20, **options))
+            came.append(job.get(timeout=20))
         except Exception as error:
             came.append(error)
+        came.append(holds_nothing(producer.backend))
 
     thread = threading.Thread(target=wait)
     thread.start()
     return thread, came
+
+
+def holds_nothing(backend: Any) -> bool:
+    consumer = backend.result_consumer
+    wanted = getattr(consumer, "_wanted", ())  # Celery's own has none
+    return not any((*backend._pending_results, backend._pending_messages, wanted, consumer.subscribed_to))
 
 
 def until_subscribed(own: OwnServer, num_channels: int) -> None:
@@ -128,9 +135,36 @@ def test_a_group_is_one_subscription(app: Celery, producer: Celery, own: OwnServ
             for index in range(50):
                 run(app, "embed_one", index, job_id=f"job-{index}")
         thread.join(20)
-    assert [value.dense[0, 0] for value in came[0]] == list(range(50))
+    values, is_clean = came
+    assert [value.dense[0, 0] for value in values] == list(range(50))
+    assert is_clean
     assert made["subscribe"] == 1
     assert channels(own) == []
+
+
+def test_only_what_is_waited_for_is_subscribed_to(app: Celery, producer: Celery, own: OwnServer) -> None:
+    others = [producer.send_task("embed_one", queue="embed") for _ in range(20)]
+    many = group(producer.signature("embed_one") for _ in range(5))()
+    done = producer.AsyncResult(run(app, "embed_one"))
+    with counted(own) as made:
+        done.get(timeout=5)
+    assert made == {"get": 1}
+    del many
+    with pytest.raises(CeleryTimeoutError):
+        others[0].get(timeout=0.1)
+    assert channels(own) == [f"celery-task-meta-{others[0].id}".encode()]
+
+
+def test_a_result_that_is_published_again_is_not_kept(app: Celery, producer: Celery, own: OwnServer) -> None:
+    thread, came = waiting(producer, producer.GroupResult("g", [producer.AsyncResult(name) for name in "ab"]))
+    until_subscribed(own, 2)
+    with own.client.pipeline() as pipe:
+        for name in "aab":
+            blob = app.backend.encode({"status": "SUCCESS", "result": name, "task_id": name})
+            pipe.set(f"celery-task-meta-{name}", blob).publish(f"celery-task-meta-{name}", blob)
+        pipe.execute()
+    thread.join(20)
+    assert came == [["a", "b"], True]
 
 
 @pytest.mark.parametrize("is_stock", [False, True])
@@ -167,7 +201,7 @@ def test_a_result_stored_while_the_connection_is_lost_is_seen(app: Celery, produ
         pipe.set("celery-task-meta-job", app.backend.encode({"status": "SUCCESS", "result": 8, "task_id": "job"}))
         pipe.execute()
     thread.join(20)
-    assert came == [8]
+    assert came[0] == 8
 
 
 def test_forget_frees_the_key_and_the_subscription(app: Celery, producer: Celery, own: OwnServer) -> None:
@@ -179,7 +213,7 @@ def test_forget_frees_the_key_and_the_subscription(app: Celery, producer: Celery
     job.forget()
     until_subscribed(own, 0)
     assert own.client.dbsize() == 0
-    assert holds_nothing(producer)
+    assert holds_nothing(producer.backend)
 
 
 def test_results_that_nobody_asks_for_leave_nothing_behind(app: Celery, producer: Celery, own: OwnServer) -> None:
@@ -191,11 +225,4 @@ def test_results_that_nobody_asks_for_leave_nothing_behind(app: Celery, producer
     del jobs, many, one
     gc.collect()
     assert channels(own) == []
-    assert holds_nothing(producer)
-
-
-def holds_nothing(producer: Celery) -> bool:
-    backend = producer.backend
-    consumer = backend.result_consumer
-    held = (*backend._pending_results, backend._pending_messages, consumer._wanted, consumer.subscribed_to)
-    return not any(held)
+    assert holds_nothing(producer.backend)
