@@ -4,6 +4,8 @@
 
     vectors = tasks.embed.delay(["a text", "another"]).get(timeout=30)       # Embeddings, (2, dim)
     ranking = tasks.rerank.delay("a question", ["a text", "another"]).get()  # Ranking
+    jobs = tasks.embed_many([["a text"], ["another"]])                       # many jobs, few round trips
+    vectors = await tasks.aget(jobs[0], timeout=30)                          # in asyncio
 
 Arguments are checked here, at the call, and never reach the queue if they are wrong. Loads no
 torch, transformers or tokenizers: a producer needs celery, redis, msgpack and numpy.
@@ -30,14 +32,17 @@ from core.checks import EmbedOptions, RerankOptions, check_text, check_texts
 from core.errors import InvalidInput, JobTooLarge, ProducerError, WorkerError
 from core.results import Embeddings, Ranking
 from tasks.models import Registry
+from tasks.sending import Call, compression_for, send_many
 
 if TYPE_CHECKING:
-    from celery.result import AsyncResult
+    from collections.abc import Iterable, Mapping
+
+    from celery.result import AsyncResult, ResultSet
 
     from core.engine import Engine
-    from core.job import Call
+    from core.job import Call as EngineCall
 
-__all__ = ["Embeddings", "Ranking", "app", "embed", "rerank"]
+__all__ = ["Embeddings", "Ranking", "aget", "app", "embed", "embed_many", "rerank", "rerank_many"]
 
 #: Options shown in logs and Flower. The instruction is a text, so it is not among them.
 _SHOWN = ("model", "input_type", "dimensions", "dtype", "outputs", "mode", "top_k", "max_length", "normalize")
@@ -101,11 +106,21 @@ class EngineTask(Task):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **sending: Any) -> AsyncResult:
         """Check the call, then send it. ProducerError, before anything is sent, if it is wrong."""
-        call = self._bind(args or (), kwargs or {})
-        sending.setdefault("argsrepr", self._summary(call))
-        sending.setdefault("kwargsrepr", _shown(call))
-        self.registry.check(self.name.removeprefix("tasks."), call.get("model"))
-        return super().apply_async(args, kwargs, *rest, **sending)
+        call = self.checked(args or (), kwargs or {})
+        self.check_model(call.kwargs.get("model"))
+        return super().apply_async(args, kwargs, *rest, **{**call.sending, **sending})
+
+    def check_model(self, alias: str | None) -> None:
+        """UnknownModel or InvalidInput if no worker would take a job for this model, None for the default."""
+        self.registry.check(self.name.removeprefix("tasks."), alias)
+
+    def checked(self, args: Any, kwargs: dict[str, Any]) -> Call:
+        """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
+        call, num_bytes = self._bind(args, kwargs)
+        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(call)}
+        if compression := compression_for(num_bytes):
+            sending["compression"] = compression
+        return Call(args, kwargs, num_bytes, sending)
 
     @cached_property
     def registry(self) -> Registry:
@@ -120,19 +135,19 @@ class EngineTask(Task):
             )
         return self.engine
 
-    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
+    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> EngineCall:
         """What a message asks of the engine, checked. Any program can write to the queue."""
-        call = self._bind(args, kwargs)
+        call, _ = self._bind(args, kwargs)
         build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank
         return build(**call)
 
-    def _bind(self, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments and options by name, all checked. TypeError if texts are missing."""
+    def _bind(self, args: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The call's arguments and options by name, all checked, and its size. TypeError if texts are missing."""
         call = dict(inspect.signature(self.run).bind(*args, **kwargs).arguments)
         given = call.pop("options", {})
-        check_size(check_texts(self._texts_name, call[self._texts_name]), call.get("query", ""))
+        num_bytes = check_size(check_texts(self._texts_name, call[self._texts_name]), call.get("query", ""))
         self.options_class.checked(given)
-        return {**call, **given}
+        return {**call, **given}, num_bytes
 
     @property
     def _texts_name(self) -> str:
@@ -145,8 +160,8 @@ class EngineTask(Task):
         return f"{len(texts):,} {noun}, {sum(map(len, texts)):,} characters"
 
 
-def check_size(texts: list[str], query: str = "") -> None:
-    """JobTooLarge if one job holds too much; says the limits, what was given, and what to do."""
+def check_size(texts: list[str], query: str = "") -> int:
+    """Bytes of one job's texts. JobTooLarge if it holds too much; says the limits, what was given, and what to do."""
     max_texts, max_bytes = config.wire["max_texts_per_job"], config.wire["max_bytes_per_job"]
     check_text("query", query)
     num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in (query, *texts))
@@ -155,6 +170,7 @@ def check_size(texts: list[str], query: str = "") -> None:
             f"a job may hold {max_texts:,} texts and {max_bytes:,} bytes; given {len(texts):,} texts and {num_bytes:,} bytes. "
             "Send several jobs, or raise EMBEDQ_MAX_TEXTS_PER_JOB or EMBEDQ_MAX_BYTES_PER_JOB for producers and workers."
         )
+    return num_bytes
 
 
 def _shown(call: dict[str, Any]) -> str:
@@ -176,3 +192,37 @@ def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) ->
     if _ready.answer:
         return cast(Ranking, _ready.answer.result())
     return self.running_engine().rerank(query, passages, **options)
+
+
+def embed_many(
+    batches: Iterable[list[str]], sending: Mapping[str, Any] | None = None, **options: Any
+) -> list[AsyncResult]:
+    """Send one `embed` job for each list of texts, hundreds in a round trip; their results in order.
+
+    All share `options`, and `sending`: what `apply_async` takes, such as `{"priority": 9}`.
+    ProducerError, before anything is sent, if one of them is wrong.
+    """
+    return _send_all(embed, [((texts,), options) for texts in batches], sending)
+
+
+def rerank_many(
+    calls: Iterable[tuple[str, list[str]]], sending: Mapping[str, Any] | None = None, **options: Any
+) -> list[AsyncResult]:
+    """Send one `rerank` job for each pair of a query and its passages, as `embed_many` does."""
+    return _send_all(rerank, [(call, options) for call in calls], sending)
+
+
+def _send_all(
+    task: Any, calls: list[tuple[Any, dict[str, Any]]], sending: Mapping[str, Any] | None
+) -> list[AsyncResult]:
+    checked = [task.checked(args, kwargs) for args, kwargs in calls]
+    for model in {call.kwargs.get("model") for call in checked}:
+        task.check_model(model)
+    return send_many(task, [call._replace(sending={**call.sending, **(sending or {})}) for call in checked])
+
+
+async def aget(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
+    """`job.get(timeout)` in asyncio: returns and raises the same, and blocks nobody. All waits share a connection."""
+    from tasks.awaiting import wait_for
+
+    return await wait_for(job, timeout)

@@ -1,4 +1,8 @@
-"""Result backend of a producer: Celery's own on Redis, without the subscription at every call.
+"""Result backend of a producer: Celery's own on Redis, which subscribes only when somebody waits.
+
+    job = tasks.embed.delay(texts)     one LPUSH; nothing is subscribed
+    job.get()                          GET; and if it is not there: SUBSCRIBE, GET again, wait
+    job.forget()                       DEL, and UNSUBSCRIBE if somebody had waited
 
 Keys, blobs and channels are Celery's, so that stock producers and stock workers read and write the
 same. Knows nothing of queues, models or batches.
@@ -6,16 +10,138 @@ same. Knows nothing of queues, models or batches.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
-from celery.backends.redis import RedisBackend, SentinelBackend
+import redis
+from celery import states
+from celery.backends.asynchronous import _waiting_on
+from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
+from celery.result import AsyncResult, ResultSet
+
+#: Keys asked for in one MGET: what arrives is held in memory at once.
+_MAX_KEYS_PER_MGET = 100
+
+#: Seconds the server may take to confirm a subscription, where no socket timeout is set.
+_CONFIRM_TIMEOUT_S = 15.0
+
+
+class LateConsumer(ResultConsumer):
+    """Notes what may be waited for, and subscribes to it when somebody does.
+
+    Celery subscribes when a job is sent, and for a group when its result object is made: a round
+    trip for each, and channels that stay open if nobody ever waits.
+    """
+
+    _pubsub: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Keys of results that somebody holds and has not got, not yet subscribed to.
+        self._wanted: set[bytes] = set()
+
+    def consume_from(self, task_id: str) -> None:
+        """Note that this result is wanted. Sends nothing."""
+        self._wanted.add(self._get_key_for_task(task_id))
+
+    def cancel_for(self, task_id: str) -> None:
+        """Want it no more, and unsubscribe if need be."""
+        self._wanted.discard(self._get_key_for_task(task_id))
+        super().cancel_for(task_id)
+
+    def on_wait_for_pending(self, result: Any, **options: Any) -> None:
+        """Somebody waits from now on: take what is there, subscribe to what is not."""
+        for job in _jobs(result):
+            # A group asks the backend of the thread that waits, its jobs that of the thread that made
+            # them: Celery waits for ever where the two differ.
+            if job.backend is not self.backend and not job._cache:
+                self.backend._add_pending_result(job.id, job)
+        super().on_wait_for_pending(result, **options)
+        if not result.on_ready.ready:
+            with self._locked(), self.reconnect_on_error():
+                self._subscribe()
+
+    def on_state_change(self, meta: dict[str, Any], message: Any) -> None:
+        """Celery's, but what nobody waits for is not kept: its key is read when somebody does."""
+        if self.on_message or _waiting_on(self._pending_results, meta.get("task_id")):
+            super().on_state_change(meta, message)
+        elif meta["status"] != states.PENDING:  # which is no blob, and names no job
+            self._maybe_cancel_ready_task(meta)
+        if meta["status"] in states.READY_STATES:
+            for waiting in self._pending_results:
+                waiting.pop(meta["task_id"], None)
+
+    def on_after_fork(self) -> None:
+        """The parent's connection stays the parent's."""
+        super().on_after_fork()
+        self._pubsub = None
+        self._wanted |= self.subscribed_to
+        self.subscribed_to.clear()
+
+    def _reconnect_pubsub(self) -> None:
+        with self._locked():
+            if self._pubsub is not None:
+                self._pubsub.close()
+            self._pubsub = None
+            self._wanted |= self.subscribed_to - self._pending_unsubscribe
+            self.subscribed_to.clear()
+            self._pending_unsubscribe.clear()
+            self._subscribe()
+
+    def _subscribe(self) -> None:
+        """Subscribe to all that is wanted, in one command.
+
+        The keys are read after the server has confirmed: a result that is stored in between is
+        then seen in one of the two places, whatever order the two connections are served in.
+        """
+        keys = list(self._wanted)
+        if not keys:
+            return
+        if self._pubsub is None:
+            self._pubsub = self.backend.client.pubsub()
+        self._pubsub.subscribe(*keys)
+        self.subscribed_to.update(keys)
+        self._wanted.difference_update(keys)
+        self._wait_for_confirmation(set(keys))
+        for begin in range(0, len(keys), _MAX_KEYS_PER_MGET):
+            self._read(keys[begin : begin + _MAX_KEYS_PER_MGET])
+
+    def _wait_for_confirmation(self, keys: set[bytes]) -> None:
+        patience_s = self.backend.connparams.get("socket_timeout") or _CONFIRM_TIMEOUT_S
+        deadline_s = time.monotonic() + patience_s
+        while keys:
+            message = self._pubsub.get_message(timeout=max(deadline_s - time.monotonic(), 0))
+            if message is None and time.monotonic() >= deadline_s:
+                raise redis.TimeoutError("the server does not confirm a subscription")
+            if message and message["type"] == "subscribe":
+                keys.discard(message["channel"])
+            elif message and message["type"] == "message":
+                self.on_state_change(self._decode_result(message["data"]), message)
+
+    def _read(self, keys: list[bytes]) -> None:
+        waited_for = [key for key in keys if key not in self._pending_unsubscribe]
+        for blob in self.backend.client.mget(waited_for) if waited_for else ():
+            if blob:
+                self.on_state_change(self._decode_result(blob), None)
+
+
+def _jobs(result: Any) -> Iterator[AsyncResult]:
+    """The jobs of a result, which may be a group of groups."""
+    if isinstance(result, ResultSet):
+        for part in result.results:
+            yield from _jobs(part)
+    else:
+        yield result
 
 
 class ResultBackend(RedisBackend):
-    """Results on one server. Nothing is subscribed when a job is sent: `delay()` costs one LPUSH."""
+    """Results on one server."""
+
+    ResultConsumer = LateConsumer
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Celery would subscribe to the job's channel here, and stay subscribed if nobody waits."""
+        """Nothing: Celery would subscribe to the job's channel here, whether or not somebody will wait."""
 
 
 class SentinelResultBackend(ResultBackend, SentinelBackend):

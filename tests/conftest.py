@@ -89,3 +89,12 @@ def app(own: OwnServer) -> Iterator[Celery]:
     own.client.flushall()
     with application(own.url) as made:
         yield made
+
+
+@pytest.fixture
+def producer(own: OwnServer, app: Celery) -> Iterator[Celery]:
+    """Another application on the same server, with a producer's backend."""
+    from tests.traced_jobs import application
+
+    with application(own.url, is_worker=False) as made:
+        yield made

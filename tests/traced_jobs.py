@@ -21,10 +21,10 @@ from workers.backend import use_batches
 
 
 @contextmanager
-def application(url: str, **settings: Any) -> Iterator[Celery]:
-    """An application with our configuration, a worker's backend, and tasks that need no engine."""
+def application(url: str, is_worker: bool = True, **settings: Any) -> Iterator[Celery]:
+    """An application with our configuration, a worker's or a producer's backend, and tasks that need no engine."""
     CALLS.clear()
-    app, backends = make_app(url, **settings), []
+    app, backends = make_app(url, is_worker, **settings), []
     make_backend = app._get_backend
     app._get_backend = lambda: backends.append(make_backend()) or backends[-1]  # one for each thread
     try:
@@ -42,14 +42,15 @@ def close(one: RedisBackend) -> None:
     one.client.connection_pool.disconnect()
 
 
-def make_app(url: str, **settings: Any) -> Celery:
+def make_app(url: str, is_worker: bool = True, **settings: Any) -> Celery:
     app = Celery("tests", set_as_current=False, fixups=[])
     app.config_from_object(
         {name: value for name, value in vars(tasks.config).items() if not name.startswith("_") and name != "wire"}
         | {"broker_url": url, "result_backend": url, "redis_socket_timeout": 1}
         | settings
     )
-    use_batches(app)
+    if is_worker:
+        use_batches(app)
 
     @app.task(name="embed_one", shared=False)
     def embed_one(value: float = 0.0) -> Embeddings:

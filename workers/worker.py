@@ -25,9 +25,11 @@ from tasks.models import Registry, Served
 from workers import control, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
+from workers.decompression import restrict
 from workers.embedded import answers
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
+from workers.refusal import Refusal
 from workers.request import EngineRequest
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,10 @@ EXIT_DEVICE_DEAD = 3
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
 
+#: A compressed message may inflate to so many times the bytes of texts that a job may have: beside its
+#: texts it carries options, and the jobs that follow it in a chain.
+_INFLATED_PER_JOB = 2
+
 #: Variables that are neither settings of a worker nor of the wire.
 _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
 
@@ -51,6 +57,7 @@ def main() -> int:
     try:
         settings = read_settings()
         use_batches(tasks.app)
+        restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
         _wait_for_server(tasks.app.conf.broker_url)
         transport.refuse_cluster(tasks.app.connection_for_read())
@@ -76,6 +83,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     LeaseRenewal.is_alive = lambda: engine.is_alive
     transport.Channel.fail = failure_writer(tasks.app)
     tasks.app.steps["consumer"].add(LeaseRenewal)
+    tasks.app.steps["consumer"].add(Refusal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
     worker_shutting_down.connect(_log_draining)

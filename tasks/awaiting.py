@@ -1,0 +1,247 @@
+"""Waiting for results in asyncio: all waits of an event loop share one subscription.
+
+    vectors = await tasks.aget(job, timeout=30)
+
+What a wait needs of Redis: one GET if the result is there, else SUBSCRIBE and another GET, together
+with whatever else began to wait at the same moment. Uses no thread; ends with its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import redis
+import redis.asyncio as aio
+from celery import states
+from celery.backends.redis import RedisBackend
+from celery.exceptions import TimeoutError as CeleryTimeoutError
+from celery.result import AsyncResult, ResultSet
+from redis.asyncio.sentinel import Sentinel
+
+from core.errors import ServerUnavailable
+
+log = logging.getLogger(__name__)
+
+#: Keys asked for in one MGET: what arrives is held in memory at once.
+_MAX_KEYS_PER_MGET = 100
+
+#: Seconds without a message after which the server is asked whether it is still there, and how long
+#: it may take to answer. A connection that died silently is found after both.
+_QUIET_S, _ANSWER_S = 25.0, 15.0
+
+#: Seconds between two tries to reach the server, and seconds after which waits fail.
+_PAUSE_S, _MAX_OUTAGE_S = 0.2, 60.0
+
+#: The connections' classes of the blocking client -> those of the asyncio one.
+_CONNECTIONS = {
+    redis.SSLConnection: aio.SSLConnection,
+    redis.UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
+}
+
+
+async def wait_for(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
+    """What `job.get(timeout)` returns or raises; for a group the list of what its jobs return.
+
+    celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server could
+    not be reached for a minute.
+    """
+    try:
+        async with asyncio.timeout(timeout) as limit:
+            return await _value(job)
+    except TimeoutError:
+        if limit.expired():
+            raise CeleryTimeoutError("The operation timed out.") from None
+        raise
+
+
+async def _value(job: AsyncResult | ResultSet) -> Any:
+    if isinstance(job, ResultSet):
+        parts = [asyncio.ensure_future(_value(one)) for one in job.results]
+        try:
+            return await asyncio.gather(*parts)
+        finally:
+            for part in parts:  # the first error ends the wait for the others
+                part.cancel()
+    if job.ignored:
+        return None
+    if job._cache is None:  # not yet read, in Celery's own terms
+        job._maybe_set_cache(await _waits(job.backend).meta(job.backend.get_key_for_task(job.id)))
+    return job.maybe_throw()
+
+
+_all_waits: dict[tuple[asyncio.AbstractEventLoop, str], Waits] = {}
+
+
+def _waits(backend: RedisBackend) -> Waits:
+    """The waits of the running loop on the server of `backend`."""
+    place = (asyncio.get_running_loop(), backend.as_uri(include_password=True))
+    if place not in _all_waits:
+        for loop, url in [known for known in _all_waits if known[0].is_closed()]:
+            del _all_waits[loop, url]
+        _all_waits[place] = Waits(backend)
+    return _all_waits[place]
+
+
+class Waits:
+    """Everything one event loop waits for on one server."""
+
+    def __init__(self, backend: RedisBackend) -> None:
+        self._backend = backend
+        self._futures: dict[bytes, set[asyncio.Future[dict[str, Any]]]] = {}
+        #: Keys whose subscription the server confirmed, not yet read since.
+        self._confirmed: set[bytes] = set()
+        self._changed = asyncio.Event()
+        self._serving: asyncio.Task[None] | None = None
+        #: Since the last outage.
+        self._is_connected = False
+
+    async def meta(self, key: bytes) -> dict[str, Any]:
+        """Celery's result map at `key`, once it is ready."""
+        future = asyncio.get_running_loop().create_future()
+        self._futures.setdefault(key, set()).add(future)
+        self._changed.set()
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._serve())
+        try:
+            return dict(await future)
+        finally:
+            self._futures[key].discard(future)
+            if not self._futures[key]:
+                del self._futures[key]
+                self._changed.set()
+
+    async def _serve(self) -> None:
+        """Connect, and again whenever the connection is lost, until the loop ends or the server stays away."""
+        client, lost_s = make_client(self._backend), time.monotonic()
+        try:
+            while time.monotonic() - lost_s < _MAX_OUTAGE_S and not _is_cancelled():
+                try:
+                    async with client.pubsub() as pubsub:
+                        await self._serve_connected(client, pubsub)
+                except (redis.RedisError, OSError) as error:
+                    log.warning(
+                        "waits for results are interrupted: the server cannot be reached",
+                        extra={"action": "waits_interrupted", "error": repr(error)},
+                    )
+                if self._is_connected:
+                    self._is_connected, lost_s = False, time.monotonic()
+                await asyncio.sleep(_PAUSE_S)
+            if not _is_cancelled():
+                self._fail(ServerUnavailable(f"the server of results could not be reached for {_MAX_OUTAGE_S:.0f} s"))
+        except Exception as error:  # whoever waits must learn of it, or waits for ever
+            self._fail(error)
+        finally:
+            self._fail(asyncio.CancelledError())
+            await client.aclose()
+
+    async def _serve_connected(self, client: aio.Redis, pubsub: Any) -> None:
+        await pubsub.connect()
+        self._is_connected = True
+        self._changed.set()
+        parts = [asyncio.create_task(self._listen(pubsub)), asyncio.create_task(self._follow(client, pubsub))]
+        try:
+            ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in ended:
+                part.result()
+        finally:
+            for part in parts:
+                part.cancel()
+            await asyncio.wait(parts)
+
+    async def _listen(self, pubsub: Any) -> None:
+        """Take what the server sends; ask whether it is still there when it is quiet."""
+        is_asked = False
+        while not _is_cancelled():
+            message = await pubsub.get_message(timeout=_ANSWER_S if is_asked else _QUIET_S)
+            if message is None:
+                if is_asked:
+                    raise redis.ConnectionError("the server does not answer")
+                await pubsub.ping()
+            is_asked = message is None
+            if message and message["type"] == "subscribe":
+                self._confirmed.add(message["channel"])
+                self._changed.set()
+            elif message and message["type"] == "message":
+                self._answer(message["channel"], message["data"])
+
+    async def _follow(self, client: aio.Redis, pubsub: Any) -> None:
+        """Keep the subscriptions those of the waits, all changes of a moment in one command.
+
+        A key is read before it is subscribed to, which mostly makes that needless, and again when
+        the server has confirmed: a result stored in between is seen in one of the two places.
+        """
+        subscribed: set[bytes] = set()
+        while not _is_cancelled():
+            await self._changed.wait()
+            self._changed.clear()
+            confirmed, self._confirmed = self._confirmed, set()
+            await self._read(client, confirmed | (self._unanswered() - subscribed))
+            if new := self._unanswered() - subscribed:
+                await pubsub.subscribe(*new)
+            if old := subscribed - self._futures.keys():
+                await pubsub.unsubscribe(*old)
+            subscribed = (subscribed | new) - old
+
+    async def _read(self, client: aio.Redis, keys: set[bytes]) -> None:
+        wanted = [key for key in keys if key in self._futures]
+        for begin in range(0, len(wanted), _MAX_KEYS_PER_MGET):
+            some = wanted[begin : begin + _MAX_KEYS_PER_MGET]
+            for key, blob in zip(some, await client.mget(some), strict=True):
+                if blob:
+                    self._answer(key, blob)
+
+    def _unanswered(self) -> set[bytes]:
+        return {key for key, futures in self._futures.items() if not all(future.done() for future in futures)}
+
+    def _answer(self, key: bytes, blob: bytes) -> None:
+        """Give a result to all who wait for it; a blob that cannot be read is their error, and no other's."""
+        waiting = [future for future in self._futures.get(key, ()) if not future.done()]
+        if not waiting:
+            return
+        try:
+            meta = self._backend.decode_result(blob)
+        except Exception as error:
+            for future in waiting:
+                future.set_exception(error)
+            return
+        if meta["status"] in states.READY_STATES:
+            for future in waiting:
+                future.set_result(meta)
+
+    def _fail(self, error: BaseException) -> None:
+        for future in [future for futures in self._futures.values() for future in futures if not future.done()]:
+            if isinstance(error, asyncio.CancelledError):
+                future.cancel()
+            else:
+                future.set_exception(error)
+
+
+def _is_cancelled() -> bool:
+    """Whether this task was cancelled while it could not notice.
+
+    `asyncio.wait_for`, which the client library sends with, loses a cancellation that comes as the
+    sending ends (until Python 3.12); the loop could then never close.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def make_client(backend: RedisBackend) -> aio.Redis:
+    """An asyncio client for the server that `backend` talks to, with the same credentials and TLS."""
+    params = {name: value for name, value in backend.connparams.items() if value is not None}
+    connection_class = params.pop("connection_class", None)
+    if "hosts" in params:
+        options = backend._transport_options
+        sentinel = Sentinel(
+            [(one["host"], one["port"]) for one in params.pop("hosts")],
+            min_other_sentinels=options.get("min_other_sentinels", 0),
+            sentinel_kwargs=options.get("sentinel_kwargs", {}),
+            **params,
+        )
+        client: aio.Redis = sentinel.master_for(options.get("master_name"))
+        return client
+    pool = aio.ConnectionPool(connection_class=_CONNECTIONS.get(connection_class, aio.Connection), **params)
+    return aio.Redis.from_pool(pool)
