@@ -11,6 +11,9 @@ from typing import Any
 import tasks
 from tests.events import TIMEOUT_S, Events
 
+#: A worker with room takes a job within milliseconds; one that has not taken it by then leaves it in the queue.
+_TAKEN_S = 1.0
+
 #: Each of them is one token to any vocabulary of English words.
 _WORDS = ("cat", "dog", "sun", "rain", "tree", "stone", "river", "house", "road", "night", "light", "fire", "water")
 
@@ -44,6 +47,12 @@ def num_texts_of(seconds: float) -> int:
     send(_NUM_PROBE_TEXTS, seed=0).get(timeout=TIMEOUT_S)
     took_s = time.monotonic() - started_s
     return min(int(seconds / took_s * _NUM_PROBE_TEXTS) + 1, tasks.config.wire["max_texts_per_job"])
+
+
+def is_taken(job: Any, events: Events) -> bool:
+    """Whether the worker takes this job now: it waits there, or, if the worker holds enough, in the queue."""
+    events.settle(lambda: "received" in events.types(job.id), _TAKEN_S)
+    return "received" in events.types(job.id)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class Events:
 
     def __init__(self) -> None:
         self._seen: list[dict[str, Any]] = []
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # reentrant: what is waited for may look at the events
         self._connection = tasks.app.connection_for_read()
         self._receiver = tasks.app.events.Receiver(self._connection, handlers={"*": self._note})
         self._thread = threading.Thread(target=self._receiver.capture, kwargs={"wakeup": False}, daemon=True)
@@ -73,6 +73,11 @@ class Events:
                 assert left_s > 0, f"{complaint} within {timeout_s:.0f} s"
                 self._changed.wait(left_s)
             return found
+
+    def settle(self, is_settled: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until `is_settled` at some event, or so long."""
+        with self._changed:
+            self._changed.wait_for(is_settled, timeout_s)
 
     def _note(self, event: dict[str, Any]) -> None:
         if event["type"] == _END:

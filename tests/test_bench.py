@@ -26,15 +26,17 @@ def test_the_engine_is_measured_and_every_figure_is_told(tmp_path: Path) -> None
     with Running(command) as running:
         assert running.wait(TIMEOUT_S) == 0, running.output
     told = json.loads(file.read_text())
+    assert "device=cpu" in told["worker"]
     figures = {figure["key"]: figure for figure in told["figures"]}
     assert len(figures) == len(told["figures"])
     measured = {key: figure["value"] for key, figure in figures.items() if not key.endswith(COUNTED)}
     assert all(value is not None and math.isfinite(value) for value in measured.values())
-    assert all(value > 0 for key, value in measured.items() if key.endswith(("_per_s", "_ms", "ratio", "gain")))
+    # Differences may be below 0 where other programs took the cores in one of the two measurements.
+    whole = {key: value for key, value in measured.items() if not key.startswith(("overhead", "bulk_loss"))}
+    assert all(value > 0 for value in whole.values())
     assert measured["mixed_ratio"] == pytest.approx(
         measured["mixed_one_text_jobs_texts_per_s"] / measured["mixed_large_jobs_texts_per_s"]
     )
-    assert measured["forward_p50_ms"] < measured["one_text_p50_ms"]
     for figure in figures.values():
         assert figure["what"].strip() in running.output
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import tasks
+from core.devices import cpu_devices
 from core.errors import EmbedqError
 from deploy.demo import minilm
 from tests.bench import backlog, latency, random_models, real_texts, report
@@ -68,16 +71,16 @@ def main(arguments: list[str]) -> int:
                 if given.quick
                 else Asked(subject, given.texts or 5_000, given.rounds, 400, 20.0)
             )
-            figures = measure(asked)
+            figures, worker_line = measure(asked)
             run = {
                 "command": "engine",
+                "worker": worker_line,
                 "arguments": arguments,
                 "num_texts": asked.num_texts,
                 "rounds": asked.num_rounds,
             }
-            title = (
-                f"{given.random or model.name} on {given.device}, {asked.num_texts:,} texts, {asked.num_rounds} rounds"
-            )
+            name = given.random or given.model or minilm.ALIAS
+            title = f"{name} on {given.device}, {asked.num_texts:,} texts, {asked.num_rounds} rounds"
             report.show(title, figures)
             if given.json:
                 report.write(given.json, run, figures)
@@ -87,8 +90,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(asked: Asked) -> list[Figure]:
-    """All figures, in the order of the table."""
+def measure(asked: Asked) -> tuple[list[Figure], str]:
+    """All figures, in the order of the table; and what the worker said of its model."""
     found = real_texts.read(asked.num_texts, asked.subject.model)
     with server() as url:
         with worker(asked.subject, url) as subject:
@@ -98,7 +101,7 @@ def measure(asked: Asked) -> list[Figure]:
         # Each alone on the machine: the second worker and the bare pass start when the first has ended.
         batched = next(figure.value for figure in figures if figure.key == "short_one_text_jobs_texts_per_s")
         figures += _of_batches_of_one(url, found, batched, asked)
-    return figures + _of_one_call(found.short[0], total, asked)
+    return figures + _of_one_call(found.short[0], total, asked), subject.model_line
 
 
 def _of_small_jobs(worker: Worker, found: RealTexts, asked: Asked) -> list[Figure]:
@@ -152,8 +155,8 @@ def _of_interactive_calls(worker: Worker, found: RealTexts, asked: Asked) -> lis
         return tasks.rerank.delay(passages[-1 - index % 50], passages[start : start + _NUM_PASSAGES])
 
     latency.one_by_one(send, 1)
-    num_idle = iter(range(int(asked.idle_s / latency.CHECK_S)))
-    idle = latency.paced(send, _EVERY_S, lambda: next(num_idle, None) is None)
+    end_s = time.monotonic() + asked.idle_s
+    idle = latency.paced(send, _EVERY_S, lambda: time.monotonic() > end_s)
     loaded: list[np.ndarray] = []
     alone, beside = [], []
     for _ in range(asked.num_rounds):
@@ -213,7 +216,12 @@ def _of_one_call(text: str, total: np.ndarray, asked: Asked) -> list[Figure]:
     load = {"path": str(asked.subject.model), "device": asked.subject.device, "precision": asked.subject.precision}
     given = json.dumps({"text": text, "num_calls": asked.num_calls, **load})
     command = [sys.executable, "-m", "tests.bench.bare"]
-    bare = json.loads(subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout)
+    # With as many threads as a worker of this device has.
+    threads = cpu_devices(1)[0].environment() if asked.subject.device == "cpu" else {}
+    answer = subprocess.run(
+        command, input=given, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **threads}
+    )
+    bare = json.loads(answer.stdout)
     (p50, p99), (bare_p50, bare_p99) = (
         latency.percentiles_ms(total),
         latency.percentiles_ms(np.array(bare["forward_s"])),

@@ -15,7 +15,7 @@ import tasks
 _TIMEOUT_S = 600.0
 
 #: Between two questions whether to go on.
-CHECK_S = 0.05
+_CHECK_S = 0.05
 
 
 def one_by_one(send: Callable[[int], Any], num_calls: int, num_first: int = 20) -> np.ndarray:
@@ -44,7 +44,7 @@ def paced(send: Callable[[int], Any], every_s: float, has_ended: Callable[[], bo
     is_sending = not has_ended()
     while is_sending or len(seconds) < num_sent:
         now_s = time.perf_counter()
-        if is_sending and now_s - checked_s > CHECK_S:
+        if is_sending and now_s - checked_s > _CHECK_S:
             checked_s, is_sending = now_s, not has_ended()
         due_s = begin_s + num_sent * every_s
         if is_sending and now_s >= due_s:
@@ -53,7 +53,7 @@ def paced(send: Callable[[int], Any], every_s: float, has_ended: Callable[[], bo
             continue
         if now_s - begin_s > _TIMEOUT_S:
             raise TimeoutError(f"{num_sent - len(seconds)} calls had no answer within {_TIMEOUT_S:.0f} s")
-        results.drain_events(timeout=min(max(due_s - now_s, 0.001), CHECK_S) if is_sending else CHECK_S)
+        results.drain_events(timeout=min(max(due_s - now_s, 0.001), _CHECK_S) if is_sending else _CHECK_S)
     return np.array(seconds)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from tests.bench.real_texts import MAX_TOKENS
 from tests.conftest import GOLDEN
 
 #: By name: the golden case whose tokenizer and configuration are taken, and the sizes that replace its own.
@@ -49,6 +51,9 @@ def save(shape: str, directory: Path) -> Path:
     AutoModel.from_config(config, dtype=torch.float32).save_pretrained(directory)
     for file in golden.glob("*token*.json"):
         shutil.copy(file, directory)
+    stated = directory / "tokenizer_config.json"  # of the golden case, whose model reads little
+    words = json.loads(stated.read_text(encoding="utf-8")) | {"model_max_length": MAX_TOKENS}
+    stated.write_text(json.dumps(words), encoding="utf-8")
     width = config.hidden_size
     for name, num_outputs in {"colbert_linear": width, "sparse_linear": 1}.items():
         if (golden / f"{name}.pt").is_file():  # the heads by which BGE-M3 is recognised

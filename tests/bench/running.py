@@ -77,6 +77,11 @@ class Worker:
             task_routes=(tasks.config.route,),
         )
 
+    @property
+    def model_line(self) -> str:
+        """The worker's line on its model: device, precision and why."""
+        return next((line for line in self.log if "action=model_loaded" in line), "").partition("action=")[2]
+
     def send(self, jobs: list[list[str]]) -> list[str]:
         """Send bulk jobs; returns their ids."""
         with self._sender.producer_pool.acquire(block=True) as producer:
