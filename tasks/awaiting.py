@@ -115,7 +115,7 @@ class Waits:
 
     async def _serve(self) -> None:
         """Connect, and again whenever the connection is lost, until the loop ends or the server stays away."""
-        client, lost_s = make_client(self._backend), time.monotonic()
+        (client, *its_sentinels), lost_s = make_clients(self._backend), time.monotonic()
         try:
             while time.monotonic() - lost_s < _MAX_OUTAGE_S and not _is_cancelled():
                 try:
@@ -135,7 +135,8 @@ class Waits:
             self._fail(error)
         finally:
             self._fail(asyncio.CancelledError())
-            await client.aclose()
+            for one in (client, *its_sentinels):
+                await one.aclose()
 
     async def _serve_connected(self, client: aio.Redis, pubsub: Any) -> None:
         await pubsub.connect()
@@ -229,8 +230,11 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def make_client(backend: RedisBackend) -> aio.Redis:
-    """An asyncio client for the server that `backend` talks to, with the same credentials and TLS."""
+def make_clients(backend: RedisBackend) -> list[aio.Redis]:
+    """An asyncio client for the server that `backend` talks to, with the same credentials and TLS.
+
+    Behind it come the clients that it asks where the server is.
+    """
     params = {name: value for name, value in backend.connparams.items() if value is not None}
     connection_class = params.pop("connection_class", None)
     if "hosts" in params:
@@ -241,7 +245,6 @@ def make_client(backend: RedisBackend) -> aio.Redis:
             sentinel_kwargs=options.get("sentinel_kwargs", {}),
             **params,
         )
-        client: aio.Redis = sentinel.master_for(options.get("master_name"))
-        return client
+        return [sentinel.master_for(options.get("master_name")), *sentinel.sentinels]
     pool = aio.ConnectionPool(connection_class=_CONNECTIONS.get(connection_class, aio.Connection), **params)
-    return aio.Redis.from_pool(pool)
+    return [aio.Redis.from_pool(pool)]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import redis.asyncio
 from celery import Celery
@@ -16,7 +17,7 @@ from core.errors import InvalidInput, ServerUnavailable
 from tasks import awaiting
 from tests.own_server import OwnServer
 from tests.test_waiting import channels, counted
-from tests.traced_jobs import run
+from tests.traced_jobs import CALLS, run
 
 
 async def until(happens: Callable[[], bool]) -> None:
@@ -132,6 +133,20 @@ def test_a_result_stored_while_the_connection_is_lost_is_seen(app: Celery, produ
         return await wait
 
     assert asyncio.run(produce()) == 8
+
+
+def test_a_result_too_large_for_a_subscriber_is_read_from_its_key(
+    app: Celery, producer: Celery, own: OwnServer
+) -> None:
+    CALLS.append(lambda: np.zeros(40 * 1024 * 1024, np.uint8))  # the server cuts a subscriber off at 32 MiB
+
+    async def produce() -> Any:
+        wait = asyncio.create_task(tasks.aget(producer.AsyncResult("job"), timeout=30))
+        await until(lambda: len(channels(own)) == 1)
+        run(app, "call", 0, job_id="job")
+        return await wait
+
+    assert asyncio.run(produce()).nbytes == 40 * 1024 * 1024
 
 
 def test_a_cancelled_wait_is_unsubscribed_and_disturbs_no_other(app: Celery, producer: Celery, own: OwnServer) -> None:

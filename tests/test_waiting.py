@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from celery import Celery, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
@@ -20,7 +21,7 @@ from core.errors import InvalidInput
 from tasks.backend import LateConsumer
 from tests.own_server import OwnServer
 from tests.running import ROOT
-from tests.traced_jobs import application, run
+from tests.traced_jobs import CALLS, application, run
 
 COMMANDS = ("lpush", "subscribe", "unsubscribe", "get", "mget", "del", "hgetall")
 
@@ -202,6 +203,17 @@ def test_a_result_stored_while_the_connection_is_lost_is_seen(app: Celery, produ
         pipe.execute()
     thread.join(20)
     assert came[0] == 8
+
+
+def test_a_result_too_large_for_a_subscriber_is_read_from_its_key(
+    app: Celery, producer: Celery, own: OwnServer
+) -> None:
+    thread, came = waiting(producer, producer.AsyncResult("job"))
+    until_subscribed(own, 1)
+    CALLS.append(lambda: np.zeros(40 * 1024 * 1024, np.uint8))  # the server cuts a subscriber off at 32 MiB
+    run(app, "call", 0, job_id="job")
+    thread.join(30)
+    assert came[0].nbytes == 40 * 1024 * 1024
 
 
 def test_forget_frees_the_key_and_the_subscription(app: Celery, producer: Celery, own: OwnServer) -> None:
