@@ -20,7 +20,11 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "max_batch_tokens": ("4096", 4096),
     "max_batch_sequences": ("64", 64),
     "max_waiting_tokens": ("5000", 5000),
-    "max_wait_s": ("2.5", 2.5),
+    "max_batch_s": ("0.25", 0.25),
+    "max_bulk_wait_s": ("2.5", 2.5),
+    "encode_threads": ("3", 3),
+    "hang_timeout_s": ("60", 60.0),
+    "window_batches": ("4", 4),
     "max_jobs": ("8", 8),
     "drain_timeout_s": ("10", 10.0),
 }
