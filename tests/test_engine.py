@@ -14,7 +14,7 @@ import pytest
 from core.engine import Engine
 from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
-from tests.engines import running, settings, texts_of
+from tests.engines import NEAR, running, settings, texts_of
 from tests.loops import wait_for_waiting
 
 
@@ -40,11 +40,11 @@ def test_many_jobs_share_one_forward_pass(engine: Engine, model: FakeModel) -> N
     with ThreadPoolExecutor(9) as callers:
         blocker = callers.submit(engine.embed, ["blocker"])
         assert model.begun.acquire(timeout=PATIENCE_S)
-        jobs = [callers.submit(engine.embed, texts_of(seed, 3)) for seed in range(8)]
+        jobs = [callers.submit(engine.embed, texts_of(seed, 3, NEAR)) for seed in range(8)]
         wait_for_waiting(engine.backlog, 24)
         model.gate.set()
         for seed, job in enumerate(jobs):
-            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 3)))
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 3, NEAR)))
         blocker.result(PATIENCE_S)
     assert [len(batch) for batch in model.batches] == [1, 24]
 

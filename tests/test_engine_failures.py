@@ -16,7 +16,7 @@ from core.errors import DeviceFailure, InvalidInput
 from core.job import Job
 from core.sequence import Sequence, Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
-from tests.engines import running, settings, texts_of
+from tests.engines import NEAR, running, settings, texts_of
 from tests.loops import wait_for_waiting
 
 
@@ -42,14 +42,14 @@ def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: 
     with ThreadPoolExecutor(4) as callers:
         blocker = callers.submit(engine.embed, ["blocker"])
         assert model.begun.acquire(timeout=PATIENCE_S)
-        good = [callers.submit(engine.embed, texts_of(seed, 5)) for seed in range(2)]
-        bad = callers.submit(engine.embed, ["fine", "bad!", "fine too"])
+        good = [callers.submit(engine.embed, texts_of(seed, 5, NEAR)) for seed in range(2)]
+        bad = callers.submit(engine.embed, ["fine".ljust(30, "."), "bad!".ljust(30, "."), "fine too".ljust(30, ".")])
         wait_for_waiting(engine.backlog, 13)
         model.gate.set()
         with pytest.raises(DeviceFailure, match="model fake failed on a single sequence: RuntimeError"):
             bad.result(PATIENCE_S)
         for seed, job in enumerate(good):
-            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 5)))
+            np.testing.assert_array_equal(job.result(PATIENCE_S).dense, expected_rows(texts_of(seed, 5, NEAR)))
         blocker.result(PATIENCE_S)
     assert len(model.batches[1]) == 13
 
