@@ -55,7 +55,9 @@ class Encoder:
         return Job(open_call, is_bulk, num_bytes)
 
     def slices_of(self, name: str) -> list[tuple[int, int]]:
-        return [(start, stop) for one, start, stop in self.steps if one == name and start is not None and stop]
+        return [
+            (start, stop) for one, start, stop in self.steps if one == name and start is not None and stop is not None
+        ]
 
 
 @contextmanager

@@ -41,6 +41,16 @@ def test_a_large_job_is_encoded_in_slices_and_an_interactive_one_goes_between(en
     assert [name for name, start, _ in encoder.steps if start is not None] == ["bulk", "now", "bulk", "bulk"]
 
 
+def test_of_two_large_jobs_the_older_is_encoded_whole_first(encoder: Encoder) -> None:
+    with running(encoder) as encoding:
+        hold(encoder, encoding)
+        for name in "ab":
+            encoding.submit(encoder.job(name, 3 * SLICE, is_bulk=True))
+        encoder.gate.set()
+        wait_for_waiting(backlog_behind(encoding), 1 + 6 * SLICE)
+    assert [name for name, start, _ in encoder.steps if start is not None] == [*"aaabbb"]
+
+
 def test_large_jobs_of_interactive_priority_keep_their_order(encoder: Encoder) -> None:
     num_rows = MAX_INTERACTIVE_ROWS + 1
     with running(encoder) as encoding:

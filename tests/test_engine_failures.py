@@ -136,7 +136,9 @@ def test_jobs_are_answered_even_if_their_owner_fails_to_hear_why(model: FakeMode
     before, threading.excepthook = threading.excepthook, died.append
     try:
         with Engine({"fake": model}, settings((model,)), fail) as engine, pytest.raises(DeviceFailure, match="Panic"):
+            assert engine.is_alive
             engine.embed(["a"])
+        assert not engine.is_alive
     finally:
         threading.excepthook = before
     assert [str(one.exc_value) for one in died] == ["of the owner"]

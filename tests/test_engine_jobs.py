@@ -61,6 +61,29 @@ def test_a_cancelled_job_leaves_and_its_texts_are_not_computed(engine: Engine, m
     assert left_over(engine) == (0, 0, 0, 0)
 
 
+def test_a_cancelled_job_that_waits_to_be_encoded_frees_its_bytes_at_once(model: FakeModel) -> None:
+    encode, begun, gate = model.encode_texts, threading.Event(), threading.Event()
+
+    def held(*given: Any) -> Any:
+        begun.set()
+        assert gate.wait(PATIENCE_S)
+        return encode(*given)
+
+    model.encode_texts = held  # type: ignore[method-assign]
+    with running(model, encode_threads=1) as engine:
+        first, second, third = (
+            engine.submit(lambda text=text: engine.calls.embed([text]), num_bytes=10)  # type: ignore[misc]
+            for text in "abc"
+        )
+        assert begun.wait(PATIENCE_S)
+        second.answer.cancel()
+        num_bytes = engine.encoding.num_bytes(is_bulk=False)
+        gate.set()
+        assert [len(job.answer.result(PATIENCE_S)) for job in (first, third)] == [1, 1]
+    assert num_bytes == 10
+    assert sum(map(len, model.batches)) == 2
+
+
 def test_a_job_cancelled_while_it_is_computed_gets_no_answer(engine: Engine, model: FakeModel) -> None:
     model.gate.clear()
     job = engine.submit(lambda: engine.calls.embed(["a", "b"]))
