@@ -135,9 +135,10 @@ def test_jobs_are_answered_even_if_their_owner_fails_to_hear_why(model: FakeMode
     died: list[Any] = []
     before, threading.excepthook = threading.excepthook, died.append
     try:
-        with Engine({"fake": model}, settings((model,)), fail) as engine, pytest.raises(DeviceFailure, match="Panic"):
+        with Engine({"fake": model}, settings((model,)), fail) as engine:
             assert engine.is_alive
-            engine.embed(["a"])
+            with pytest.raises(DeviceFailure, match="Panic"):
+                engine.embed(["a"])
         assert not engine.is_alive
     finally:
         threading.excepthook = before
