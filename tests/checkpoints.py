@@ -208,13 +208,15 @@ class FakeModel:
         self.steps.append(("launch", number))
         self.begun.release()
         self.before_launch(batch)
-        if self.device.startswith("cuda"):
-            return lambda: self._rows(number, batch, wanted)
-        rows = self._rows(number, batch, wanted)
-        return lambda: rows
+        rows = None if self.device.startswith("cuda") else self._rows(batch, wanted)
 
-    def _rows(self, number: int, batch: list[Sequence], wanted: Wanted) -> Any:
-        self.steps.append(("collect", number))
+        def collect() -> Any:
+            self.steps.append(("collect", number))
+            return self._rows(batch, wanted) if self.device.startswith("cuda") else rows
+
+        return collect
+
+    def _rows(self, batch: list[Sequence], wanted: Wanted) -> Any:
         assert self.gate.wait(PATIENCE_S)
         self.before_rows(batch)
         rows: dict[str, Any] = {}

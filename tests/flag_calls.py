@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from core import flag
-from core.sequence import Sequence, Wanted
+from core.sequence import Sequence, Tokens, Wanted
 from tests.golden_cases import Call, difference
 
 #: A row of the parity table: the call, which of its numbers, the largest difference, its share of what is allowed.
@@ -41,36 +41,36 @@ def make(face: Any, call: Call) -> Any:
 
 
 @contextmanager
-def recorded(face: Any) -> Iterator[list[Sequence]]:
-    """The sequences that reach the network, in whatever order it takes them."""
+def recorded(face: Any) -> Iterator[dict[tuple[int, int], Tokens]]:
+    """What reaches the network, by (number of the job, row): a call may be several jobs, one after the other."""
     model = face.engine.models["model"]
-    forward, seen = model.forward, []
+    launch, seen, jobs = model.launch, {}, []
 
     def record(batch: list[Sequence], wanted: Wanted) -> Any:
-        seen.extend(batch)
-        return forward(batch, wanted)
+        jobs.extend({job for sequence in batch for job, _ in sequence.rows}.difference(jobs))
+        seen.update({(jobs.index(job), row): sequence.tokens for sequence in batch for job, row in sequence.rows})
+        return launch(batch, wanted)
 
-    model.forward = record
+    model.launch = record
     try:
         yield seen
     finally:
-        del model.forward
+        del model.launch
 
 
-def check_ids(seen: list[Sequence], call: Call) -> None:
+def check_ids(seen: dict[tuple[int, int], Tokens], call: Call) -> None:
     """The ids (and segments) are those that reached FlagEmbedding's network, in the order of the inputs."""
-    jobs = list(dict.fromkeys(sequence.job for sequence in seen))
-    sides = ["query_", "passage_"] if "query_input_ids" in call.token_ids else [""]
-    assert len(jobs) == len(sides)
-    for job, side, place in zip(jobs, sides, (0, 1), strict=False):
-        rows = sorted((sequence for sequence in seen if sequence.job is job), key=lambda sequence: sequence.row)
-        expected = call.token_ids[f"{side}input_ids"]
-        if side:  # we compute each different text once
+    if "query_input_ids" in call.token_ids:  # we compute each different text once: queries first, then passages
+        expected = []
+        for place, side in enumerate(("query_", "passage_")):
             texts = [pair[place] for pair in call.inputs]
-            expected = list(dict(zip(texts, expected, strict=True)).values())
-        assert [row.tokens.ids.tolist() for row in rows] == expected
-        if "token_type_ids" in call.token_ids:
-            assert [row.tokens.type_ids.tolist() for row in rows] == call.token_ids["token_type_ids"]
+            expected += dict(zip(texts, call.token_ids[f"{side}input_ids"], strict=True)).values()
+    else:
+        expected = call.token_ids["input_ids"]
+    assert [seen[place].ids.tolist() for place in sorted(seen)] == expected
+    if "token_type_ids" in call.token_ids:
+        given = [seen[place].type_ids.tolist() for place in sorted(seen)]
+        assert given == call.token_ids["token_type_ids"]
 
 
 def compare(given: Any, call: Call) -> list[Row]:

@@ -149,10 +149,11 @@ def test_an_interactive_job_takes_a_shared_bulk_sequence_with_it(backlog: Backlo
     assert values_of(bulk) == [5, 6]
 
 
-def test_a_bulk_job_does_not_slow_an_interactive_one_down(backlog: Backlog) -> None:
-    added(backlog, tokens_of(3, token=5))
-    added(backlog, tokens_of(3, token=5), is_bulk=True)
-    assert (backlog.num_tokens(is_bulk=False), backlog.num_tokens(is_bulk=True)) == (3, 0)
+@pytest.mark.parametrize(("first", "second"), [(False, True), (True, False), (True, True)])
+def test_a_shared_sequence_is_bulk_if_all_its_jobs_are(backlog: Backlog, first: bool, second: bool) -> None:
+    for is_bulk in (first, second):
+        added(backlog, tokens_of(3, token=5), is_bulk=is_bulk)
+    assert [backlog.num_tokens(is_bulk) for is_bulk in (first and second, not (first and second))] == [3, 0]
 
 
 def test_each_class_has_its_own_room_and_who_leaves_frees_it() -> None:
@@ -180,7 +181,7 @@ def test_who_waits_for_room_is_woken_and_told_without_the_lock(leave: str) -> No
     def wait_for_room() -> bool:
         with backlog.lock:
             waits.set()
-            return backlog.room.wait_for(lambda: backlog.has_room(is_bulk=False), PATIENCE_S)
+            return backlog.room.wait(PATIENCE_S)
 
     with ThreadPoolExecutor(1) as waiter:
         woken = waiter.submit(wait_for_room)

@@ -115,8 +115,8 @@ def test_a_job_is_told_once_that_it_has_started_before_its_answer(accelerator: F
 
         job = submit(loop, 3, 4, on_started=start)
         job.answer.add_done_callback(lambda answer: told.append("answered"))
-        joined = submit(loop, 3, on_started=lambda: told.append("joined"))  # may share what is under way already
         assert has_started.wait(PATIENCE_S)
+        joined = submit(loop, 3, on_started=lambda: told.append("joined"))  # of which all is under way already
         assert not job.answer.done()
         accelerator.gate.set()
         rows_of(job)

@@ -1,87 +1,16 @@
-"""Jobs on their way to the backlog: who is encoded first, how far ahead, and what a bad one does."""
+"""Jobs on their way to the backlog: who is encoded first, and how far ahead."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import pytest
 
-from core.backlog import Backlog
-from core.encoding import EncodeThreads
-from core.errors import DeviceFailure, InvalidInput
-from core.job import MAX_INTERACTIVE_ROWS, SLICE, Call, Job
-from core.sequence import Tokens, Wanted
-from tests.checkpoints import PATIENCE_S, FakeModel
-from tests.loops import DENSE, backlog_of, num_waiting, wait_for_waiting, wait_until
-
-#: Tokens of each row of these jobs.
-LENGTH = 10
-
-
-class Encoder:
-    """Jobs whose rows are encoded where the test can see it, and hold it."""
-
-    def __init__(self) -> None:
-        self.model = FakeModel()
-        #: What encoding waits for.
-        self.gate = threading.Event()
-        self.gate.set()
-        #: One count for each slice that has begun.
-        self.begun = threading.Semaphore(0)
-        #: (name of the job, first row, row behind the last), in the order of beginning; None for an opened job.
-        self.steps: list[tuple[str, int | None, int | None]] = []
-        #: Called with (name of the job, first row) before a slice is encoded; may raise.
-        self.before_slice: Callable[[str, int], None] = lambda name, row: None
-
-    def job(self, name: str, num_rows: int, is_bulk: bool = False, num_bytes: int = 0) -> Job:
-        """A job whose rows are all different from any other's."""
-
-        def encode(part: slice) -> list[Tokens]:
-            self.steps.append((name, part.start, part.stop))
-            self.begun.release()
-            assert self.gate.wait(PATIENCE_S)
-            self.before_slice(name, part.start)
-            return [
-                Tokens(np.array([*name.encode().ljust(LENGTH - 1), row], np.int32))
-                for row in range(part.start, part.stop)
-            ]
-
-        def open_call() -> Call:
-            self.steps.append((name, None, None))
-            return Call(self.model, Wanted(DENSE), num_rows, encode, lambda rows: rows)
-
-        return Job(open_call, is_bulk, num_bytes)
-
-    def slices_of(self, name: str) -> list[tuple[int, int]]:
-        return [(start, stop) for one, start, stop in self.steps if one == name and start is not None and stop]
-
-
-@contextmanager
-def running(encoder: Encoder, num_threads: int = 1, max_waiting_tokens: int = 1_000_000) -> Iterator[EncodeThreads]:
-    """Encode threads before a backlog that nobody empties, ended at the end."""
-    backlog = backlog_of("fake", max_waiting_tokens=max_waiting_tokens)
-    encoding = EncodeThreads(backlog, num_threads)
-    try:
-        yield encoding
-    finally:
-        encoder.gate.set()
-        encoding.fail_all(DeviceFailure("the test is over"))
-        encoding.close()
-
-
-def backlog_behind(encoding: EncodeThreads) -> Backlog:
-    return encoding._backlog
-
-
-def hold(encoder: Encoder, encoding: EncodeThreads) -> None:
-    """Keep the one encode thread inside a slice, so that what is submitted waits."""
-    encoder.gate.clear()
-    encoding.submit(encoder.job("held", 1))
-    assert encoder.begun.acquire(timeout=PATIENCE_S)
-    encoder.steps.clear()
+from core.errors import DeviceFailure
+from core.job import MAX_INTERACTIVE_ROWS, SLICE
+from tests.checkpoints import PATIENCE_S
+from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
+from tests.loops import wait_for_waiting, wait_until
 
 
 @pytest.fixture
@@ -110,6 +39,16 @@ def test_a_large_job_is_encoded_in_slices_and_an_interactive_one_goes_between(en
         wait_for_waiting(backlog_behind(encoding), 2 * SLICE + 6)
     assert encoder.slices_of("bulk") == [(0, SLICE), (SLICE, 2 * SLICE), (2 * SLICE, 2 * SLICE + 5)]
     assert [name for name, start, _ in encoder.steps if start is not None] == ["bulk", "now", "bulk", "bulk"]
+
+
+def test_of_two_large_jobs_the_older_is_encoded_whole_first(encoder: Encoder) -> None:
+    with running(encoder) as encoding:
+        hold(encoder, encoding)
+        for name in "ab":
+            encoding.submit(encoder.job(name, 3 * SLICE, is_bulk=True))
+        encoder.gate.set()
+        wait_for_waiting(backlog_behind(encoding), 1 + 6 * SLICE)
+    assert [name for name, start, _ in encoder.steps if start is not None] == [*"aaabbb"]
 
 
 def test_large_jobs_of_interactive_priority_keep_their_order(encoder: Encoder) -> None:
@@ -170,58 +109,6 @@ def test_withdrawing_makes_room_for_the_next(encoder: Encoder) -> None:
     assert encoder.slices_of("first") == [(0, SLICE)]
 
 
-@pytest.mark.parametrize("bad_row", [0, SLICE])
-def test_a_bad_text_fails_its_job_alone_and_what_of_it_waits_leaves(encoder: Encoder, bad_row: int) -> None:
-    def refuse(name: str, row: int) -> None:
-        if (name, row) == ("bad", bad_row):
-            raise InvalidInput(f"text {row} cannot be encoded")
-
-    encoder.before_slice = refuse
-    with running(encoder) as encoding:
-        hold(encoder, encoding)
-        bad, good = encoder.job("bad", 3 * SLICE), encoder.job("good", 7)
-        encoding.submit(bad)
-        encoding.submit(good)
-        encoder.gate.set()
-        assert str(bad.answer.exception(PATIENCE_S)) == f"text {bad_row} cannot be encoded"
-        wait_for_waiting(backlog_behind(encoding), 1 + 7)
-        assert not good.is_over
-    assert encoder.slices_of("bad")[-1][0] == bad_row  # of a job that failed the rest is not encoded
-
-
-def test_what_opening_raises_is_the_answer(encoder: Encoder) -> None:
-    def open_call() -> Call:
-        raise InvalidInput("texts must be a list")
-
-    with running(encoder) as encoding:
-        job = Job(open_call, is_bulk=False, num_bytes=5)
-        encoding.submit(job)
-        assert str(job.answer.exception(PATIENCE_S)) == "texts must be a list"
-        encoding.submit(encoder.job("next", 1))
-        wait_for_waiting(backlog_behind(encoding), 1)
-        assert encoding.num_bytes(is_bulk=False) == 0
-
-
-def test_a_tokenizer_that_panics_fails_its_job_and_not_the_thread(encoder: Encoder) -> None:
-    class PanicException(BaseException):
-        """As extensions in Rust raise it."""
-
-    def panic(name: str, row: int) -> None:
-        if name == "bad":
-            raise PanicException("the secret text")
-
-    encoder.before_slice = panic
-    with running(encoder) as encoding:
-        bad = encoder.job("bad", 1)
-        encoding.submit(bad)
-        failure = bad.answer.exception(PATIENCE_S)
-        assert isinstance(failure, InvalidInput)
-        assert "PanicException" in str(failure)
-        assert "secret" not in str(failure)
-        encoding.submit(encoder.job("next", 1))
-        wait_for_waiting(backlog_behind(encoding), 1)
-
-
 def test_a_job_without_rows_is_answered(encoder: Encoder) -> None:
     with running(encoder) as encoding:
         job = encoder.job("empty", 0, num_bytes=3)
@@ -243,19 +130,6 @@ def test_a_cancelled_job_is_neither_opened_nor_encoded_and_its_bytes_are_free_at
         encoder.gate.set()
         wait_for_waiting(backlog_behind(encoding), 3)
     assert {name for name, *_ in encoder.steps} == {"a", "c"}
-
-
-def test_a_job_that_failed_elsewhere_is_not_encoded_further(encoder: Encoder) -> None:
-    encoder.gate.clear()
-    with running(encoder) as encoding:
-        job = encoder.job("job", 3 * SLICE)
-        encoding.submit(job)
-        assert encoder.begun.acquire(timeout=PATIENCE_S)
-        job.fail(DeviceFailure("its first row failed"))
-        encoding.submit(encoder.job("next", 1))
-        encoder.gate.set()
-        wait_for_waiting(backlog_behind(encoding), 1)
-    assert encoder.slices_of("job") == [(0, SLICE)]
 
 
 def test_bytes_are_counted_by_class_and_none_are_left(encoder: Encoder) -> None:
@@ -294,34 +168,3 @@ def test_close_encodes_what_waits_and_refuses_what_comes(encoder: Encoder) -> No
         closing.join(PATIENCE_S)
         assert not closing.is_alive()
     assert {name for name, *_ in encoder.steps} == set("abcdef")
-
-
-def test_when_the_device_is_dead_who_waits_is_told_and_close_returns(encoder: Encoder) -> None:
-    with running(encoder, max_waiting_tokens=SLICE * LENGTH) as encoding:
-        backlog = backlog_behind(encoding)
-        under_way, waiting = encoder.job("under way", 3 * SLICE, num_bytes=5), encoder.job("waiting", 1, num_bytes=7)
-        encoding.submit(under_way)
-        encoding.submit(waiting)
-        wait_until(backlog, lambda: num_waiting(backlog) == SLICE)
-        reason = DeviceFailure("the device is gone")
-        backlog.fail_all(reason)
-        encoding.fail_all(reason)
-        assert [job.answer.exception(PATIENCE_S) for job in (under_way, waiting)] == [reason, reason]
-        assert encoding.num_bytes(is_bulk=False) == 0
-        with pytest.raises(DeviceFailure, match="the device is gone"):
-            encoding.submit(encoder.job("late", 1))
-        encoding.close()
-
-
-def test_a_job_that_is_being_encoded_when_the_device_dies_is_told(encoder: Encoder) -> None:
-    with running(encoder) as encoding:
-        encoder.gate.clear()
-        job = encoder.job("job", 3 * SLICE)
-        encoding.submit(job)
-        assert encoder.begun.acquire(timeout=PATIENCE_S)
-        reason = DeviceFailure("the device is gone")
-        encoding.fail_all(reason)  # first here: what comes of the job later finds the backlog dead
-        backlog_behind(encoding).fail_all(reason)
-        encoder.gate.set()
-        assert job.answer.exception(PATIENCE_S) is reason
-        encoding.close()

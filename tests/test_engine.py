@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,25 +13,9 @@ import pytest
 
 from core.engine import Engine
 from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
-from core.settings import Settings, read_settings
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
+from tests.engines import NEAR, running, settings, texts_of
 from tests.loops import wait_for_waiting
-
-
-@contextmanager
-def running(*models: FakeModel, **chosen: Any) -> Iterator[Engine]:
-    """An engine over `models`, closed at the end with every gate open."""
-    served = {model.spec.alias: model for model in models}
-    with Engine(served, settings(models, **chosen)) as engine, ExitStack() as gates:
-        for model in models:
-            gates.callback(model.gate.set)
-        yield engine
-
-
-def settings(models: tuple[FakeModel, ...], **chosen: Any) -> Settings:
-    # A pass that a test holds at its gate must not pass for a slow device, which would get smaller batches.
-    given = {"max_batch_s": 1e6, **chosen}
-    return read_settings(models={model.spec.alias: "/nowhere" for model in models}, **given)
 
 
 @pytest.fixture
@@ -45,16 +28,6 @@ def engine(model: FakeModel) -> Iterator[Engine]:
     """An engine with one embedding model, and nothing else configured."""
     with running(model) as engine:
         yield engine
-
-
-def texts_of(seed: int, count: int, lengths: tuple[int, int] = (1, 60)) -> list[str]:
-    """Texts of as many characters, nearly all different."""
-    random_ = random.Random(seed)
-    return ["".join(random_.choices("abcdefghij", k=random_.randint(*lengths))) for _ in range(count)]
-
-
-#: Lengths so near that one batch is the best for all of them.
-NEAR = (30, 32)
 
 
 def test_vectors_come_in_the_order_of_the_texts(engine: Engine) -> None:
@@ -247,3 +220,34 @@ def test_warming_up_runs_every_model_on_a_full_batch_of_legal_tokens(pad_token_i
     assert (len(batch), batch[0].length) == (8, 128)
     # An id that every vocabulary has, and not the padding's.
     assert {int(token) for one in batch for token in one.tokens.ids} == {int(pad_token_id == 0)}
+
+
+@pytest.mark.parametrize(
+    ("device", "max_length", "asked", "budget"),
+    [("cpu", 64, None, 2048), ("cpu", 8192, None, 2048), ("cuda:0", 64, None, 16_384), ("cpu", 64, 64, 64)],
+)
+def test_the_budget_is_the_settings_or_the_devices_whatever_the_longest_sequence(
+    device: str, max_length: int, asked: int | None, budget: int
+) -> None:
+    model = FakeModel(max_length=max_length)
+    model.device = device
+    with running(model, max_batch_tokens=asked) as engine:
+        assert engine.backlog.max_tokens("fake") == budget
+        assert engine.stats()["max_batch_tokens"] == {"fake": budget}
+
+
+def test_a_budget_that_the_longest_sequence_does_not_fit_is_refused() -> None:
+    model = FakeModel(max_length=64)
+    with pytest.raises(InvalidSettings, match=r"max_batch_tokens is 63 .* 64 tokens.*EMBEDQ_MAX_BATCH_TOKENS"):
+        Engine({"fake": model}, settings((model,), max_batch_tokens=63))
+
+
+def test_models_share_the_device_with_a_budget_each() -> None:
+    short, long = FakeModel("short", max_length=64), FakeModel("long", max_length=8192)
+    short.spec = replace(short.spec, dimensions=2)
+    with running(short, long, default_embed="short") as engine:
+        engine.backlog.lower_budget("short", 512)
+        assert engine.stats()["max_batch_tokens"] == {"short": 512, "long": 2048}
+        assert len(engine.embed(texts_of(1, 100), model="long")) == 100
+        assert len(engine.embed(texts_of(1, 100))) == 100
+    assert all(len(batch) * max(one.length for one in batch) <= 512 for batch in short.batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from core.checks import EmbedOptions
 from core.engine import Engine
 from core.errors import DeviceFailure, InvalidInput
+from core.job import Job
 from core.sequence import Sequence, Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
+from tests.engines import NEAR, running, settings, texts_of
 from tests.loops import wait_for_waiting
-from tests.test_engine import NEAR, running, texts_of
 
 
 @pytest.fixture
@@ -99,3 +101,45 @@ def test_of_a_job_that_failed_the_rest_is_neither_encoded_nor_computed(engine: E
         engine.embed([f"text {number}" for number in range(256 * 200)])
     assert encoded[0] < 100
     assert engine.is_alive
+
+
+def test_a_dead_engine_says_why_to_its_owner_and_to_all_who_wait_or_come(model: FakeModel) -> None:
+    told: list[tuple[str, int]] = []
+    jobs: list[Job] = []
+    model.gate.clear()
+    chosen = settings((model,), hang_timeout_s=0.4, max_batch_sequences=1)
+    engine = Engine({"fake": model}, chosen, lambda reason: told.append((reason, sum(job.is_over for job in jobs))))
+    jobs += [engine.submit(lambda: engine.calls.embed(["a"])) for _ in range(3)]
+    reasons = [str(job.answer.exception(PATIENCE_S)) for job in jobs]
+    assert "no progress" in reasons[0]
+    assert reasons == [reasons[0]] * 3
+    assert told == [(reasons[0], 0)]  # first of all, so that a process can end before anyone is answered
+    assert not engine.is_alive
+    with pytest.raises(DeviceFailure, match="no progress"):
+        engine.embed(["late"])
+    engine.close()
+    model.gate.set()
+
+
+def test_jobs_are_answered_even_if_their_owner_fails_to_hear_why(model: FakeModel) -> None:
+    def fail(reason: str) -> None:
+        raise RuntimeError("of the owner")
+
+    class Panic(BaseException):
+        """What ends the device thread."""
+
+    def panic(batch: Any) -> None:
+        raise Panic
+
+    model.before_rows = panic
+    died: list[Any] = []
+    before, threading.excepthook = threading.excepthook, died.append
+    try:
+        with Engine({"fake": model}, settings((model,)), fail) as engine:
+            assert engine.is_alive
+            with pytest.raises(DeviceFailure, match="Panic"):
+                engine.embed(["a"])
+        assert not engine.is_alive
+    finally:
+        threading.excepthook = before
+    assert [str(one.exc_value) for one in died] == ["of the owner"]

@@ -106,8 +106,10 @@ def test_a_measured_budget_leaves_15_percent_of_the_free_memory_and_never_rises(
     assert fitting_budget(16_384, 10_000_000, 0.0) == 16_384
 
 
-def test_what_does_not_fit_runs_in_parts_and_the_rows_are_the_same() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_what_does_not_fit_runs_in_parts_and_the_rows_are_the_same(device: str) -> None:
     model = FakeModel()
+    model.device = device
     failed = limit(model, 500)
     with running(model) as loop:
         job = submit(loop, *[64] * 32)

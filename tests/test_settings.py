@@ -20,7 +20,11 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "max_batch_tokens": ("4096", 4096),
     "max_batch_sequences": ("64", 64),
     "max_waiting_tokens": ("5000", 5000),
-    "max_wait_s": ("2.5", 2.5),
+    "max_batch_s": ("0.25", 0.25),
+    "max_bulk_wait_s": ("2.5", 2.5),
+    "encode_threads": ("3", 3),
+    "hang_timeout_s": ("60", 60.0),
+    "window_batches": ("4", 4),
     "max_jobs": ("8", 8),
     "drain_timeout_s": ("10", 10.0),
 }
@@ -85,11 +89,11 @@ def test_a_file_in_the_working_directory_is_read() -> None:
 
 
 def test_an_argument_wins_over_a_variable_and_a_variable_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file("max_jobs = 3\nmax_wait_s = 3\nmax_batch_sequences = 3")
+    write_file("max_jobs = 3\nmax_bulk_wait_s = 3\nmax_batch_sequences = 3")
     monkeypatch.setenv("EMBEDQ_MAX_JOBS", "4")
-    monkeypatch.setenv("EMBEDQ_MAX_WAIT_S", "4")
+    monkeypatch.setenv("EMBEDQ_MAX_BULK_WAIT_S", "4")
     settings = read_settings(max_jobs=5)
-    assert (settings.max_jobs, settings.max_wait_s, settings.max_batch_sequences) == (5, 4.0, 3)
+    assert (settings.max_jobs, settings.max_bulk_wait_s, settings.max_batch_sequences) == (5, 4.0, 3)
 
 
 def test_an_argument_of_none_leaves_the_setting_to_the_other_sources() -> None:
@@ -168,14 +172,17 @@ def test_an_alias_given_twice_is_refused() -> None:
     ("name", "value", "limit"),
     [
         ("max_jobs", 0, "1"),
-        ("max_jobs", 1025, "1024"),
         ("max_jobs", "lots", "integer"),
         ("max_jobs", 1.5, "integer"),
         ("max_batch_tokens", 15, "16"),
         ("max_batch_sequences", 0, "1"),
         ("max_waiting_tokens", 999, "1000"),
-        ("max_wait_s", 0, "0"),
-        ("max_wait_s", "soon", "number"),
+        ("max_batch_s", 0, "0"),
+        ("max_bulk_wait_s", 0, "0"),
+        ("max_bulk_wait_s", "soon", "number"),
+        ("encode_threads", 257, "256"),
+        ("hang_timeout_s", 0, "0"),
+        ("window_batches", 1, "2"),
         ("drain_timeout_s", -1, "0"),
     ],
 )
@@ -197,9 +204,9 @@ def test_a_wrong_field_of_a_model_is_named_with_its_alias(field: str, value: Any
 
 
 def test_every_wrong_setting_is_named_at_once() -> None:
-    message = refusal(max_jobs=0, max_wait_s=0)
+    message = refusal(max_jobs=0, max_bulk_wait_s=0)
     assert "EMBEDQ_MAX_JOBS" in message
-    assert "EMBEDQ_MAX_WAIT_S" in message
+    assert "EMBEDQ_MAX_BULK_WAIT_S" in message
 
 
 def test_an_unknown_setting_is_refused_and_the_known_ones_are_listed() -> None:
