@@ -62,6 +62,13 @@ class LateConsumer(ResultConsumer):
             with self._locked(), self.reconnect_on_error():
                 self._subscribe()
 
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Celery's; whoever drains waits, for what was asked for with `then` above all."""
+        if self._wanted:
+            with self._locked(), self.reconnect_on_error():
+                self._subscribe()
+        super().drain_events(timeout)
+
     def on_state_change(self, meta: dict[str, Any], message: Any) -> None:
         """Celery's, but what nobody waits for is not kept: its key is read when somebody does."""
         if self.on_message or _waiting_on(self._pending_results, meta.get("task_id")):

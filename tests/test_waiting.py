@@ -238,3 +238,16 @@ def test_results_that_nobody_asks_for_leave_nothing_behind(app: Celery, producer
     gc.collect()
     assert channels(own) == []
     assert holds_nothing(producer.backend)
+
+
+@pytest.mark.parametrize("is_early", [True, False], ids=["stored before", "stored after"])
+def test_whoever_drains_is_told_of_what_was_asked_for_with_then(producer: Celery, app: Celery, is_early: bool) -> None:
+    told: list[Any] = []
+    if is_early:
+        run(app, "embed_one", 3.0, job_id="job")
+    producer.AsyncResult("job").then(told.append)
+    producer.backend.result_consumer.drain_events(timeout=0.01)
+    if not is_early:
+        run(app, "embed_one", 3.0, job_id="job")
+        producer.backend.result_consumer.drain_events(timeout=5)
+    assert [job.id for job in told] == ["job"]
