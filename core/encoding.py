@@ -93,6 +93,7 @@ class EncodeThreads:
                     rows = self._first_slice(job, was_bulk)
                 if rows.start < rows.stop and not job.is_over:
                     encoded = job.call.encode(rows)
+                    assert len(encoded) == rows.stop - rows.start, "a model's encoding lost rows"
                     self._learn(job, encoded)
                     self._backlog.add(job, rows.start, encoded)
             except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception

@@ -178,7 +178,7 @@ def _shown(call: dict[str, Any]) -> str:
     return ", ".join(f"{name}={call[name]}" for name in _SHOWN if call.get(name) is not None) or "{}"
 
 
-@app.task(base=EngineTask, bind=True, name="tasks.embed", options_class=EmbedOptions)
+@app.task(base=EngineTask, bind=True, shared=False, name="tasks.embed", options_class=EmbedOptions)
 def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
     """Embed `texts`; `.dense` is (num_texts, dim) in their order. Options: `core.checks.EmbedOptions`."""
     if _ready.answer:
@@ -186,7 +186,7 @@ def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
     return self.running_engine().embed(texts, **options)
 
 
-@app.task(base=EngineTask, bind=True, name="tasks.rerank", options_class=RerankOptions)
+@app.task(base=EngineTask, bind=True, shared=False, name="tasks.rerank", options_class=RerankOptions)
 def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) -> Ranking:
     """Score `passages` against `query`; `.order` is best first. Options: `core.checks.RerankOptions`."""
     if _ready.answer:

@@ -243,6 +243,7 @@ class EnginePool(BasePool):
     def _forget(self, held: HeldJob) -> None:
         for timer in held.timers:
             timer.cancel()
+        held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         with self._lock:
             self._held.discard(held)
             if not self._held:

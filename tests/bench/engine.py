@@ -121,12 +121,14 @@ def _of_small_jobs(worker: Worker, found: RealTexts, asked: Asked) -> list[Figur
             Figure(f"{kind}_ratio", "  one-text jobs to large ones", small / large, "", target),
         ]
         for name, told in (("small", "one-text jobs"), ("large", f"jobs of {_TEXTS_PER_JOB}")):
-            figures += _of_batches(f"{kind}_{name}", f"{kind} texts, {told}", rounds[name][-1].counted)
+            figures += _of_batches(f"{kind}_{name}", f"{kind} texts, {told}", rounds[name][-1])
     return figures
 
 
-def _of_batches(key: str, told: str, counted: dict[str, float]) -> list[Figure]:
+def _of_batches(key: str, told: str, drained: backlog.Drained) -> list[Figure]:
     """What the worker counted over one backlog."""
+    # Its own clock also runs while the queue is filled and the worker waits.
+    counted = drained.counted and drained.counted | {"wall_s": drained.seconds}
 
     def share(number: str, of: str, scale: float = 1.0) -> float | None:
         return scale * counted[number] / counted[of] if counted.get(of) and number in counted else None
@@ -174,6 +176,7 @@ def _interactive_figures(
     counted = alone[-1].counted
     batch_ms = 1000 * counted["compute_s"] / counted["batches"] if counted.get("batches") else None
     loss = 1 - backlog.texts_per_s(beside) / backlog.texts_per_s(alone)
+    own = _interactive_share(alone[-1], beside[-1])
     waits = (
         None if batch_ms is None else (p50 - idle_p50) / batch_ms,
         None if batch_ms is None else (p99 - idle_p99) / batch_ms,
@@ -195,7 +198,18 @@ def _interactive_figures(
         Figure("bulk_alone_texts_per_s", "bulk load alone", backlog.texts_per_s(alone), "texts/s"),
         Figure("bulk_beside_texts_per_s", f"  beside {rate:.0f} passages/s", backlog.texts_per_s(beside), "texts/s"),
         Figure("bulk_loss", "  loss", loss, "", 0.1, is_limit=True),
+        Figure("interactive_share", "    tokens of the interactive calls themselves", own, "of all"),
+        Figure(
+            "bulk_interference", "    loss beyond that", None if own is None else loss - own, "", 0.1, is_limit=True
+        ),
     ]
+
+
+def _interactive_share(alone: backlog.Drained, beside: backlog.Drained) -> float | None:
+    """What the interactive calls computed beside the bulk load, of all that was computed meanwhile, in padded tokens."""
+    if not alone.counted.get("padded_tokens"):
+        return None
+    return 1 - alone.counted["padded_tokens"] / beside.counted["padded_tokens"]
 
 
 def _of_batches_of_one(url: str, found: RealTexts, batched: float | None, asked: Asked) -> list[Figure]:
