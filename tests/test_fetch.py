@@ -100,7 +100,7 @@ def test_room_that_appears_in_another_thread_is_used_at_once(
 ) -> None:
     set_room(monkeypatch, max_jobs=0)
     send(url, "a", 1)
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:
         worker.run_until(lambda: worker.num_turns > 3)
         assert not worker.got
         came: list[float] = []
@@ -209,7 +209,7 @@ def test_a_server_that_does_not_tell_is_asked_a_few_times_a_second(
 
 
 def test_a_server_that_forgot_the_script_or_is_out_of_memory_loses_nothing(url: str, client: redis.Redis) -> None:
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:
         send(url, "a", 1)
         worker.run_until(lambda: worker.got)
         client.script_flush()

@@ -163,7 +163,7 @@ def test_acknowledgements_that_could_not_be_sent_are_sent_by_the_next_connection
     finally:
         client.execute_command("ACL", "SETUSER", "default", "+zrem")
     worker.close()
-    assert waiting(client, "a") == [1]
+    assert (waiting(client, "a"), in_flight(client)) == ([1], 0)
 
 
 def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url: str, client: redis.Redis) -> None:
