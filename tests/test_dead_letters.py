@@ -15,19 +15,16 @@ import tasks
 from core.errors import InvalidInput, Poisoned
 from tasks.__main__ import main
 from tasks.dead import DeadLetters
-from tests.consuming import Consuming, dead_letters, in_flight, own_server, send, waiting
+from tests.consuming import Consuming, dead_letters, in_flight, send, waiting
 from tests.echo_worker import app, die, echo
 from tests.test_transport import TIMEOUT_S, answers, envelope, start
 from workers.dead_letters import poisoned
 from workers.transport import Channel
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_server(tmp_path_factory.mktemp("server")) as url:
-        app.conf.update(broker_url=url, result_backend=url)
-        yield url
-        app.close()
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
 
 
 @pytest.fixture

@@ -13,14 +13,13 @@ import kombu
 import pytest
 import redis
 
-from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, own_server, send, waiting
+from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 from workers.transport import Channel, Room, wake
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_server(tmp_path_factory.mktemp("server")) as url:
-        yield url
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
 
 
 @pytest.fixture

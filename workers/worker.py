@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.worker import state
 from celery.worker.request import Request
 
 import core
@@ -86,6 +87,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.install()
     transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
     transport.Channel.fail = failure_writer(tasks.app)
+    transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
     tasks.app.steps["consumer"].add(LeaseRenewal)
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
