@@ -46,6 +46,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def delivery_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server that only the tests of delivery use: they count its calls and empty it."""
+    from tests.consuming import own_server
+    from tests.echo_worker import app
+
+    with own_server(tmp_path_factory.mktemp("delivery")) as url:
+        app.conf.update(broker_url=url, result_backend=url)
+        yield url
+        app.close()
+
+
+@pytest.fixture(scope="session")
 def worker(server: str, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real worker with MiniLM in float32 (the default) and a tiny cross-encoder, `reranker`.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_ready
+from celery.worker import state
 
 import tasks
 from workers import logs, transport
@@ -44,6 +45,7 @@ def main() -> None:
     transport.install()
     transport.Channel.worker = f"echo/{os.getpid()}"
     transport.Channel.fail = failure_writer(app)
+    transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
     app.steps["consumer"].add(LeaseRenewal)
     worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
     worker = app.Worker(

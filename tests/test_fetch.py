@@ -13,14 +13,13 @@ import kombu
 import pytest
 import redis
 
-from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, own_server, send, waiting
+from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 from workers.transport import Channel, Room, wake
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_server(tmp_path_factory.mktemp("server")) as url:
-        yield url
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_room_that_appears_in_another_thread_is_used_at_once(
 ) -> None:
     set_room(monkeypatch, max_jobs=0)
     send(url, "a", 1)
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:
         worker.run_until(lambda: worker.num_turns > 3)
         assert not worker.got
         came: list[float] = []
@@ -209,7 +208,7 @@ def test_a_server_that_does_not_tell_is_asked_a_few_times_a_second(
 
 
 def test_a_server_that_forgot_the_script_or_is_out_of_memory_loses_nothing(url: str, client: redis.Redis) -> None:
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:
         send(url, "a", 1)
         worker.run_until(lambda: worker.got)
         client.script_flush()

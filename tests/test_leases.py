@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import redis
 
-from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, own_server, send, waiting
+from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 from workers.leases import LeaseRenewal, renew
+from workers.transport import Channel
 
 #: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
 LEASE_S = 1.5
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_server(tmp_path_factory.mktemp("server")) as url:
-        yield url
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
 
 
 @pytest.fixture
@@ -163,7 +163,29 @@ def test_acknowledgements_that_could_not_be_sent_are_sent_by_the_next_connection
     finally:
         client.execute_command("ACL", "SETUSER", "default", "+zrem")
     worker.close()
-    assert waiting(client, "a") == [1]
+    assert (waiting(client, "a"), in_flight(client)) == ([1], 0)
+
+
+def test_what_could_not_be_given_back_is_by_the_next_connection(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(url, "a", *range(4))
+    worker = took(url, "a", 4)
+    ids = {"0": worker.got[0], "3": worker.got[3]}
+    for job_id, message in ids.items():
+        message.headers["id"] = job_id
+    monkeypatch.setattr(Channel, "running", lambda: ids.keys())
+    client.execute_command("ACL", "SETUSER", "default", "-evalsha")
+    worker.close()
+    client.execute_command("ACL", "SETUSER", "default", "+evalsha")
+    assert in_flight(client) == 4
+    with Consuming(url, ["b"]) as successor:
+        successor.run_until(lambda: client.llen("a"))
+        assert waiting(client, "a") == [1, 2]  # the others are being computed
+        ids["0"].reject(requeue=True)
+        ids["3"].ack()
+        successor.run_until(lambda: not in_flight(client))
+        assert waiting(client, "a") == [0, 1, 2]
 
 
 def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url: str, client: redis.Redis) -> None:

@@ -19,8 +19,8 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from core.errors import InvalidSettings
-from tests.consuming import calls, dead_letters, in_flight, own_server
-from tests.echo_worker import app, echo
+from tests.consuming import calls, dead_letters, in_flight
+from tests.echo_worker import echo
 from tests.running import Running
 from workers import transport
 
@@ -30,12 +30,9 @@ TIMEOUT_S = 60
 LEASE_S = 2
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with own_server(tmp_path_factory.mktemp("server")) as url:
-        app.conf.update(broker_url=url, result_backend=url)
-        yield url
-        app.close()
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
 
 
 @pytest.fixture
@@ -122,6 +119,20 @@ def test_a_worker_whose_connections_are_cut_goes_on(url: str, client: redis.Redi
         client.client_kill_filter(_type=killed_type, skipme=True)
         assert answers([echo.delay(number) for number in range(20)]) == list(range(20))
         assert running.process.poll() is None
+
+
+def test_a_cut_connection_repeats_no_job_that_is_being_computed(url: str, client: redis.Redis) -> None:
+    with start(url, ECHO_THREADS="2") as running:
+        jobs = [echo.delay(number, 3 * LEASE_S) for number in range(2)]
+        wait_until(lambda: client.hlen("runs") == 2)
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
+        running.wait_for("Connection to broker lost")
+        last = echo.delay(2)
+        assert answers([*jobs, last]) == [0, 1, 2]
+        wait_until(lambda: not in_flight(client) and not client.llen("echo"))
+        assert set(client.hvals("runs")) == {b"1"}
+        assert "leases_lost" not in running.output
 
 
 def envelope(**changes: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -23,16 +24,27 @@ log = logging.getLogger(__name__)
 class QoS(stock.QoS):
     """The jobs a channel holds. Acknowledgements wait for the end of the tick and go in one call."""
 
-    #: Acknowledged on a channel whose server was gone; the next channel sends them.
-    _left_over: ClassVar[list[str]] = []
+    #: By worker: tags of the jobs in flight that `fetch` took, in that order, and who holds them here.
+    #: Outlives a channel, so that a cut connection does not cost a worker the jobs it is computing.
+    _taken: ClassVar[dict[str, dict[str, QoS]]] = {}
+
+    #: Acknowledged and rejected (whether to give back) on a channel that is closed or whose server is
+    #: gone; the next channel sends them.
+    _left_over: ClassVar[deque[str]] = deque()
+    _rejected_late: ClassVar[deque[tuple[str, bool]]] = deque()
     _flushing = threading.Lock()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Tags of the jobs in flight that `fetch` took, in that order; also read by the renewal thread.
-        self.taken: dict[str, bool] = {}
-        self._acked: list[str] = []
+        self._acked: deque[str] = deque()
+        #: Not by `fetch`, but one by one with `basic_get`.
+        self._taken_by_kombu: set[str] = set()
         self._next_sweep_s = 0.0
+
+    @property
+    def taken(self) -> dict[str, QoS]:
+        """The jobs that this worker holds; also read by the renewal thread."""
+        return self._taken.setdefault(self.channel.worker, {})
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a delivered message; what `fetch` took is in flight on the server already."""
@@ -40,16 +52,20 @@ class QoS(stock.QoS):
             virtual.QoS.append(self, message, delivery_tag)
         else:
             super().append(message, delivery_tag)
+            self._taken_by_kombu.add(delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge at the end of this tick, or at once where no tick will follow."""
-        self._acked.append(delivery_tag)
+        (self._left_over if self.channel.closed else self._acked).append(delivery_tag)
         self._quick_ack(delivery_tag)
-        if not self.channel.ticks:
+        if not self.channel.ticks and not self.channel.closed:
             self.flush()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give the job back to the head of its list, or bury it."""
+        if self.channel.closed:
+            self._rejected_late.append((delivery_tag, requeue))
+            return
         if requeue:
             self._give_back([delivery_tag])
         else:
@@ -63,12 +79,16 @@ class QoS(stock.QoS):
 
     def flush(self) -> None:
         """Send all acknowledgements in one call; those that cannot be sent are kept for later."""
+        while self._rejected_late:
+            self.reject(*self._rejected_late[0])
+            self._rejected_late.popleft()
         if not self._acked and not self._left_over:
             return
         with self._flushing:
-            tags = [*self._left_over, *self._acked]
-            self._left_over.clear()
-            self._acked.clear()
+            tags = []
+            for waiting in (self._left_over, self._acked):
+                while waiting:  # one by one: other threads acknowledge meanwhile
+                    tags.append(waiting.popleft())
             for tag in tags:
                 self.taken.pop(tag, None)
             try:
@@ -87,21 +107,35 @@ class QoS(stock.QoS):
         self._delivered.restored = True
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Acknowledge what is done, give back the rest in the order in which it was taken."""
+        """Acknowledge what is done; give back, in its order, what is held and not being computed.
+
+        What cannot be given back, because the server is gone, is by the next channel.
+        """
         try:
             self.flush()
-            held = set(self._delivered) - self._dirty
-            if tags := [*reversed(self.taken), *(held - self.taken.keys())]:
-                self._give_back(tags)
+            self.give_back_idle(is_own=True)
+            for tag in self._taken_by_kombu & self._delivered.keys() - self._dirty:
+                self.restore_by_tag(tag)
         except (redis.RedisError, OSError) as error:
-            log.warning(
-                "jobs not given back; their leases will run out",
-                extra={"action": "jobs_kept", "num_jobs": len(self.taken), "error": type(error).__name__},
-            )
-        finally:
-            self.taken.clear()
-            self._delivered.clear()
-            self._dirty.clear()
+            log.warning("jobs not given back yet", extra={"action": "jobs_kept", "error": type(error).__name__})
+
+    def give_back_idle(self, is_own: bool = False) -> None:
+        """Give back what closed channels held, and this one if it `is_own`; not what is being computed."""
+        running = set(type(self.channel).running())
+        idle = [
+            tag
+            for tag, owner in reversed(self.taken.items())
+            if ((owner is self and is_own) or owner.channel.closed) and owner.job_id(tag) not in running
+        ]
+        if idle:
+            self._give_back(idle)
+        for tag in idle:
+            self.taken.pop(tag)._delivered.pop(tag, None)
+
+    def job_id(self, tag: str) -> str | None:
+        """The job's id; None if it was not delivered yet."""
+        message = self._delivered.get(tag)
+        return message.headers.get("id") if message else None
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Give back what dead workers held; kombu calls this often, and it looks seldom."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from celery.app.task import Context
 from celery.worker.request import Request
+from kombu.serialization import prepare_accept_content
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
@@ -91,6 +92,7 @@ def failure_writer(app: Any) -> Callable[[Any, Poisoned], None]:
 
 def _context(app: Any, message: Any) -> Context:
     """What Celery knows of the job; only its id where the rest cannot be read."""
+    message.accept = prepare_accept_content(app.conf.accept_content)  # as a consumer does
     try:
         context: Context = Request(message, app=app)._context
     except Exception:  # a body that cannot be decoded, a task that is not ours

@@ -131,6 +131,7 @@ class Fetch:
     def _track(self, connection: Any) -> None:
         """Have the server tell this connection when a list that it looked at changes."""
         self._socket, self._is_known, self._should_look = connection._sock, False, True
+        self._channel.qos.give_back_idle()  # what the last connection could not give back
         connection._parser.set_invalidation_push_handler(self._on_invalidation)
         connection.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
         try:

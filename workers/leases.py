@@ -155,7 +155,7 @@ def renew(channel: Any) -> int:
         return 0
     try:
         # What was settled while we asked is not lost.
-        lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, False)]
+        lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, None)]
     except (redis.RedisError, OSError) as error:
         log.warning("leases not renewed", extra={"action": "leases_failed", "error": type(error).__name__})
         return 0

@@ -113,6 +113,10 @@ class EnginePool(BasePool):
         max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
         return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
 
+    def running(self) -> list[str]:
+        """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
+        return [held.request.id for held in self._held_now()]
+
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
         """Take a job; called on the event loop, so it only hands on."""
         held = HeldJob(target, args, options)

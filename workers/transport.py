@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import cached_property
 from queue import Empty
@@ -82,6 +82,10 @@ class Channel(stock.Channel):
 
     #: Given the message and the error of a poisoned job, tells its producer. Set by the worker.
     fail: ClassVar[Callable[[Any, Poisoned], None]] = lambda message, error: None
+
+    #: Ids of the jobs being computed. They are kept when the connection breaks, instead of given back
+    #: and run twice; the worker must acknowledge or reject each in the end. Set by the worker.
+    running: ClassVar[Callable[[], Collection[str]]] = tuple
 
     #: Name of this process in leases and dead letters.
     worker: ClassVar[str] = f"{socket.gethostname()}/{os.getpid()}"
@@ -173,7 +177,7 @@ class Channel(stock.Channel):
 
     def _take(self, answer: list[Any]) -> None:
         for job in self.fetch.take(answer):
-            self.qos.taken[job.tag] = True
+            self.qos.taken[job.tag] = self.qos
             self._arrived.append(job)
 
     def _deliver_arrived(self) -> int:

@@ -100,7 +100,7 @@ def serve(engine: Engine, settings: Settings) -> int:
         without_mingle=True,
         heartbeat_interval=5,
     )
-    transport.Channel.room = worker.pool.room
+    transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
     worker.start()
     return int(worker.exitcode or 0)
