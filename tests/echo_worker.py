@@ -19,6 +19,7 @@ import tasks
 from workers import logs, transport
 from workers.dead_letters import failure_writer
 from workers.leases import LeaseRenewal
+from workers.request import EngineRequest
 
 app = Celery("echo", set_as_current=False)
 app.config_from_object({name: value for name, value in vars(tasks.config).items() if name != "wire"})
@@ -46,6 +47,7 @@ def main() -> None:
     transport.Channel.worker = f"echo/{os.getpid()}"
     transport.Channel.fail = failure_writer(app)
     transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
+    echo.Request = die.Request = EngineRequest
     app.steps["consumer"].add(LeaseRenewal)
     worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
     worker = app.Worker(

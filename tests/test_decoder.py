@@ -109,7 +109,7 @@ def test_nothing_is_cached(tmp_path: Path) -> None:
             lambda _, __, output: caches.append(output.past_key_values)
         )
         engine.embed(TEXTS)
-    assert caches == [None]
+    assert set(caches) == {None}
 
 
 def test_attention_in_both_directions_where_the_checkpoint_says_so(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""A job as the worker's event loop holds it: Celery's own request, with three things changed.
+"""A job as the worker's event loop holds it: Celery's own request, with four things changed.
 
-It never shows its arguments, does not decode its message a second time, and gives up its place in
-the engine when it is revoked before anything of it was computed.
+It never shows its arguments, does not decode its message a second time, gives up its place in the
+engine when it is revoked before anything of it was computed, and always returns its part of a chord.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ class EngineRequest(Request):
         super().__init__(message, *args, **kwargs)
         #: About what the message takes in its list: base64 of the body, and the envelope.
         self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES
+        if _is_chord_part(kwargs.get("body")):
+            # Celery skips what was delivered again and has its result. Its worker may have died between
+            # storing that and returning the part, and then nobody else would: run it again, both are idempotent.
+            self._request_dict["delivery_info"] = self._request_dict["delivery_info"] | {"redelivered": False}
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
             # Both places: events and logs read the one, the tracer's messages the other.
             self._argsrepr = self._kwargsrepr = "(not shown)"
@@ -55,3 +59,8 @@ class EngineRequest(Request):
             super().terminate(pool, signal)
         else:
             pool.drop_revoked()
+
+
+def _is_chord_part(body: Any) -> bool:
+    """Of arguments, keywords and what follows the job, as Celery packs them, the last says so."""
+    return isinstance(body, list | tuple) and len(body) == 3 and bool(body[2] and body[2].get("chord"))

@@ -198,7 +198,7 @@ def _interactive_figures(
         Figure("bulk_alone_texts_per_s", "bulk load alone", backlog.texts_per_s(alone), "texts/s"),
         Figure("bulk_beside_texts_per_s", f"  beside {rate:.0f} passages/s", backlog.texts_per_s(beside), "texts/s"),
         Figure("bulk_loss", "  loss", loss, "", 0.1, is_limit=True),
-        Figure("interactive_share", "    tokens of the interactive calls themselves", own, "of all"),
+        Figure("interactive_share", "    share of the calls themselves", own, "of all"),
         Figure(
             "bulk_interference", "    loss beyond that", None if own is None else loss - own, "", 0.1, is_limit=True
         ),

@@ -1,0 +1,49 @@
+"""A job as the worker's event loop holds it: what it shows, and what it tells the tracer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from kombu.message import Message
+from kombu.serialization import dumps
+
+import tasks
+from workers.request import EngineRequest
+
+
+def request_of(rest: dict[str, Any] | None = None, **headers: Any) -> EngineRequest:
+    """A job that was delivered before, as the strategy makes it of its message."""
+    content_type, encoding, body = dumps([[["a secret"]], {}, rest or {}], "embedq")
+    message = Message(
+        body=body,
+        headers={"task": "tasks.embed", "id": "job", "root_id": "job", "parent_id": None} | headers,
+        content_type=content_type,
+        content_encoding=encoding,
+        accept={content_type},
+        delivery_info={"exchange": "", "routing_key": "embed", "redelivered": True, "priority": 3},
+    )
+    return EngineRequest(
+        message, app=tasks.app, task=tasks.embed, body=message.body, headers=message.headers, decoded=False
+    )
+
+
+@pytest.mark.parametrize(("chord", "is_taken_for_done"), [(None, True), ({"task": "x", "args": []}, False)])
+def test_a_part_of_a_chord_that_was_delivered_before_runs_again_and_others_may_be_skipped(
+    chord: Any, is_taken_for_done: bool
+) -> None:
+    assert request_of({"chord": chord})._request_dict["delivery_info"]["redelivered"] is is_taken_for_done
+
+
+def test_arguments_are_shown_as_a_summary_or_not_at_all() -> None:
+    assert request_of(argsrepr="1 text, 8 characters").info()["args"] == "1 text, 8 characters"
+    shown = request_of(argsrepr="(['a secret'],)", kwargsrepr="{'instruction': 'a secret'}")
+    assert "secret" not in repr(shown.info())
+    assert "secret" not in repr([shown.argsrepr, shown.kwargsrepr, shown._request_dict])
+
+
+def test_the_tracer_gets_the_arguments_decoded_and_the_pool_its_size_and_priority() -> None:
+    request = request_of()
+    assert (request._body, request._content_type) == ([[["a secret"]], {}, {}], None)
+    assert request.priority == 3
+    assert request.num_bytes > 1000
