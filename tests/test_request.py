@@ -21,7 +21,8 @@ def request_of(rest: dict[str, Any] | None = None, **headers: Any) -> EngineRequ
         content_type=content_type,
         content_encoding=encoding,
         accept={content_type},
-        delivery_info={"exchange": "", "routing_key": "embed", "redelivered": True, "priority": 3},
+        delivery_info={"exchange": "", "routing_key": "embed", "redelivered": True},
+        properties={"priority": 3},
     )
     return EngineRequest(
         message, app=tasks.app, task=tasks.embed, body=message.body, headers=message.headers, decoded=False
@@ -39,7 +40,8 @@ def test_arguments_are_shown_as_a_summary_or_not_at_all() -> None:
     assert request_of(argsrepr="1 text, 8 characters").info()["args"] == "1 text, 8 characters"
     shown = request_of(argsrepr="(['a secret'],)", kwargsrepr="{'instruction': 'a secret'}")
     assert "secret" not in repr(shown.info())
-    assert "secret" not in repr([shown.argsrepr, shown.kwargsrepr, shown._request_dict])
+    told = shown._request_dict
+    assert "secret" not in repr([shown.argsrepr, shown.kwargsrepr, told["argsrepr"], told["kwargsrepr"]])
 
 
 def test_the_tracer_gets_the_arguments_decoded_and_the_pool_its_size_and_priority() -> None:
