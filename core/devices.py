@@ -31,6 +31,10 @@ VISIBILITY = {
 #: Variables that fix how many threads the CPU libraries start; read when torch loads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+#: Between two operations the threads of a CPU's libraries sleep instead of spinning: a worker's other threads need
+#: the cores. One-text jobs came through a tenth to a fifth faster, large jobs as fast (docs/measurements.md).
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -64,6 +68,7 @@ class Device:
         pinned = {variable: self._name_in(os.environ.get(variable, ""))} if variable else {}
         if self.cores:
             pinned |= dict.fromkeys(_THREADS, str(len(self.cores)))
+            pinned |= {name: os.environ.get(name, value) for name, value in _WAITING.items()}
         return pinned
 
     def _name_in(self, visible: str) -> str:

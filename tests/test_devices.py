@@ -99,7 +99,12 @@ def test_every_accelerator_is_listed_with_name_and_memory(kind: str, monkeypatch
         (Device("npu", 1, "A"), "npu:1", "npu1", {"ASCEND_RT_VISIBLE_DEVICES": "1"}),
         (Device("musa", 0, "A"), "musa:0", "musa0", {"MUSA_VISIBLE_DEVICES": "0"}),
         (Device("mps", 0, "A"), "mps", "mps0", {}),
-        (Device("cpu", 1, "A", cores=(2, 3, 5)), "cpu", "cpu1", {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}),
+        (
+            Device("cpu", 1, "A", cores=(2, 3, 5)),
+            "cpu",
+            "cpu1",
+            {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"},
+        ),
     ],
 )
 def test_a_process_is_pinned_by_its_environment(
