@@ -42,11 +42,10 @@ class Backlog:
         with self.lock:
             if not self.dead and not job.is_over:
                 twins = self._in_flight.setdefault(key, {})
-                now_s = time.monotonic()
                 for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
                     sequence = twins.get(identity)
                     if sequence is None:
-                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, now_s)
+                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk)
                         self._scheduler.add(sequence)
                     elif not job.is_bulk:
                         self._scheduler.promote(sequence)
@@ -76,9 +75,9 @@ class Backlog:
         """Tokens of this class that wait for a batch."""
         return self._scheduler.num_tokens(is_bulk)
 
-    def budget(self, model: str, is_bulk: bool) -> int:
+    def budget(self, model: str) -> int:
         """Tokens of a batch as it would be formed now."""
-        return self._scheduler.budget(model, is_bulk)
+        return self._scheduler.budget(model)
 
     def max_tokens(self, model: str) -> int:
         """The most tokens of a batch of `model`, however fast it is."""

@@ -132,7 +132,7 @@ class Engine:
     @property
     def window_tokens(self) -> int:
         """Tokens that may wait, of each class, before more is fetched."""
-        budgets = [self.backlog.budget(alias, True) for alias in self.models]
+        budgets = [self.backlog.budget(alias) for alias in self.models]
         return self.settings.window_batches * max(budgets, default=0)
 
     @property

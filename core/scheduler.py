@@ -112,13 +112,13 @@ class Scheduler:
         if not len(waiting):
             return []
         model = waiting.oldest.model
-        limits, budget = self._limits[model], self.budget(model, waiting.oldest.is_bulk)
+        limits, budget = self._limits[model], self.budget(model)
         bounds = Bounds(budget, limits.max_batch_sequences, limits.overhead_tokens)
         batch = waiting.take_run(bounds) if limits.is_padded else waiting.take_oldest(bounds)
         self._count(batch, limits.is_padded, budget)
         return batch
 
-    def budget(self, model: str, is_bulk: bool) -> int:
+    def budget(self, model: str) -> int:
         """Tokens a batch of `model` may have now. The same for both classes: whichever runs, the other waits for it."""
         max_tokens, speed = self._limits[model].max_batch_tokens, self._speeds[model]
         if speed.seconds <= 0:

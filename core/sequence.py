@@ -52,8 +52,6 @@ class Sequence:
     wanted: Wanted = Wanted(frozenset())
     #: Bulk work yields to interactive work.
     is_bulk: bool = False
-    #: Seconds on whichever clock the caller uses throughout.
-    arrived_s: float = 0.0
     #: The job and the row of it that this answers; several if jobs in flight hold the same text.
     #: The scheduler never looks at them.
     rows: list[tuple[Any, int]] = field(default_factory=list)

@@ -183,10 +183,10 @@ def test_the_limits_given_are_not_changed_and_a_lowered_budget_never_rises() -> 
     scheduler = Scheduler(given_limits, 1.0, MAX_BULK_WAIT_S)
     for max_tokens, expected in ((120, 100), (60, 60), (80, 60)):
         scheduler.lower_budget("small", max_tokens)
-        assert scheduler.budget("small", is_bulk=True) == expected
+        assert scheduler.budget("small") == expected
     add_all(scheduler, (sequence(20) for _ in range(5)))
     assert [len(batch) for batch in drain(scheduler)] == [3, 2]
-    assert scheduler.budget("large", is_bulk=False) == 400
+    assert scheduler.budget("large") == 400
     assert given_limits == LIMITS
 
 
@@ -202,7 +202,7 @@ def test_a_batch_takes_no_longer_than_allowed_at_any_speed_measured(
     for num_tokens, seconds in batches:
         scheduler.finished("small", num_tokens, seconds)
     in_time = [0.5 * num_tokens / seconds for num_tokens, seconds in batches]
-    budget = scheduler.budget("small", is_bulk)
+    budget = scheduler.budget("small")
     least, most = (min(100_000, max(MIN_BATCH_TOKENS, tokens)) for tokens in (min(in_time), max(in_time)))
     assert int(least) - 1 <= budget <= most + 1
     add_all(scheduler, (sequence(100, is_bulk=is_bulk) for _ in range(1_100)))
@@ -212,16 +212,16 @@ def test_a_batch_takes_no_longer_than_allowed_at_any_speed_measured(
 
 def test_speed_is_that_of_the_last_batches_and_small_ones_weigh_little() -> None:
     scheduler = scheduler_of(LONG, max_batch_s=0.5)
-    assert scheduler.budget("small", False) == 100_000  # nothing measured yet
+    assert scheduler.budget("small") == 100_000  # nothing measured yet
     scheduler.finished("small", 10_000, 10.0)  # a first pass that had to compile something
     for _ in range(100):
         scheduler.finished("small", 10_000, 0.1)
-    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.01)
+    assert scheduler.budget("small") == pytest.approx(50_000, rel=0.01)
     scheduler.finished("small", 20, 0.005)
-    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)
+    assert scheduler.budget("small") == pytest.approx(50_000, rel=0.02)
     scheduler.finished("large", 600, 1.0)
     assert scheduler.budget("large", False) == 300
-    assert scheduler.budget("small", False) == pytest.approx(50_000, rel=0.02)  # each model has a speed of its own
+    assert scheduler.budget("small") == pytest.approx(50_000, rel=0.02)  # each model has a speed of its own
 
 
 def test_the_totals_are_those_of_all_batches() -> None:

@@ -34,8 +34,8 @@ NUM_SETTLING = 100
 NUM_TIMED = 320_000
 
 
-def sequence(num_tokens: int, arrived_s: float = 0.0) -> Sequence:
-    return Sequence(Tokens(np.broadcast_to(np.int32(0), num_tokens)), "model", is_bulk=True, arrived_s=arrived_s)
+def sequence(num_tokens: int, arrived: int = 0) -> Sequence:
+    return Sequence(Tokens(np.broadcast_to(np.int32(0), num_tokens)), "model", is_bulk=True, rows=[(None, arrived)])
 
 
 def drawn(mean: int) -> Iterator[int]:
@@ -70,8 +70,8 @@ def simulate(mean: int, max_tokens: int, depth: int, num_batches: int, overhead_
         # The clock is the tokens that left so far.
         now = scheduler.totals.num_tokens
         while scheduler.num_tokens(is_bulk=True) < depth * max_tokens:
-            scheduler.add(sequence(next(lengths), arrived_s=now))
-        longest_wait = max(longest_wait, *(now - one.arrived_s for one in scheduler.next_batch(now)), 0.0)
+            scheduler.add(sequence(next(lengths), arrived=now))
+        longest_wait = max(longest_wait, *(now - one.rows[0][1] for one in scheduler.next_batch(now)), 0.0)
     counts = asdict(settled)
     total = Totals(**{name: count - counts[name] for name, count in asdict(scheduler.totals).items()})
     use = total.num_tokens / (total.num_padded_tokens + total.num_batches * overhead)
