@@ -220,7 +220,7 @@ def test_speed_is_that_of_the_last_batches_and_small_ones_weigh_little() -> None
     scheduler.finished("small", 20, 0.005)
     assert scheduler.budget("small") == pytest.approx(50_000, rel=0.02)
     scheduler.finished("large", 600, 1.0)
-    assert scheduler.budget("large", False) == 300
+    assert scheduler.budget("large") == 300
     assert scheduler.budget("small") == pytest.approx(50_000, rel=0.02)  # each model has a speed of its own
 
 
