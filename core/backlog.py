@@ -45,7 +45,7 @@ class Backlog:
                 for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
                     sequence = twins.get(identity)
                     if sequence is None:
-                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk)
+                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, identity)
                         self._scheduler.add(sequence)
                     elif not job.is_bulk:
                         self._scheduler.promote(sequence)
@@ -141,9 +141,8 @@ class Backlog:
 
     def _forget(self, sequence: Sequence) -> None:
         twins = self._in_flight.get(sequence.key)
-        identity = _identity(sequence.tokens)
-        if twins and twins.get(identity) is sequence:
-            del twins[identity]
+        if twins and twins.get(sequence.identity) is sequence:
+            del twins[sequence.identity]
             if not twins:
                 del self._in_flight[sequence.key]  # keys are options of calls, so their number is not bounded by us
 

@@ -52,6 +52,8 @@ class Sequence:
     wanted: Wanted = Wanted(frozenset())
     #: Bulk work yields to interactive work.
     is_bulk: bool = False
+    #: What it is found by among those in flight; two of one key with the same have the same rows.
+    identity: Any = None
     #: The job and the row of it that this answers; several if jobs in flight hold the same text.
     #: The scheduler never looks at them.
     rows: list[tuple[Any, int]] = field(default_factory=list)

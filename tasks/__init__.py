@@ -116,8 +116,11 @@ class EngineTask(Task):
 
     def checked(self, args: Any, kwargs: dict[str, Any]) -> Call:
         """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
-        call, num_bytes = self._bind(args, kwargs)
-        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(call)}
+        call, given = self._bind(args, kwargs)
+        check_texts(self._texts_name, call[self._texts_name])
+        num_bytes = self._check_size(call)
+        self.options_class.checked(given)
+        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given)}
         if compression := compression_for(num_bytes):
             sending["compression"] = compression
         return Call(args, kwargs, num_bytes, sending)
@@ -137,17 +140,19 @@ class EngineTask(Task):
 
     def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> EngineCall:
         """What a message asks of the engine, checked. Any program can write to the queue."""
-        call, _ = self._bind(args, kwargs)
+        call, given = self._bind(args, kwargs)
         build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank
-        return build(**call)
+        built = build(**call, **given)  # checks all but the size
+        self._check_size(call)
+        return built
 
-    def _bind(self, args: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], int]:
-        """The call's arguments and options by name, all checked, and its size. TypeError if texts are missing."""
+    def _bind(self, args: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The call's arguments and its options, by name. TypeError if texts are missing."""
         call = dict(self._signature.bind(*args, **kwargs).arguments)
-        given = call.pop("options", {})
-        num_bytes = check_size(check_texts(self._texts_name, call[self._texts_name]), call.get("query", ""))
-        self.options_class.checked(given)
-        return {**call, **given}, num_bytes
+        return call, call.pop("options", {})
+
+    def _check_size(self, call: dict[str, Any]) -> int:
+        return check_size(call[self._texts_name], call.get("query", ""))
 
     @cached_property
     def _signature(self) -> inspect.Signature:

@@ -11,7 +11,10 @@ import pytest
 
 if TYPE_CHECKING:
     from celery import Celery
+    from redis import Redis
 
+    from core.engine import Engine
+    from tests.engines import FakeModel
     from tests.own_server import OwnServer
 
 # Before anything of ours is imported: a developer's own settings must not leak into the tests, and
@@ -55,6 +58,38 @@ def delivery_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         app.conf.update(broker_url=url, result_backend=url)
         yield url
         app.close()
+
+
+@pytest.fixture
+def url(delivery_url: str) -> str:
+    return delivery_url
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[Redis]:
+    """A client of the server of delivery, emptied, its counters at zero."""
+    from redis import Redis
+
+    with Redis.from_url(url) as client:
+        client.flushall()
+        client.config_resetstat()
+        yield client
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    from tests.engines import FakeModel
+
+    return FakeModel()
+
+
+@pytest.fixture
+def engine(model: FakeModel) -> Iterator[Engine]:
+    """An engine with one embedding model, and nothing else configured."""
+    from tests.engines import running
+
+    with running(model) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="session")

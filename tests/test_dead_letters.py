@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -22,24 +21,12 @@ from workers.dead_letters import poisoned
 from workers.transport import Channel
 
 
-@pytest.fixture
-def url(delivery_url: str) -> str:
-    return delivery_url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
-        yield client
-
-
 def die_with(url: str, queue: str, count: int) -> None:
     """Take `count` jobs and go away as a killed worker does, with leases that end at once."""
     worker = Consuming(url, [queue], visibility_timeout=0.01)
     worker.run_until(lambda: len(worker.got) == count)
     worker.abandon()
-    time.sleep(0.02)
+    time.sleep(0.02)  # the lease ends by the server's clock, which tells nobody
 
 
 def heir(url: str, queue: str) -> Consuming:

@@ -58,9 +58,10 @@ def waiting(server: str) -> list[str]:
     return [message["headers"]["id"] for message in messages]
 
 
-def drain(running: Running) -> None:
+def drain(running: Running, num_signals: int = 1) -> None:
     """SIGTERM, and the end of the process: well, and within its bound."""
-    running.process.send_signal(signal.SIGTERM)
+    for _ in range(num_signals):
+        running.process.send_signal(signal.SIGTERM)
     try:
         assert running.wait(BOUND_S) == 0
     except subprocess.TimeoutExpired:
@@ -85,6 +86,14 @@ def test_a_deep_backlog_of_small_jobs_is_given_back(worker: Running, server: str
     num_done, num_back = assert_each_is_answered_or_waits(jobs, server)
     assert num_done > 0
     assert num_back > num_done
+
+
+def test_many_signals_in_one_moment_end_a_worker_as_one_does(worker: Running, server: str) -> None:
+    jobs = [send([text], priority=9) for text in bulk.texts(200, seed=22)]
+    jobs[0].get(timeout=TIMEOUT_S)
+    drain(worker, num_signals=50)
+    assert_each_is_answered_or_waits(jobs, server)
+    assert worker.output.count("action=draining") == 1
 
 
 def test_a_job_too_large_to_be_finished_is_given_back(worker: Running, server: str) -> None:

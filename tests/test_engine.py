@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -16,18 +15,6 @@ from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownMod
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
 from tests.engines import NEAR, running, settings, texts_of
 from tests.loops import wait_for_waiting
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def engine(model: FakeModel) -> Iterator[Engine]:
-    """An engine with one embedding model, and nothing else configured."""
-    with running(model) as engine:
-        yield engine
 
 
 def test_vectors_come_in_the_order_of_the_texts(engine: Engine) -> None:

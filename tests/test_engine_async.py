@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,8 @@ import pytest
 from core.engine import Engine
 from core.errors import InvalidInput
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
-from tests.engines import busy, left_over, running
+from tests.engines import busy, left_over
 from tests.loops import num_waiting, wait_for_waiting
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def engine(model: FakeModel) -> Iterator[Engine]:
-    """An engine with one embedding model."""
-    with running(model) as engine:
-        yield engine
 
 
 def test_an_event_loop_gets_the_same_answers(engine: Engine) -> None:

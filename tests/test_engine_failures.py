@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,20 +15,8 @@ from core.errors import DeviceFailure, InvalidInput
 from core.job import Job
 from core.sequence import Sequence, Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
-from tests.engines import NEAR, running, settings, texts_of
+from tests.engines import NEAR, settings, texts_of
 from tests.loops import wait_for_waiting
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def engine(model: FakeModel) -> Iterator[Engine]:
-    """An engine with one embedding model, and nothing else configured."""
-    with running(model) as engine:
-        yield engine
 
 
 def test_a_text_the_model_fails_on_fails_its_job_and_not_its_neighbours(engine: Engine, model: FakeModel) -> None:

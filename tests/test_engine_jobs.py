@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
@@ -20,18 +19,6 @@ from core.job import MAX_INTERACTIVE_ROWS, Job
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
 from tests.engines import busy, left_over, running
 from tests.loops import num_waiting, wait_for_waiting, wait_until
-
-
-@pytest.fixture
-def model() -> FakeModel:
-    return FakeModel()
-
-
-@pytest.fixture
-def engine(model: FakeModel) -> Iterator[Engine]:
-    """An engine with one embedding model."""
-    with running(model) as engine:
-        yield engine
 
 
 def test_a_job_is_told_that_it_started_and_its_answer_is_a_future(engine: Engine, model: FakeModel) -> None:

@@ -6,7 +6,6 @@ import json
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import kombu
@@ -15,19 +14,6 @@ import redis
 
 from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 from workers.transport import Channel, Room, wake
-
-
-@pytest.fixture
-def url(delivery_url: str) -> str:
-    return delivery_url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
-        client.config_resetstat()
-        yield client
 
 
 def set_room(monkeypatch: pytest.MonkeyPatch, **room: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,19 +15,6 @@ from workers.transport import Channel
 
 #: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
 LEASE_S = 1.5
-
-
-@pytest.fixture
-def url(delivery_url: str) -> str:
-    return delivery_url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
-        client.config_resetstat()
-        yield client
 
 
 def took(url: str, queue: str, count: int, **options: Any) -> Consuming:

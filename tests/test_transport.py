@@ -9,7 +9,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import kombu.transport
@@ -28,19 +28,6 @@ TIMEOUT_S = 60
 
 #: Seconds; a killed worker's jobs must wait for it, a living one's must not lose it on a busy machine.
 LEASE_S = 2
-
-
-@pytest.fixture
-def url(delivery_url: str) -> str:
-    return delivery_url
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(url) as client:
-        client.flushall()
-        client.config_resetstat()
-        yield client
 
 
 def start(url: str, **environment: str) -> Running:

@@ -7,15 +7,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 import tasks
+from tests.events import Events
 from tests.running import Running, children_of, is_alive, start_workers
 from workers import logs
 from workers.processes import spawn, stop
@@ -139,33 +138,18 @@ def test_killing_the_launcher_ends_its_workers(own: dict[str, str]) -> None:
 
 def test_events_show_counts_and_never_a_text(worker: dict[str, str]) -> None:
     secret = "a very private sentence"
-    seen: list[dict[str, Any]] = []
-    is_listening = threading.Event()
-
-    def note(event: dict[str, Any]) -> None:
-        seen.append(event)
-        if event["type"] == "task-succeeded" and event["uuid"] == "foreign":
-            receiver.should_stop = True
-
-    connection = tasks.app.connection_for_read()
-    receiver = tasks.app.events.Receiver(connection, handlers={"*": note})
-
-    receiver.on_consume_ready = lambda *_, **__: is_listening.set()
-    thread = threading.Thread(target=receiver.capture, kwargs={"wakeup": False}, daemon=True)
-    thread.start()
-    assert is_listening.wait(TIMEOUT_S)
-    tasks.embed.apply_async(([secret, "x"],), {"dimensions": 64}, task_id="ours").get(timeout=TIMEOUT_S)
-    tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed", task_id="foreign").get(timeout=TIMEOUT_S)
-    thread.join(TIMEOUT_S)
-    assert not thread.is_alive()
-    connection.close()
-    assert secret not in str(seen)
-    received = {event["uuid"]: event for event in seen if event["type"] == "task-received"}
-    ours, foreign = received["ours"], received["foreign"]
-    assert (ours["args"], ours["kwargs"]) == ("2 texts, 24 characters", "dimensions=64")
-    assert (foreign["args"], foreign["kwargs"]) == ("(not shown)", "(not shown)")
-    results = {event["uuid"]: event["result"] for event in seen if event["type"] == "task-succeeded"}
-    assert (results["ours"], results["foreign"]) == ("2 × 64 float32", "2 × 384 float32")
+    with Events() as events:
+        ours = tasks.embed.delay([secret, "x"], dimensions=64)
+        foreign = tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed")
+        received, succeeded = (
+            [events.wait_for(kind, job.id) for job in (ours, foreign)] for kind in ("received", "succeeded")
+        )
+        assert secret not in str(events.of(ours.id) + events.of(foreign.id))
+    assert [(event["args"], event["kwargs"]) for event in received] == [
+        ("2 texts, 24 characters", "dimensions=64"),
+        ("(not shown)", "(not shown)"),
+    ]
+    assert [event["result"] for event in succeeded] == ["2 × 64 float32", "2 × 384 float32"]
 
 
 def test_a_child_ends_with_the_thread_of_its_parent_and_not_with_a_keyboard_interrupt() -> None:

@@ -144,12 +144,26 @@ class EnginePool(BasePool):
         """NotImplementedError: there is nothing to shrink."""
         raise NotImplementedError("this pool has no size: one device thread runs all jobs; stop a worker instead")
 
+    def on_close(self) -> None:
+        """Called by Celery first, whatever the way to end."""
+        # Said here and not on Celery's signal, which is sent within the signal handler and takes a lock there: a
+        # second SIGTERM in that moment would wait for it for ever.
+        log.info(
+            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self._held)}
+        )
+
     def on_stop(self) -> None:
         """Warm shutdown: finish what is in batches, leave the rest to go back to the queue; within a bound."""
+        self._end(self.engine.settings.drain_timeout_s * _DRAIN_PART)
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: what is not answered goes back to the queue at once."""
+        self._end(0.0)
+
+    def _end(self, timeout_s: float) -> None:
         for held in self._held_now():
             if held.waits:
                 held.terminate()
-        timeout_s = self.engine.settings.drain_timeout_s * _DRAIN_PART
         with self._lock:
             self._is_empty.wait_for(lambda: not self._held, timeout_s)
         late = self._held_now()
@@ -161,8 +175,6 @@ class EnginePool(BasePool):
         for held in late:
             held.terminate()
         self._answers.close()
-
-    on_terminate = on_stop
 
     def _get_info(self) -> dict[str, Any]:
         implementation = f"{type(self).__module__}:{type(self).__name__}"

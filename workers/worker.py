@@ -14,7 +14,7 @@ import sys
 import time
 from typing import Any
 
-from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.signals import setup_logging, worker_ready
 
 import core
 import tasks
@@ -86,7 +86,6 @@ def serve(engine: Engine, settings: Settings) -> int:
     tasks.app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk))
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
-    worker_shutting_down.connect(_log_draining)
     worker = tasks.app.Worker(
         hostname=worker_name(engine),
         pool=EnginePool,
@@ -196,10 +195,6 @@ def _log_serving(sender: Any = None, **_: Any) -> None:
         log.info("ready", extra={"action": "worker_ready", "worker": sender.hostname, "pid": os.getpid()})
 
     sender.hub.call_soon(lambda: sender.hub.call_soon(say))
-
-
-def _log_draining(sig: str = "", **_: Any) -> None:
-    log.info("draining: no new jobs, finishing those taken", extra={"action": "draining", "signal": sig})
 
 
 if __name__ == "__main__":
