@@ -106,3 +106,12 @@ def test_a_job_too_large_to_be_finished_is_given_back(worker: Running, server: s
         job.get(timeout=TIMEOUT_S)
     drain(worker)
     assert assert_each_is_answered_or_waits([small, large, *small_too], server) == (6, 1)
+
+
+def test_a_cold_shutdown_waits_for_nothing_and_loses_nothing(worker: Running, server: str) -> None:
+    large = send(bulk.texts(10_000, seed=23), priority=9)
+    small = send(["z"], priority=0)
+    small.get(timeout=TIMEOUT_S)
+    worker.process.send_signal(signal.SIGQUIT)
+    worker.wait(BOUND_S / 2)
+    assert assert_each_is_answered_or_waits([large, small], server) == (1, 1)
