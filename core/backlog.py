@@ -88,6 +88,11 @@ class Backlog:
         with self.lock:
             self._scheduler.lower_budget(model, max_tokens)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits for a batch."""
+        return self._scheduler.num_sequences > 0
+
     def next_batch(self, must_wait: bool) -> list[Sequence]:
         """Take a batch; waits for one if it must. Empty if nothing waits, or at the end."""
         with self.lock:
@@ -96,6 +101,8 @@ class Backlog:
             batch = self._scheduler.next_batch(time.monotonic())
             if batch:
                 self.room.notify_all()
+                if self._scheduler.num_sequences:
+                    self.work.notify()  # another stream may sleep since before this work came
         if batch:
             self.on_room()
         return batch

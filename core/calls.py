@@ -163,5 +163,7 @@ def _default(wanted: str | None, candidates: list[str]) -> str | None:
 
 
 def _stack(rows: list[np.ndarray], width: int) -> np.ndarray:
-    """(num_rows, width); np.stack has no answer for no rows."""
+    """(num_rows, width); np.stack has no answer for no rows, and takes long for one."""
+    if len(rows) == 1:
+        return rows[0][np.newaxis].copy()  # the row is part of its batch's array, which would stay for it
     return np.stack(rows) if rows else np.empty((0, width), np.float32)

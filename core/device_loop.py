@@ -1,4 +1,4 @@
-"""The device thread: batch after batch through the models, the only thread that touches them.
+"""The device thread: batch after batch through the models. A CPU has one for each of its streams (`core.streams`).
 
     next batch  →  launch  →  (the next one is launched meanwhile)  →  collect  →  completion
 
@@ -24,6 +24,7 @@ from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
 from core.memory import free_cache, reduced_budget
 from core.models import Launched, Model, Outputs
 from core.sequence import Sequence, Tokens, Wanted
+from core.streams import Cores
 from core.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ class DeviceLoop:
         models: Mapping[str, Model],
         backlog: Backlog,
         completion: CompletionThread,
+        cores: Cores,
         hang_timeout_s: float,
         on_dead: Callable[[DeviceFailure], None],
     ) -> None:
         self._models = models
         self._backlog = backlog
         self._completion = completion
+        self._cores = cores
         self._on_dead = on_dead
         self.watchdog = Watchdog(hang_timeout_s, self._hung)
         #: Seconds in which a batch was on the device.
@@ -99,9 +102,13 @@ class DeviceLoop:
         self.watchdog.progress(is_busy=True)
         self._completion.submit(lambda: _start(batch))
         try:
-            return _Pass(batch, model, started_s, model.launch(batch, batch[0].wanted))
+            return _Pass(batch, model, started_s, self._start_pass(model, batch))
         except Exception as error:
             return _Pass(batch, model, started_s, None, as_failure(model, batch, error))
+
+    def _start_pass(self, model: Model, batch: list[Sequence]) -> Launched:
+        with self._cores.share(has_followers=self._backlog.has_work):
+            return model.launch(batch, batch[0].wanted)
 
     def _collect(self, launched: _Pass) -> None:
         """Wait for the pass's rows and hand them on."""
@@ -165,7 +172,7 @@ class DeviceLoop:
     def _forward(self, model: Model, piece: list[Sequence]) -> EmbedqError | None:
         self.watchdog.progress(is_busy=True)
         try:
-            finish = model.launch(piece, piece[0].wanted)
+            finish = self._start_pass(model, piece)
         except Exception as error:
             return as_failure(model, piece, error)
         return self._finish(model, piece, finish)

@@ -32,10 +32,13 @@ from core.models import Model
 from core.results import Embeddings, Ranking
 from core.scheduler import Limits, Scheduler
 from core.settings import Settings
+from core.streams import Cores, num_streams
 from core.warm_up import warm_up
 
-#: Token budgets of a batch where the settings leave it open; see `Settings.max_batch_tokens`.
+#: Token budgets of a batch where the settings leave it open; see `Settings.max_batch_tokens`. Where passes run
+#: beside each other, half as many are as fast, and an interactive job waits half as long.
 _CPU_BATCH_TOKENS = 2_048
+_CPU_STREAM_BATCH_TOKENS = 1_024
 _ACCELERATOR_BATCH_TOKENS = 16_384
 
 #: Two threads even on a small machine, so that an interactive job need not wait for a slice of a
@@ -55,12 +58,14 @@ class Engine:
         #: Called with the reason when the device hangs or fails everything, before the waiting jobs
         #: are answered with it. A worker ends its process there, so that its jobs go to another.
         self.on_dead = on_dead
-        limits = {alias: _limits(model, settings) for alias, model in self.models.items()}
+        count = num_streams(settings.cpu_streams, {model.device for model in self.models.values()})
+        limits = {alias: _limits(model, settings, count) for alias, model in self.models.items()}
         scheduler = Scheduler(limits, settings.max_batch_s, settings.max_bulk_wait_s)
         self.backlog = Backlog(scheduler, settings.max_waiting_tokens)
         self._completion = CompletionThread()
         self.encoding = EncodeThreads(self.backlog, _num_encode_threads(settings))
-        self._loop = DeviceLoop(self.models, self.backlog, self._completion, settings.hang_timeout_s, self._die)
+        shared = self.models, self.backlog, self._completion, Cores(count)
+        self._loops = [DeviceLoop(*shared, settings.hang_timeout_s, self._die) for _ in range(count)]
         self._started_s = time.monotonic()
 
     def __enter__(self) -> Engine:
@@ -138,10 +143,10 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         """Whether jobs can be computed: the device has not been given up, and no pass hangs."""
-        return self.backlog.dead is None and not self._loop.watchdog.is_hung
+        return self.backlog.dead is None and not any(loop.watchdog.is_hung for loop in self._loops)
 
     def stats(self) -> dict[str, Any]:
-        """What was computed since the start: counts, and seconds in which a batch was on the device."""
+        """What was computed since the start: counts, and seconds in which a batch was on the device (the mean of its streams)."""
         totals = self.backlog.totals
         return {
             "batches": totals.num_batches,
@@ -149,7 +154,7 @@ class Engine:
             "tokens": totals.num_tokens,
             "padded_tokens": totals.num_padded_tokens,
             "budget_tokens": totals.num_budget_tokens,
-            "compute_s": round(self._loop.compute_s, 4),
+            "compute_s": round(sum(loop.compute_s for loop in self._loops) / len(self._loops), 4),
             "wall_s": round(time.monotonic() - self._started_s, 4),
             "max_batch_tokens": {alias: self.backlog.max_tokens(alias) for alias in self.models},
             "waiting_tokens": {"interactive": self.waiting_tokens(False), "bulk": self.waiting_tokens(True)},
@@ -159,7 +164,8 @@ class Engine:
         """Finish what waits, then end all threads. Later calls are refused."""
         self.encoding.close()
         self.backlog.close()
-        self._loop.join()
+        for loop in self._loops:
+            loop.join()
         self._completion.close()
 
     def _answer(self, call: Call, priority: int) -> Any:
@@ -187,12 +193,13 @@ class Engine:
             self.encoding.fail_all(failure)
 
 
-def _limits(model: Model, settings: Settings) -> Limits:
+def _limits(model: Model, settings: Settings, num_streams: int) -> Limits:
     """The bounds of a model's batches: as set, else the device's. A sequence longer than the device's runs alone."""
     is_cpu = model.device == "cpu"
     max_tokens, longest = settings.max_batch_tokens, model.spec.max_length
     if max_tokens is None:
-        max_tokens = _CPU_BATCH_TOKENS if is_cpu else _ACCELERATOR_BATCH_TOKENS
+        on_cpu = _CPU_BATCH_TOKENS if num_streams == 1 else _CPU_STREAM_BATCH_TOKENS
+        max_tokens = on_cpu if is_cpu else _ACCELERATOR_BATCH_TOKENS
     elif max_tokens < longest:
         raise InvalidSettings(
             f"max_batch_tokens is {max_tokens} and a sequence may have {longest} tokens; "

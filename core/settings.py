@@ -92,8 +92,8 @@ class Settings(BaseSettings):
     default_rerank: str | None = None
     #: "auto" takes CUDA, then Ascend NPU, Moore Threads MUSA, Apple MPS, CPU.
     device: str = "auto"
-    #: Tokens of one forward pass, padding included. None: 2,048 on a CPU (larger batches leave its
-    #: cache and were slower), 16,384 on accelerators, less where their memory allows less; a longer sequence runs alone.
+    #: Tokens of one forward pass, padding included. None: 1,024 on a CPU (larger batches leave its
+    #: cache and were slower) or 2,048 where it runs one at a time, 16,384 on accelerators, less where their memory allows less; a longer sequence runs alone.
     max_batch_tokens: int | None = Field(default=None, ge=16)
     #: Sequences of one forward pass; bounds the bookkeeping when texts are very short.
     max_batch_sequences: int = Field(default=512, ge=1)
@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     max_batch_s: float = Field(default=0.5, gt=0)
     #: While bulk work waits, it gets a batch at least this often, whatever interactive work does.
     max_bulk_wait_s: float = Field(default=2.0, gt=0)
+    #: Forward passes at once on a CPU, each on its part of the cores; one that is alone gets all. None: one for four
+    #: cores, and two on fewer. Accelerators run one.
+    cpu_streams: int | None = Field(default=None, ge=1, le=64)
     #: Threads that turn texts into token ids. None: half the cores, at least 2 and at most 4.
     encode_threads: int | None = Field(default=None, ge=1, le=256)
     #: Seconds without progress after which a forward pass counts as hung: the worker says so and ends, and its

@@ -28,7 +28,8 @@ def running(*models: FakeModel, **chosen: Any) -> Iterator[Engine]:
 
 def settings(models: tuple[FakeModel, ...], **chosen: Any) -> Settings:
     # A pass that a test holds at its gate must not pass for a slow device, which would get smaller batches.
-    given = {"max_batch_s": 1e6, **chosen}
+    # One stream: a pass held at its gate is to hold everything behind it.
+    given = {"max_batch_s": 1e6, "cpu_streams": 1, **chosen}
     return read_settings(models={model.spec.alias: "/nowhere" for model in models}, **given)
 
 

@@ -16,6 +16,7 @@ from core.errors import DeviceFailure
 from core.job import Call, Job
 from core.scheduler import Limits, Scheduler
 from core.sequence import Sequence, Tokens, Wanted
+from core.streams import Cores
 from tests.checkpoints import PATIENCE_S, FakeModel, row_of
 
 DENSE = frozenset({"dense"})
@@ -34,7 +35,7 @@ class Loop:
         #: Set, with the reason before it, when the device is given up.
         self.is_dead = threading.Event()
         self.reasons: list[str] = []
-        self.device = DeviceLoop(models, self.backlog, self.completion, hang_timeout_s, self._die)
+        self.device = DeviceLoop(models, self.backlog, self.completion, Cores(1), hang_timeout_s, self._die)
 
     def close(self) -> None:
         """Compute what waits, then end the threads."""

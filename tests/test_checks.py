@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import string
 from dataclasses import fields
 from typing import Any, get_args
@@ -259,3 +260,22 @@ def test_a_long_wrong_value_is_told_by_type_and_never_in_full() -> None:
 @given(st.from_regex(ALIAS, fullmatch=True))
 def test_every_alias_that_settings_accept_is_accepted_in_a_call(alias: str) -> None:
     assert EmbedOptions.checked({"model": alias}).model == alias
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [({"normalize": True}, {"normalize": 1}), ({"dimensions": 1}, {"dimensions": True})]
+)
+def test_what_was_allowed_before_allows_nothing_that_only_equals_it(
+    first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    assert EmbedOptions.checked(first) == EmbedOptions.checked(dict(first))
+    with pytest.raises(InvalidInput):
+        EmbedOptions.checked(then)
+
+
+def test_options_made_before_are_those_that_were_asked_for() -> None:
+    draw = random.Random(7)
+    for _ in range(1_000):
+        given = {"dimensions": draw.choice([None, 1, 2]), "normalize": draw.choice([None, True, False])}
+        found = EmbedOptions.checked(dict(draw.sample(sorted(given.items()), 2)))
+        assert (found.dimensions, found.normalize) == (given["dimensions"], given["normalize"])

@@ -223,6 +223,11 @@ def test_the_budget_is_the_settings_or_the_devices_whatever_the_longest_sequence
         assert engine.stats()["max_batch_tokens"] == {"fake": budget}
 
 
+def test_passes_beside_each_other_are_smaller() -> None:
+    with running(FakeModel(), cpu_streams=2) as engine:
+        assert engine.stats()["max_batch_tokens"] == {"fake": 1024}
+
+
 def test_a_budget_that_the_longest_sequence_does_not_fit_is_refused() -> None:
     model = FakeModel(max_length=64)
     with pytest.raises(InvalidSettings, match=r"max_batch_tokens is 63 .* 64 tokens.*EMBEDQ_MAX_BATCH_TOKENS"):

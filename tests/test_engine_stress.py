@@ -63,13 +63,13 @@ async def call_all_from_loop(engine: Engine, seed: int) -> int:
     return sum(await asyncio.gather(*(call_from_loop(engine, seed + one) for one in range(NUM_AWAITED))))
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize(("device", "num_streams"), [("cpu", 1), ("cpu", 3), ("cuda:0", 1)])
 @pytest.mark.parametrize("seed", range(2))
-def test_threads_and_an_event_loop_with_random_jobs_and_cancels(seed: int, device: str) -> None:
+def test_threads_and_an_event_loop_with_random_jobs_and_cancels(seed: int, device: str, num_streams: int) -> None:
     models = FakeModel("embedder"), FakeModel("reranker", "cross_encoder")
     for model in models:
         model.device = device
-    with running(*models, **LIMITS) as engine, ThreadPoolExecutor(NUM_THREADS + 1) as callers:
+    with running(*models, cpu_streams=num_streams, **LIMITS) as engine, ThreadPoolExecutor(NUM_THREADS + 1) as callers:
         in_loop = callers.submit(asyncio.run, call_all_from_loop(engine, 10_000 * (seed + 1)))
         called = [callers.submit(call, engine, 1000 * seed + one) for one in range(NUM_THREADS)]
         assert sum(one.result(PATIENCE_S) for one in called) > 20

@@ -204,7 +204,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 def test_warming_up_runs_a_real_model(tmp_path: Path) -> None:
     with load(save_cross_encoder(tmp_path)) as engine:
         engine.warm_up()
-        assert engine.backlog.max_tokens("model") == 2048
+        assert engine.backlog.max_tokens("model") in (1024, 2048)  # by the cores
 
 
 def test_loading_one_checkpoint_takes_no_models_or_defaults_of_a_workers_file(
