@@ -155,6 +155,7 @@ class Engine:
             "padded_tokens": totals.num_padded_tokens,
             "budget_tokens": totals.num_budget_tokens,
             "compute_s": round(sum(loop.compute_s for loop in self._loops) / len(self._loops), 4),
+            "streams": len(self._loops),
             "wall_s": round(time.monotonic() - self._started_s, 4),
             "max_batch_tokens": {alias: self.backlog.max_tokens(alias) for alias in self.models},
             "waiting_tokens": {"interactive": self.waiting_tokens(False), "bulk": self.waiting_tokens(True)},

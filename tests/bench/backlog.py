@@ -84,8 +84,8 @@ def texts_per_s(rounds: list[Drained]) -> float:
 
 
 def _constants(stats: dict[str, float]) -> dict[str, float]:
-    """Limits, which a difference would make zero."""
-    return {name: value for name, value in stats.items() if name.startswith("max_")}
+    """What a difference would make zero."""
+    return {name: value for name, value in stats.items() if name.startswith("max_") or name == "streams"}
 
 
 def _rest(deadline_s: float) -> None:

@@ -140,8 +140,13 @@ def _of_batches(key: str, told: str, drained: backlog.Drained) -> list[Figure]:
         Figure(f"{key}_fill", "    batch fill", share("padded_tokens", "budget_tokens"), "of budget"),
         Figure(f"{key}_batch_sequences", "    sequences of a batch", share("sequences", "batches"), ""),
         Figure(f"{key}_computing", "    device thread computes", share("compute_s", "wall_s"), "of time", 0.95),
-        Figure(f"{key}_batch_ms", "    batch", share("compute_s", "batches", 1000), "ms"),
+        Figure(f"{key}_batch_ms", "    batch", _batch_ms(counted), "ms"),
     ]
+
+
+def _batch_ms(counted: dict[str, Any]) -> float | None:
+    """Mean time of a batch; several streams compute at once."""
+    return 1000 * counted["streams"] * counted["compute_s"] / counted["batches"] if counted.get("batches") else None
 
 
 def _of_interactive_calls(worker: Worker, found: RealTexts, asked: Asked) -> list[Figure]:
@@ -173,8 +178,7 @@ def _interactive_figures(
     idle: np.ndarray, loaded: np.ndarray, alone: list[backlog.Drained], beside: list[backlog.Drained]
 ) -> list[Figure]:
     (idle_p50, idle_p99), (p50, p99) = latency.percentiles_ms(idle), latency.percentiles_ms(loaded)
-    counted = alone[-1].counted
-    batch_ms = 1000 * counted["compute_s"] / counted["batches"] if counted.get("batches") else None
+    batch_ms = _batch_ms(alone[-1].counted)
     loss = 1 - backlog.texts_per_s(beside) / backlog.texts_per_s(alone)
     own = _interactive_share(alone[-1], beside[-1])
     waits = (
