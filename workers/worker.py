@@ -10,23 +10,25 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import ssl
 import sys
 import time
 from typing import Any
 
+import redis
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 import core
 import tasks
 from core.engine import Engine
-from core.errors import EmbedqError, ServerUnavailable
+from core.errors import EmbedqError, InvalidSettings, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
 from workers import control, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
-from workers.embedded import answers
+from workers.embedded import reach
 from workers.events import EventsInBulk
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
@@ -43,6 +45,9 @@ EXIT_DEVICE_DEAD = 3
 
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
+
+#: How a server says that it is not ours to use: a wrong password, a user without rights.
+_REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
 
 #: A compressed message may inflate to so many times the bytes of texts that a job may have: beside its
 #: texts it carries options, and the jobs that follow it in a chain.
@@ -155,13 +160,21 @@ def _warn_of_misspelt_variables() -> None:
 
 
 def _wait_for_server(url: str) -> None:
-    deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
-    while not answers(url):
-        if time.monotonic() > deadline_s:
-            raise ServerUnavailable(
-                f"no server answers at {logs.without_password(url)} for {_SERVER_TIMEOUT_S:.0f} s; set EMBEDQ_REDIS_URL"
-            )
-        log.warning("waiting for the server", extra={"action": "server_wait", "url": logs.without_password(url)})
+    """Return once the server answers. InvalidSettings at once if it refuses us: waiting does not cure that."""
+    deadline_s, shown = time.monotonic() + _SERVER_TIMEOUT_S, logs.without_password(url)
+    while True:
+        try:
+            return reach(url)
+        except (redis.RedisError, OSError) as error:
+            if isinstance(error, _REFUSALS) or isinstance(error.__context__, ssl.SSLError):
+                raise InvalidSettings(
+                    f"the server at {shown} and this worker do not trust each other: {error}"
+                ) from None
+            if time.monotonic() > deadline_s:
+                raise ServerUnavailable(
+                    f"no server answers at {shown} for {_SERVER_TIMEOUT_S:.0f} s ({error}); set EMBEDQ_REDIS_URL"
+                ) from None
+            log.warning("waiting for the server", extra={"action": "server_wait", "url": shown, "reason": str(error)})
         time.sleep(1)
 
 
