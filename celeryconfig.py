@@ -134,8 +134,9 @@ def _sentinel_options(url: str) -> dict[str, Any]:
         raise InvalidSettings(
             "a sentinel:// URL needs EMBEDQ_SENTINEL_MASTER, the name under which they know the server"
         )
-    # Without timeouts of its own, a Sentinel whose machine is gone would be waited for for minutes.
-    asking = {"socket_timeout": 2, "socket_connect_timeout": 2, "password": wire["sentinel_password"] or None}
+    # Of a Sentinel whose machine is gone, the next one is asked soon.
+    asking = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": None}
+    asking["password"] = wire["sentinel_password"] or None
     return {"master_name": wire["sentinel_master"], "sentinel_kwargs": asking}
 
 

@@ -10,6 +10,7 @@ same. Knows nothing of queues, models or batches.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,14 @@ _MAX_KEYS_PER_MGET = 100
 
 #: Seconds the server may take to confirm a subscription, where no socket timeout is set.
 _CONFIRM_TIMEOUT_S = 15.0
+
+#: How a server says that it is not ours to use: a wrong password, a user without rights.
+_REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server and we do not trust each other, which no waiting cures."""
+    return isinstance(error, _REFUSALS) or isinstance(error.__context__, ssl.SSLCertVerificationError)
 
 
 class LateConsumer(ResultConsumer):
@@ -146,6 +155,10 @@ class ResultBackend(RedisBackend):
     """Results on one server."""
 
     ResultConsumer = LateConsumer
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Celery's; a server that refuses us is not asked again."""
+        return bool(super().exception_safe_to_retry(exc)) and not is_refusal(exc)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: Celery would subscribe to the job's channel here, whether or not somebody will wait."""

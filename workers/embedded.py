@@ -38,6 +38,9 @@ _STOP_TIMEOUT_S = 30.0
 #: Another program may take the free port we found before the server binds it.
 _MAX_PORT_TRIES = 3
 
+#: Options of the transport for a question that is asked again soon: short timeouts, no pause between two tries.
+_ONE_LOOK = {"socket_timeout": 1, "socket_connect_timeout": 1, "interval_start": 0, "interval_step": 0}
+
 
 def is_given() -> bool:
     """Whether the user named a server, so that none has to be started."""
@@ -143,8 +146,8 @@ def reach(url: str) -> None:
 
     redis.RedisError or OSError says why there is none. The way is the transport's, TLS included.
     """
-    timeouts_s = {"socket_timeout": 1, "socket_connect_timeout": 1}
-    with kombu.Connection(url, transport_options=config.broker_transport_options | timeouts_s) as connection:
+    options = config.broker_transport_options | _ONE_LOOK
+    with kombu.Connection(url, transport_options=options) as connection:
         connection.channel().client.ping()
 
 

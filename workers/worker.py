@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import ssl
 import sys
 import time
 from typing import Any
@@ -23,6 +22,7 @@ import tasks
 from core.engine import Engine
 from core.errors import EmbedqError, InvalidSettings, ServerUnavailable
 from core.settings import Settings, read_settings
+from tasks.backend import is_refusal
 from tasks.models import Registry, Served
 from workers import control, logs, transport
 from workers.backend import use_batches
@@ -45,9 +45,6 @@ EXIT_DEVICE_DEAD = 3
 
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
-
-#: How a server says that it is not ours to use: a wrong password, a user without rights.
-_REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
 
 #: A compressed message may inflate to so many times the bytes of texts that a job may have: beside its
 #: texts it carries options, and the jobs that follow it in a chain.
@@ -166,7 +163,7 @@ def _wait_for_server(url: str) -> None:
         try:
             return reach(url)
         except (redis.RedisError, OSError) as error:
-            if isinstance(error, _REFUSALS) or isinstance(error.__context__, ssl.SSLError):
+            if is_refusal(error):
                 raise InvalidSettings(
                     f"the server at {shown} and this worker do not trust each other: {error}"
                 ) from None
