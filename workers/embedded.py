@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import kombu
@@ -37,9 +37,6 @@ _STOP_TIMEOUT_S = 30.0
 
 #: Another program may take the free port we found before the server binds it.
 _MAX_PORT_TRIES = 3
-
-#: Options of the transport for a question that is asked again soon: short timeouts, no pause between two tries.
-_ONE_LOOK = {"socket_timeout": 1, "socket_connect_timeout": 1, "interval_start": 0, "interval_step": 0}
 
 
 def is_given() -> bool:
@@ -146,9 +143,11 @@ def reach(url: str) -> None:
 
     redis.RedisError or OSError says why there is none. The way is the transport's, TLS included.
     """
-    options = config.broker_transport_options | _ONE_LOOK
-    with kombu.Connection(url, transport_options=options) as connection:
-        connection.channel().client.ping()
+    timeouts_s = {"socket_timeout": 1, "socket_connect_timeout": 1}
+    transport = kombu.Connection(url, transport_options=config.broker_transport_options | timeouts_s).transport
+    # Not by the connection, which tries a second time after two seconds: who asks here asks again soon.
+    with closing(transport.create_channel(transport)) as channel:
+        channel.client.ping()
 
 
 def _running_url() -> str | None:
