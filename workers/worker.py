@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import redis
+from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 import core
@@ -42,6 +43,9 @@ EXIT_CANNOT_START = 1
 
 #: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
 EXIT_DEVICE_DEAD = 3
+
+#: Exit code of a worker whose event loop ended with an error, which a restart may cure; Celery's own is 1.
+EXIT_BROKEN = 4
 
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
@@ -78,7 +82,7 @@ def main() -> int:
 
 def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    assert control.embedq_stats  # registered by being imported
+    tasks.app.control.mailbox.node_cls = control.Node
     tasks.EngineTask.engine = EnginePool.engine = engine
     tasks.EngineTask.Request = EngineRequest
     transport.install()
@@ -105,7 +109,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
     worker.start()
-    return int(worker.exitcode or 0)
+    return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
 
 def worker_name(engine: Engine) -> str:
