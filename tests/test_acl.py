@@ -171,6 +171,17 @@ def test_an_operator_handles_dead_letters_models_and_workers(
     assert "pong" in command(guarded, "celery", "-A", "tasks", "inspect", "ping", "-t", "10")
 
 
+def test_a_worker_with_a_wrong_password_ends_at_once_and_shows_none(guarded: Guarded, admin: redis.Redis) -> None:
+    url = f"redis://worker:not-the-password@127.0.0.1:{guarded.port}/0"
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/nowhere"}
+    with Running([sys.executable, "-m", "workers.worker"], environment) as running:
+        assert running.wait() == 1
+    assert "do not trust each other: invalid username-password pair" in running.output
+    assert "not-the-password" not in running.output
+    assert "server_wait" not in running.output
+    admin.acl_log_reset()
+
+
 def command(guarded: Guarded, *arguments: str) -> str:
     """What `python -m …` prints as the operator."""
     with Running([sys.executable, "-m", *arguments], {"EMBEDQ_REDIS_URL": guarded.url("operator")}) as running:

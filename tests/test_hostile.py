@@ -61,6 +61,15 @@ def test_a_worker_hears_on_after_whatever_it_was_told(url: str, client: redis.Re
     assert not trap.is_sprung
 
 
+@pytest.mark.usefixtures("worker")
+def test_a_worker_with_models_hears_on_too(server: str) -> None:
+    with redis.Redis.from_url(server) as client:
+        for name in ("a list", "a body that is null"):  # one is kombu's to read, the other Celery's
+            assert client.publish("/0.celery.pidbox", COMMANDS[name]) >= 1
+            assert tasks.app.control.ping(timeout=TIMEOUT_S, limit=1), name
+    assert tasks.embed.delay(["a text"]).get(timeout=TIMEOUT_S).dense.shape == (1, 384)
+
+
 def test_an_event_that_is_a_pickle_is_passed_over(
     url: str, client: redis.Redis, trap: Trap, caplog: pytest.LogCaptureFixture
 ) -> None:
