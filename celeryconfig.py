@@ -3,7 +3,10 @@
 Producers, workers and Flower all read this file, so that they agree on every key in Redis. What it
 needs of the user comes from EMBEDQ_* variables, or from the [wire] table of the settings file:
 
-    redis_url             server; else REDIS_URL, else the embedded server of this user, else localhost
+    redis_url             server; else REDIS_URL, else the embedded server of this user, else localhost.
+                          redis://, rediss:// (TLS; its ssl_* queries say how) or sentinel://…;sentinel://…
+    sentinel_master       name under which the Sentinels know the server
+    sentinel_password     of the Sentinels themselves; the server's own stands in the URL
     max_texts_per_job     texts (or passages) of one call
     max_bytes_per_job     bytes of all texts of one call, as UTF-8
     result_expires_s      seconds a result is kept for its producer
@@ -19,6 +22,7 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from kombu.serialization import register
 
@@ -28,6 +32,8 @@ from core.errors import InvalidSettings
 #: Names, defaults and types of the [wire] settings; a variable's text is turned into the same type.
 WIRE: dict[str, Any] = {
     "redis_url": "",
+    "sentinel_master": "",
+    "sentinel_password": "",
     # A job is the unit of retry and of fairness: 10,000 texts are some seconds on an accelerator and
     # minutes on a CPU. Bulk loads are many such jobs.
     "max_texts_per_job": 10_000,
@@ -84,11 +90,54 @@ def redis_url() -> str:
     """The server everything talks to; read again at each call, since an embedded one comes and goes."""
     named = str(wire["redis_url"]) or os.environ.get("REDIS_URL")
     if named:
-        return named
+        return _with_tls_said(named)
     try:
         return url_file().read_text(encoding="utf-8").strip()
     except OSError:
         return "redis://127.0.0.1:6379/0"
+
+
+def tls_options(url: str) -> dict[str, Any] | None:
+    """TLS of a `rediss://` URL as its ssl_* queries say it, None for other URLs. InvalidSettings if they are wrong.
+
+    The server's certificate and its host name are verified unless the URL says otherwise.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return None
+    options: dict[str, Any] = {name: value for name, value in parse_qsl(parts.query) if name.startswith("ssl_")}
+    verified = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if verified not in ("required", "optional", "none"):
+        raise InvalidSettings(
+            f"ssl_cert_reqs in EMBEDQ_REDIS_URL must be required, optional or none; given {verified!r:.40}"
+        )
+    if "ssl_check_hostname" in options:
+        options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() != "false"
+    return options | {"ssl_cert_reqs": verified}
+
+
+def _with_tls_said(url: str) -> str:
+    """The URL with its verification written out: kombu verifies nothing where a URL does not ask for it."""
+    options = tls_options(url)
+    if options is None:
+        return url
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query)) | {"ssl_cert_reqs": options["ssl_cert_reqs"]}
+    return urlunsplit(parts._replace(query=urlencode(query, quote_via=quote, safe="/")))
+
+
+def _sentinel_options(url: str) -> dict[str, Any]:
+    """What the libraries below us must know to ask Sentinels where the server is."""
+    if not url.startswith("sentinel://"):
+        return {}
+    if not wire["sentinel_master"]:
+        raise InvalidSettings(
+            "a sentinel:// URL needs EMBEDQ_SENTINEL_MASTER, the name under which they know the server"
+        )
+    # Of a Sentinel whose machine is gone, the next one is asked soon.
+    asking = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": None}
+    asking["password"] = wire["sentinel_password"] or None
+    return {"master_name": wire["sentinel_master"], "sentinel_kwargs": asking}
 
 
 def queue_name(kind: str, model: str | None = None) -> str:
@@ -113,6 +162,7 @@ wire = _read_wire()
 register("embedq", pack, unpack, content_type="application/x-embedq-msgpack", content_encoding="binary")
 
 broker_url = redis_url()
+broker_use_ssl = tls_options(broker_url) or False  # the URL says it too; Flower reads it here
 result_backend = redis_url()
 # Ours, behind the plain URL: nothing is subscribed until somebody waits. Workers put theirs over it.
 override_backends = {
@@ -158,6 +208,9 @@ broker_transport_options = {
     # elsewhere within one lease and a half.
     "unacked_restore_interval": min(2, wire["lease_s"] / 4),
     "unacked_restore_throttle": 1,
+    # Only workers give back: whoever asks them something (Flower, `inspect`) looks for old jobs too, stock,
+    # and by its own clock; one that is fast by a lease would take jobs from workers that live.
+    "unacked_restore_limit": 0,
     "unacked_mutex_expire": 15,  # a stock worker that dies while looking must not stop the others for minutes
     "max_attempts": wire["max_attempts"],
     # Texts as msgpack in base64 in JSON: a third more than their bytes, and the envelope.
@@ -172,8 +225,13 @@ broker_transport_options = {
     "priority_steps": [0, 3, 6, 9],
     "sep": ":",
     "client_name": "embedq",
+    **_sentinel_options(broker_url),
 }
-result_backend_transport_options = {"retry_policy": {"timeout": 5.0}, "visibility_timeout": wire["lease_s"]}
+result_backend_transport_options = {
+    "retry_policy": {"timeout": 5.0},
+    "visibility_timeout": wire["lease_s"],
+    **_sentinel_options(broker_url),
+}
 visibility_timeout = wire["lease_s"]
 redis_socket_timeout = 15
 redis_socket_connect_timeout = 5

@@ -22,6 +22,7 @@ from celery.result import AsyncResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
 from core.errors import ServerUnavailable
+from tasks.backend import is_refusal
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ async def wait_for(job: AsyncResult | ResultSet, timeout: float | None = None) -
     """What `job.get(timeout)` returns or raises; for a group the list of what its jobs return.
 
     celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server could
-    not be reached for a minute.
+    not be reached for a minute, and at once if it refuses us.
     """
     try:
         async with asyncio.timeout(timeout) as limit:
@@ -122,6 +123,10 @@ class Waits:
                     async with client.pubsub() as pubsub:
                         await self._serve_connected(client, pubsub)
                 except (redis.RedisError, OSError) as error:
+                    if is_refusal(error):
+                        raise ServerUnavailable(
+                            f"the server of results and we do not trust each other: {error}"
+                        ) from None
                     log.warning(
                         "waits for results are interrupted: the server cannot be reached",
                         extra={"action": "waits_interrupted", "error": repr(error)},

@@ -5,11 +5,14 @@
     job.forget()                       DEL, and UNSUBSCRIBE if somebody had waited
 
 Keys, blobs and channels are Celery's, so that stock producers and stock workers read and write the
-same. Knows nothing of queues, models or batches.
+same. What is read need not be what a worker wrote: it is checked here, and what is no result is the
+failure of whoever waits for it, and of nobody else. Knows nothing of queues, models or batches.
 """
 
 from __future__ import annotations
 
+import ssl
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +20,26 @@ from typing import Any
 import redis
 from celery import states
 from celery.backends.asynchronous import _waiting_on
+from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
 from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, ResultSet, result_from_tuple
 
 #: Keys asked for in one MGET: what arrives is held in memory at once.
 _MAX_KEYS_PER_MGET = 100
 
 #: Seconds the server may take to confirm a subscription, where no socket timeout is set.
 _CONFIRM_TIMEOUT_S = 15.0
+
+#: Characters of the name of an error's class that are believed.
+_MAX_NAME_LENGTH = 200
+
+#: How a server says that it is not ours to use: a wrong password, a user without rights.
+_REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server and we do not trust each other, which no waiting cures."""
+    return isinstance(error, _REFUSALS) or isinstance(error.__context__, ssl.SSLCertVerificationError)
 
 
 class LateConsumer(ResultConsumer):
@@ -70,7 +85,12 @@ class LateConsumer(ResultConsumer):
         super().drain_events(timeout)
 
     def on_state_change(self, meta: dict[str, Any], message: Any) -> None:
-        """Celery's, but what nobody waits for is not kept: its key is read when somebody does."""
+        """Celery's, but what nobody waits for is not kept: its key is read when somebody does.
+
+        A result that came over a channel is of the channel's job, whatever id it gives itself.
+        """
+        if message:
+            meta["task_id"] = self.backend._strip_prefix(message["channel"])
         if self.on_message or _waiting_on(self._pending_results, meta.get("task_id")):
             super().on_state_change(meta, message)
         elif meta["status"] != states.PENDING:  # which is no blob, and names no job
@@ -128,9 +148,9 @@ class LateConsumer(ResultConsumer):
 
     def _read(self, keys: list[bytes]) -> None:
         waited_for = [key for key in keys if key not in self._pending_unsubscribe]
-        for blob in self.backend.client.mget(waited_for) if waited_for else ():
+        for key, blob in zip(waited_for, self.backend.client.mget(waited_for) if waited_for else (), strict=True):
             if blob:
-                self.on_state_change(self._decode_result(blob), None)
+                self.on_state_change(self._decode_result(blob), {"channel": key})
 
 
 def _jobs(result: Any) -> Iterator[AsyncResult]:
@@ -147,9 +167,79 @@ class ResultBackend(RedisBackend):
 
     ResultConsumer = LateConsumer
 
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        """Celery's; a server that refuses us is not asked again."""
+        return bool(super().exception_safe_to_retry(exc)) and not is_refusal(exc)
+
+    def decode(self, payload: Any) -> Any:
+        """Celery's, but nothing is inflated: no worker of ours compresses, and a few bytes could become gigabytes."""
+        if isinstance(payload, bytes) and payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
+            raise ValueError("results are not compressed")
+        return super().decode(payload)
+
+    def decode_result(self, payload: Any) -> dict[str, Any]:
+        """Celery's result map; a FAILURE that says so where the bytes are none."""
+        try:
+            meta = self.decode(payload)
+            _check_meta(meta)
+            for child in meta.get("children") or ():
+                result_from_tuple(child, self.app)
+            return dict(self.meta_from_decoded(meta))
+        except Exception as error:  # of whatever kind: the bytes are anybody's
+            reason = ValueError(f"what is stored for this job is no result ({type(error).__name__})")
+            return {"status": states.FAILURE, "result": reason, "traceback": None, "children": [], "task_id": ""}
+
+    def exception_to_python(self, exc: Any) -> Any:
+        """Celery's, but a class is taken only from where it lies open, and only if it is an Exception.
+
+        Celery follows a dotted name with getattr, which makes some modules import others, and raises
+        whatever it finds there, SystemExit included.
+        """
+        if isinstance(exc, dict) and not _is_known_error(exc.get("exc_module"), exc.get("exc_type")):
+            exc = exc | {"exc_module": None}  # Celery then makes a class of that name
+        return super().exception_to_python(exc)
+
+    def get_many(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Celery's; a result is of the key at which it was found."""
+        for job_id, meta in super().get_many(*args, **kwargs):
+            yield job_id, meta | {"task_id": job_id}
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        meta: dict[str, Any] = super()._get_task_meta_for(task_id)
+        return meta if meta["status"] == states.PENDING else meta | {"task_id": task_id}
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: Celery would subscribe to the job's channel here, whether or not somebody will wait."""
 
 
 class SentinelResultBackend(ResultBackend, SentinelBackend):
     """Results on the server that Sentinel names."""
+
+
+def _check_meta(meta: Any) -> None:
+    """ValueError if this is not what Celery stores for a job."""
+    if (
+        not isinstance(meta, dict)
+        or not isinstance(meta.get("status"), str)
+        or not isinstance(meta.get("task_id"), str)
+    ):
+        raise ValueError("no map with a status and an id")
+    if not isinstance(meta.get("children"), list | None) or not isinstance(meta.get("traceback"), str | None):
+        raise ValueError("children or traceback of a wrong type")
+    error = meta.get("result")
+    if meta["status"] in states.PROPAGATE_STATES and not (
+        isinstance(error, dict)
+        and isinstance(error.get("exc_type"), str)
+        and len(error["exc_type"]) <= _MAX_NAME_LENGTH
+    ):
+        raise ValueError("an error without a class")
+
+
+def _is_known_error(module: Any, name: Any) -> bool:
+    """Whether a loaded module holds an Exception of this name, without asking the module to make one."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        return False
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return isinstance(found, type) and issubclass(found, Exception)

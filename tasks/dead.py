@@ -23,6 +23,12 @@ from core.errors import InvalidInput
 #: Key of the stream, after the installation's prefix.
 _KEY = "embedq:dead"
 
+#: The last second of the year 9999: a letter's id may be any number, a date may not.
+_LAST_S = 253_402_300_799
+
+#: Characters of one value that are printed.
+_MAX_SHOWN = 200
+
 #: Fields of a job's headers that tell what it was.
 _SHOWN_HEADERS = ("id", "task", "argsrepr", "kwargsrepr", "origin", "retries")
 
@@ -52,7 +58,7 @@ class Letter:
     @property
     def buried(self) -> datetime:
         """When it became a dead letter."""
-        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1e3, UTC)
+        return datetime.fromtimestamp(min(int(self.id.partition("-")[0]) / 1e3, _LAST_S), UTC)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -138,28 +144,28 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
 def _list(_: argparse.Namespace) -> None:
     with dead_letters() as letters:
         for letter in letters.all():
-            job = letter.headers.get("id", "no job id")
-            print(f"{letter.id}  {letter.buried:%Y-%m-%d %H:%M:%S}  {letter.source}  {job}  {letter.reason}")
+            job, source, reason = map(_shown, (letter.headers.get("id", "no job id"), letter.source, letter.reason))
+            print(f"{letter.id}  {letter.buried:%Y-%m-%d %H:%M:%S}  {source}  {job}  {reason}")
 
 
 def _show(asked: argparse.Namespace) -> None:
     with dead_letters() as letters:
         for letter in map(letters.get, _ids(letters, asked)):
-            print(f"{letter.id}: {letter.reason}")
-            print(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {letter.source}")
+            print(f"{letter.id}: {_shown(letter.reason)}")
+            print(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {_shown(letter.source)}")
             print(f"  message    {len(letter.message):,} bytes")
             for name, value in letter.headers.items():
-                print(f"  {name:<10} {value!s:.200}")
+                print(f"  {name:<10} {_shown(value)}")
             for delivery in letter.deliveries:
-                print(f"  delivered  {delivery.taken:%Y-%m-%d %H:%M:%S} UTC to {delivery.worker}")
+                print(f"  delivered  {delivery.taken:%Y-%m-%d %H:%M:%S} UTC to {_shown(delivery.worker)}")
             for line in letter.detail.splitlines():
-                print(f"  {line}")
+                print(f"  {_shown(line)}")
 
 
 def _replay(asked: argparse.Namespace) -> None:
     with dead_letters() as letters:
         for letter_id in _ids(letters, asked):
-            print(f"{letter_id}: sent again to {letters.replay(letter_id).source}")
+            print(f"{letter_id}: sent again to {_shown(letters.replay(letter_id).source)}")
 
 
 def _drop(asked: argparse.Namespace) -> None:
@@ -174,9 +180,22 @@ def _ids(letters: DeadLetters, asked: argparse.Namespace) -> list[str]:
 
 
 def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> Letter:
-    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
-    deliveries = []
-    for line in text["deliveries"].splitlines():
+    reason, source, detail, lines = (
+        fields.get(name, b"").decode(errors="replace") for name in (b"reason", b"list", b"detail", b"deliveries")
+    )
+    deliveries = [delivery for line in lines.splitlines() if (delivery := _delivery(line))]
+    return Letter(letter_id.decode(), reason, source, detail, deliveries, fields.get(b"message", b""))
+
+
+def _delivery(line: str) -> Delivery | None:
+    """A line of `transport.lua`; None if it is none."""
+    try:
         taken_us, _, _, worker, _ = line.split("\t", 4)
-        deliveries.append(Delivery(datetime.fromtimestamp(int(taken_us) / 1e6, UTC), worker))
-    return Letter(letter_id.decode(), text["reason"], text["list"], text["detail"], deliveries, fields[b"message"])
+        return Delivery(datetime.fromtimestamp(int(taken_us) / 1e6, UTC), worker)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _shown(value: Any) -> str:
+    """At most so much, on one line, and nothing that a terminal obeys: anybody may have written it."""
+    return "".join(char if char.isprintable() else "?" for char in str(value)[:_MAX_SHOWN])

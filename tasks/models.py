@@ -10,7 +10,7 @@ in a queue that nobody reads. As long as no worker has ever announced anything, 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import redis
@@ -18,6 +18,9 @@ import redis
 from core.errors import InvalidInput, InvalidSettings, UnknownModel
 
 KEY = "embedq:models"
+
+#: Bytes of one announcement that are read; ours have some hundred.
+_MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +47,9 @@ class Registry:
         self._seen: dict[str, Served] = {}
 
     def all(self) -> dict[str, Served]:
-        """Read every announced model by alias."""
-        found = self._client.hgetall(KEY)
-        self._seen = {alias.decode(): Served(**json.loads(value)) for alias, value in found.items()}
+        """Read every announced model by alias; what is no announcement is passed over."""
+        found = {alias.decode(errors="replace"): _read(value) for alias, value in self._client.hgetall(KEY).items()}
+        self._seen = {alias: model for alias, model in found.items() if model}
         return self._seen
 
     def check(self, kind: str, alias: str | None) -> None:
@@ -96,6 +99,21 @@ class Registry:
     def forget(self, alias: str) -> bool:
         """Withdraw an announcement; false if there was none. Workers announce again when they start."""
         return bool(self._client.hdel(KEY, alias))
+
+
+def _read(value: bytes) -> Served | None:
+    """An announcement; None if it is none. Fields that we do not know are a newer worker's, and left out."""
+    try:
+        given = json.loads(value) if len(value) <= _MAX_BYTES else {}
+        model = Served(**{field.name: given[field.name] for field in fields(Served)})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    names = (model.kinds, model.outputs, model.default_for)
+    are_lists = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in names)
+    are_numbers = type(model.dimensions) is int and type(model.max_length) is int
+    return (
+        model if are_lists and are_numbers and isinstance(model.alias, str) and isinstance(model.source, str) else None
+    )
 
 
 def _can(known: dict[str, Served], kind: str, alias: str | None) -> bool:

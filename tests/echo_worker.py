@@ -16,7 +16,7 @@ from celery.signals import worker_ready
 from celery.worker import state
 
 import tasks
-from workers import logs, transport
+from workers import control, logs, transport
 from workers.dead_letters import failure_writer
 from workers.leases import LeaseRenewal
 from workers.request import EngineRequest
@@ -48,6 +48,7 @@ def main() -> None:
     transport.Channel.fail = failure_writer(app)
     transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
     echo.Request = die.Request = EngineRequest
+    app.control.mailbox.node_cls = control.Node
     app.steps["consumer"].add(LeaseRenewal)
     worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
     worker = app.Worker(

@@ -129,11 +129,24 @@ def test_a_stock_worker_gives_back_and_acknowledges_what_ours_held(url: str, cli
     ours = Consuming(url, ["a"])
     ours.run_until(lambda: len(ours.got) == 2)
     ours.abandon()
-    with Consuming(url, ["a"], STOCK, visibility_timeout=0.1) as stock:
+    with Consuming(url, ["a"], STOCK, visibility_timeout=0.1, unacked_restore_limit=None) as stock:
         stock.run_until(lambda: len(stock.got) == 2)
         for message in stock.got:
             message.ack()
         assert client.hlen("unacked") == client.zcard("unacked_index") == client.llen("a") == 0
+
+
+def test_whoever_only_asks_workers_something_takes_no_job_from_them(url: str, client: redis.Redis) -> None:
+    send(url, "a", 1)
+    with Consuming(url, ["a"]) as ours:
+        ours.run_until(lambda: ours.got)
+        # Flower and `inspect` are stock and take our settings; to a clock that is an hour ahead every lease is over.
+        client.zadd("unacked_index", {client.zrange("unacked_index", 0, 0)[0]: time.time() - 3600})
+        with Consuming(url, ["replies"], STOCK, unacked_restore_interval=0.05) as asking:
+            client.config_resetstat()
+            asking.run_until(lambda: calls(client, "zrange"))  # it did look
+            asking.run_for(0.2)
+        assert (in_flight(client), client.llen("a")) == (1, 0)
 
 
 def test_an_idle_worker_asks_once_a_second(url: str, client: redis.Redis) -> None:

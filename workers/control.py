@@ -6,9 +6,33 @@ celery -A tasks control revoke JOB_ID      as ever; a waiting job gives up its p
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery.worker import control
+from kombu import pidbox
+
+from workers.transport import BROKEN
+
+log = logging.getLogger(__name__)
+
+
+class Node(pidbox.Node):
+    """A worker's ear for remote control, which a senseless command does not close.
+
+    Celery opens it anew after each, and hears nothing meanwhile.
+    """
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:
+        """kombu's; what cannot be carried out is logged without its words and forgotten."""
+        try:
+            return super().handle_message(body, message)
+        except BROKEN:
+            raise
+        except Exception as error:
+            extra = {"action": "control_command_refused", "error": type(error).__name__}
+            log.warning("a command of remote control makes no sense", extra=extra)
+            return None
 
 
 @control.inspect_command(name="embedq_stats")

@@ -98,7 +98,7 @@ class Fetch:
         if not self._is_told and (hub := get_event_loop()) is not None:
             hub.call_later(POLL_S, nothing)
         for number, tag, lines, raw in zip(*(iter(flat),) * 4, strict=True):
-            yield Fetched(self._queues[number], tag.decode(), lines.decode().splitlines(), raw)
+            yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
 
     def forget_script(self) -> None:
         """The server does not know the script: it was restarted, or told to forget. Send it again."""

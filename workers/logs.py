@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from urllib.parse import urlsplit, urlunsplit
 
 #: What every record has; anything else on it came in through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
+
+#: The password of a TLS key file, in the query of a server's URL.
+_KEY_PASSWORD = re.compile(r"(ssl_password=)[^&;]*")
 
 
 class FieldFormatter(logging.Formatter):
@@ -35,9 +39,15 @@ def set_up(level: str = "INFO") -> None:
 
 
 def without_password(url: str) -> str:
-    """A server's URL as logs may show it."""
+    """A server's URL as logs may show it; also several, as Sentinels are named."""
+    if url.startswith("sentinel://"):
+        return ";".join(map(_without_password, url.split(";")))
+    return _without_password(url)
+
+
+def _without_password(url: str) -> str:
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"***@{host}"))
+    if parts.password is not None:
+        host = parts.netloc.rpartition("@")[2]
+        url = urlunsplit(parts._replace(netloc=f"***@{host}"))
+    return _KEY_PASSWORD.sub(r"\1***", url)

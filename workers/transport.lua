@@ -25,8 +25,10 @@ local MAX_LOOKED_AT = 1000
 -- Bytes given back in one call, for the same reason; the caller asks again while there is more.
 local MAX_BYTES_GIVEN_BACK = 64 * 1024 * 1024
 
--- A delivery tag is a uuid. Anything much longer is no tag, and would be kept as a key three times over.
+-- A delivery tag is a uuid. Anything much longer is no tag, and would be kept as a key three times over;
+-- nor is anything but printable ASCII, which workers could not even name in their logs.
 local MAX_TAG_BYTES = 256
+local NOT_OF_A_TAG = '[^\33-\126]'
 
 local function now_us()
   local now = redis.call('TIME')
@@ -37,9 +39,10 @@ local function seconds(us)
   return string.format('%.6f', us / 1000000)
 end
 
--- The last delivery of a job's lines.
+-- The last delivery of a job's lines; nil if they are none of ours, which is as if there were no record.
 local function holder(lines)
   local taken, lease, bytes, worker, list = lines:match('(%d+)\t([%d.]+)\t(%d+)\t([^\t\n]*)\t([^\n]*)$')
+  if not taken or not tonumber(lease) then return nil end
   return { taken = tonumber(taken), lease = tonumber(lease), bytes = tonumber(bytes), worker = worker, list = list }
 end
 
@@ -88,7 +91,9 @@ local function read_envelope(raw, max_bytes)
   local properties = message.properties
   if type(properties) ~= 'table' then return nil, 'no properties' end
   local tag = properties.delivery_tag
-  if type(tag) ~= 'string' or tag == '' or #tag > MAX_TAG_BYTES then return nil, 'no delivery tag' end
+  if type(tag) ~= 'string' or tag == '' or #tag > MAX_TAG_BYTES or tag:find(NOT_OF_A_TAG) then
+    return nil, 'no delivery tag'
+  end
   local info = type(properties.delivery_info) == 'table' and properties.delivery_info or {}
   local exchange = type(info.exchange) == 'string' and info.exchange or ''
   local routing_key = type(info.routing_key) == 'string' and info.routing_key or ''
@@ -168,7 +173,8 @@ local function renew()
   for number = 3, #ARGV do
     local tag = ARGV[number]
     local lines = redis.call('HGET', JOBS, tag)
-    if lines and holder(lines).worker == ARGV[2] and redis.call('ZSCORE', INDEX, tag) then
+    local last = lines and holder(lines)
+    if last and last.worker == ARGV[2] and redis.call('ZSCORE', INDEX, tag) then
       index[#index + 1], index[#index + 2] = now, tag
     else
       lost[#lost + 1] = tag
@@ -206,7 +212,8 @@ local function tidy(cursor, before_us)
   local scanned = redis.call('HSCAN', JOBS, cursor, 'COUNT', 100)
   for number = 1, #scanned[2], 2 do
     local tag = scanned[2][number]
-    if holder(scanned[2][number + 1]).taken < before_us and redis.call('HEXISTS', UNACKED, tag) == 0 then
+    local last = holder(scanned[2][number + 1])
+    if (not last or last.taken < before_us) and redis.call('HEXISTS', UNACKED, tag) == 0 then
       redis.call('HDEL', JOBS, tag)
     end
   end
@@ -251,7 +258,7 @@ local function bury_one()
   local tag = ARGV[3]
   local value, lines = redis.call('HGET', UNACKED, tag), redis.call('HGET', JOBS, tag) or ''
   if not value then return 0 end
-  local last = lines ~= '' and holder(lines) or { list = '', bytes = #value - 2 }
+  local last = holder(lines) or { list = '', bytes = #value - 2 }
   bury(ARGV[4], ARGV[5], last.list, tag, lines, message_of(value, last.bytes), ARGV[2])
   forget(tag)
   redis.call('HDEL', JOBS, tag)

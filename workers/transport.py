@@ -175,6 +175,17 @@ class Channel(stock.Channel):
             raise Empty
         return True
 
+    def _receive_one(self, c: Any) -> Any:
+        """kombu's, for remote control; a message that cannot be read is logged, where it would end the worker."""
+        try:
+            return super()._receive_one(c)
+        except (Empty, *BROKEN):
+            raise
+        except Exception as error:  # its words may quote the message
+            extra = {"action": "control_message_refused", "error": type(error).__name__}
+            log.warning("a message of remote control cannot be read", extra=extra)
+            return None
+
     def _take(self, answer: list[Any]) -> None:
         for job in self.fetch.take(answer):
             self.qos.taken[job.tag] = self.qos

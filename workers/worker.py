@@ -14,19 +14,22 @@ import sys
 import time
 from typing import Any
 
+import redis
+from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
 import core
 import tasks
 from core.engine import Engine
-from core.errors import EmbedqError, ServerUnavailable
+from core.errors import EmbedqError, InvalidSettings, ServerUnavailable
 from core.settings import Settings, read_settings
+from tasks.backend import is_refusal
 from tasks.models import Registry, Served
 from workers import control, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
-from workers.embedded import answers
+from workers.embedded import reach
 from workers.events import EventsInBulk
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
@@ -40,6 +43,9 @@ EXIT_CANNOT_START = 1
 
 #: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
 EXIT_DEVICE_DEAD = 3
+
+#: Exit code of a worker whose event loop ended with an error, which a restart may cure; Celery's own is 1.
+EXIT_BROKEN = 4
 
 #: How long a worker waits for its server before it gives up; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
@@ -76,7 +82,7 @@ def main() -> int:
 
 def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    assert control.embedq_stats  # registered by being imported
+    tasks.app.control.mailbox.node_cls = control.Node
     tasks.EngineTask.engine = EnginePool.engine = engine
     tasks.EngineTask.Request = EngineRequest
     transport.install()
@@ -102,7 +108,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
     worker.start()
-    return int(worker.exitcode or 0)
+    return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
 
 def worker_name(engine: Engine) -> str:
@@ -154,13 +160,21 @@ def _warn_of_misspelt_variables() -> None:
 
 
 def _wait_for_server(url: str) -> None:
-    deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
-    while not answers(url):
-        if time.monotonic() > deadline_s:
-            raise ServerUnavailable(
-                f"no server answers at {logs.without_password(url)} for {_SERVER_TIMEOUT_S:.0f} s; set EMBEDQ_REDIS_URL"
-            )
-        log.warning("waiting for the server", extra={"action": "server_wait", "url": logs.without_password(url)})
+    """Return once the server answers. InvalidSettings at once if it refuses us: waiting does not cure that."""
+    deadline_s, shown = time.monotonic() + _SERVER_TIMEOUT_S, logs.without_password(url)
+    while True:
+        try:
+            return reach(url)
+        except (redis.RedisError, OSError) as error:
+            if is_refusal(error):
+                raise InvalidSettings(
+                    f"the server at {shown} and this worker do not trust each other: {error}"
+                ) from None
+            if time.monotonic() > deadline_s:
+                raise ServerUnavailable(
+                    f"no server answers at {shown} for {_SERVER_TIMEOUT_S:.0f} s ({error}); set EMBEDQ_REDIS_URL"
+                ) from None
+            log.warning("waiting for the server", extra={"action": "server_wait", "url": shown, "reason": str(error)})
         time.sleep(1)
 
 

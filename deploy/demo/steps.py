@@ -82,7 +82,7 @@ def start_server(running: Running, console: Console) -> str:
     # `tasks` was imported before the server had a URL.
     tasks.app.conf.update(broker_url=url, result_backend=url)
     running.callback(_abandon_results)
-    _forget_at_the_end(running, url)
+    _forget_at_the_end(running)
     console.print(f"server   {without_password(url)}", highlight=False)
     return url
 
@@ -210,12 +210,12 @@ def _abandon_results() -> None:
     tasks.app.close()
 
 
-def _forget_at_the_end(running: Running, url: str) -> None:
+def _forget_at_the_end(running: Running) -> None:
     """Withdraw the demo's model once its workers are gone; on a server of the user's, nobody else will."""
 
     def forget() -> None:
-        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url) as client:
-            tasks.models.Registry(client).forget(minilm.ALIAS)
+        with contextlib.suppress(redis.RedisError):
+            tasks.embed.registry.forget(minilm.ALIAS)
 
     if minilm.ALIAS not in tasks.embed.registry.all():
         running.callback(forget)
