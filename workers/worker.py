@@ -28,7 +28,7 @@ from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
 from workers.embedded import answers
-from workers.events import EventsInBulk
+from workers.events import EventsInBulk, use_written_events
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
 from workers.refusal import Refusal
@@ -88,6 +88,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
     LeaseRenewal.is_alive = lambda: engine.is_alive
     transport.Channel.fail = failure_writer(tasks.app)
+    use_written_events(tasks.app)
     tasks.app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk))
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
