@@ -37,6 +37,11 @@ _MAX_KEYS = 1_000
 _number = itertools.count()
 
 
+def next_text() -> str:
+    """A short text that no other job of this process has."""
+    return f"text {next(_number):08d}"
+
+
 @dataclass(frozen=True)
 class Kind:
     """A worker to be measured."""
@@ -123,7 +128,7 @@ class Subject:
         """Let as many messages wait beside the queue; returns the keys of their results."""
         options = {"argsrepr": "1 text, 13 characters", "kwargsrepr": "{}", "queue": _STAGE}
         with self.sender.producer_pool.acquire(block=True) as producer, producer.batch(max_size=500):
-            texts = ([f"text {next(_number):08d}"] for _ in range(num_jobs))
+            texts = ([next_text()] for _ in range(num_jobs))
             jobs = [self.sender.send_task(self.kind.task, args=[text], producer=producer, **options) for text in texts]
         return [f"celery-task-meta-{job.id}" for job in jobs]
 
