@@ -82,7 +82,8 @@ def _to_plain(value: Any) -> Any:
 
 
 def _array_to_map(array: np.ndarray) -> dict[str, Any]:
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    is_little = array.dtype.str in DTYPES  # nearly always; to ask NumPy for it takes as long as all else here
+    little = array if is_little else array.astype(array.dtype.newbyteorder("<"), copy=False)
     if little.dtype.str not in DTYPES:
         raise TypeError(f"cannot send an array of {array.dtype}; the types that travel are {sorted(DTYPES)}")
     if array.ndim > _MAX_DIMENSIONS:
