@@ -92,9 +92,10 @@ def _array_to_map(array: np.ndarray) -> dict[str, Any]:
 
 
 def _from_plain(fields: dict[str, Any]) -> Any:
-    if fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], bytes):
+    if len(fields) == len(_ARRAY_KEYS) and fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], bytes):
         return _array_from_map(fields)
-    cls = _classes.get(fields["embedq"]) if isinstance(fields.get("embedq"), str) else None
+    name = fields.get("embedq")
+    cls = _classes.get(name) if isinstance(name, str) else None
     if cls is None:
         return fields
     return cls.from_map({key: value for key, value in fields.items() if key != "embedq"})

@@ -38,6 +38,20 @@ def test_a_worker_of_ours_does_more_jobs_than_stock_and_every_figure_is_told(tmp
     assert figures["embed_many_ratio"] > 1
 
 
+def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "growth", "--quick", "--jobs", "1500", "--json", str(file)]
+    with Running(command) as running:
+        assert running.wait(TIMEOUT_S) == 0, running.output
+    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    for name in ("worker", "producer"):
+        assert [figures[f"{name}_mib_{num_jobs}"] > 0 for num_jobs in (0, 500, 1000, 1500)] == [True] * 4
+        assert f"{name}_bytes_per_job" in figures
+    assert figures["keys at once results"] > 0
+    left = {key.removeprefix("keys in the end ") for key in figures if key.startswith("keys in the end ")}
+    assert left == {"embedq:models", "kombu's lists of queues"}
+
+
 @pytest.fixture
 def echo() -> Iterator[int]:
     """The port of a server that sends back what it gets, to one caller."""

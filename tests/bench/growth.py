@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ _KINDS = {"celery-task-meta-": "results", "_kombu.": "kombu's lists of queues"}
 
 _MIB = 1024**2
 
+#: What a producer does with the results of its jobs.
+Habit = Callable[[list[Any]], None]
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -65,26 +69,26 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(num_jobs: int, num_each: int) -> list[Figure]:
-    """All figures: memory every `num_each` jobs, its slopes, and the keys that are left."""
+    """All figures: memory every `num_each` jobs, its slopes, and the keys left at once and once results have expired."""
     os.environ["EMBEDQ_RESULT_EXPIRES_S"] = str(_EXPIRES_S)  # the worker's; keys are the producer's to forget
     with server() as url, draining.running(OURS, url, 0) as worker:
         worker.wait_until_ready()
-        _run(worker, num_each)  # the warm-up: what is allocated once is allocated now
+        habits = itertools.cycle((_wait_and_forget, _wait, _never_ask, _wait_in_asyncio))
+        _run(worker, num_each, habits)  # the warm-up: what is allocated once is allocated now
         samples = [_sample(worker, 0)]
         for done in range(num_each, num_jobs + 1, num_each):
-            _run(worker, num_each)
+            _run(worker, num_each, habits)
             samples.append(_sample(worker, done))
         at_once = _keys(worker)
         _wait_until_expired(worker)
         return _figures(samples, at_once, _keys(worker))
 
 
-def _run(worker: Subject, num_jobs: int) -> None:
+def _run(worker: Subject, num_jobs: int, habits: Iterator[Habit]) -> None:
     """Jobs of all producers in turn, each lot answered before the next is sent."""
-    habits: tuple[Callable[[list[Any]], Any], ...] = (_wait_and_forget, _wait, _never_ask, _wait_in_asyncio)
-    for number in range(0, num_jobs, _WRITE):
+    for _ in range(0, num_jobs, _WRITE):
         jobs = tasks.embed_many([draining.next_text()] for _ in range(_WRITE))
-        habits[number // _WRITE % len(habits)](jobs)
+        next(habits)(jobs)
         _wait_until_idle(worker)
 
 
@@ -158,9 +162,9 @@ def _figures(samples: list[Sample], at_once: dict[str, int], at_last: dict[str, 
         )
         what = f"{name}: growth, by least squares"
         figures.append(Figure(f"{name}_bytes_per_job", what, slope, "bytes/job", _MAX_BYTES_PER_JOB, is_limit=True))
-    for when, keys in (("at once", at_once), ("after results have expired", at_last)):
+    for when, keys in (("at once", at_once), ("in the end", at_last)):
         for name, number in sorted(keys.items()):
-            figures.append(Figure(f"keys {when} {name}", f"server, {when}: {name}", number, ""))
+            figures.append(Figure(f"keys {when} {name}", f"keys {when}: {name}", number, ""))
     return figures
 
 
