@@ -82,8 +82,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _array_to_map(array: np.ndarray) -> dict[str, Any]:
-    is_little = array.dtype.str in DTYPES  # nearly always; to ask NumPy for it takes as long as all else here
-    little = array if is_little else array.astype(array.dtype.newbyteorder("<"), copy=False)
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     if little.dtype.str not in DTYPES:
         raise TypeError(f"cannot send an array of {array.dtype}; the types that travel are {sorted(DTYPES)}")
     if array.ndim > _MAX_DIMENSIONS:
@@ -92,10 +91,9 @@ def _array_to_map(array: np.ndarray) -> dict[str, Any]:
 
 
 def _from_plain(fields: dict[str, Any]) -> Any:
-    if len(fields) == len(_ARRAY_KEYS) and fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], bytes):
+    if fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], bytes):
         return _array_from_map(fields)
-    name = fields.get("embedq")
-    cls = _classes.get(name) if isinstance(name, str) else None
+    cls = _classes.get(fields["embedq"]) if isinstance(fields.get("embedq"), str) else None
     if cls is None:
         return fields
     return cls.from_map({key: value for key, value in fields.items() if key != "embedq"})
