@@ -18,6 +18,10 @@ from core.codec import register
 Dtype = Literal["float32", "float16", "int8", "ubinary"]
 
 
+#: Types of vectors as `Dtype` and people call them.
+_NAMES = {"<f4": "float32", "<f2": "float16", "|i1": "int8", "|u1": "uint8"}
+
+
 class Sparse(NamedTuple):
     """The lexical weights of one text, each token once."""
 
@@ -66,7 +70,7 @@ class Embeddings:
         return np.array(self.dense, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        parts = [] if self.dense is None else [f"{self.dense.shape[0]} × {self.dense.shape[1]} {self.dense.dtype}"]
+        parts = [] if self.dense is None else [f"{self.dense.shape[0]} × {self.dense.shape[1]} {_name(self.dense)}"]
         parts += [name for name in ("sparse", "colbert") if getattr(self, name) is not None]
         return " + ".join(parts) if self.dense is not None else f"{len(self)} × {' + '.join(parts)}"
 
@@ -103,6 +107,11 @@ class Embeddings:
 
     def _rows(self) -> Any:
         return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
+
+
+def _name(array: np.ndarray) -> str:
+    """The name of its type. NumPy makes it anew each time, and every job's result is shown in its events."""
+    return _NAMES.get(array.dtype.str) or array.dtype.name
 
 
 def _offsets(rows: list[np.ndarray]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from celery.app.task import Context
 from kombu.message import Message
 from kombu.serialization import dumps
 
@@ -49,3 +50,18 @@ def test_the_tracer_gets_the_arguments_decoded_and_the_pool_its_size_and_priorit
     assert (request._body, request._content_type) == ([[["a secret"]], {}, {}], None)
     assert request.priority == 3
     assert request.num_bytes > 1000
+
+
+def test_headers_of_an_applications_own_reach_the_task_and_celerys_do_not() -> None:
+    own, none = request_of(tenant="a"), request_of()
+    assert Context(own.request_dict).headers == {"tenant": "a"}
+    assert not Context(none.request_dict).headers
+
+
+def test_without_an_event_loop_a_job_is_acknowledged_at_once_and_once() -> None:
+    acknowledged: list[Any] = []
+    request = request_of()
+    request._on_ack = lambda *args: acknowledged.append(args)
+    request.acknowledge()
+    request.acknowledge()
+    assert len(acknowledged) == 1

@@ -244,6 +244,7 @@ def test_what_we_use_of_kombus_inside_is_still_there(url: str) -> None:
             "_brpop_start", "_brpop_read", "_flush_brpop_reauth", "_connparams", "_in_poll", "_brpop_sent_at", "_closing",
             "_q_for_pri", "unacked_key", "unacked_index_key", "unacked_restore_interval", "global_keyprefix",
             "priority_steps", "visibility_timeout", "basic_consume", "active_queues", "pool", "client",
+            "_put_fanout", "_get_publish_topics", "_create_client", "conn_or_acquire",
         ),
         virtual.Transport: ("_deliver", "cycle"),
         virtual.Message: ("_decode", "ack", "reject"),

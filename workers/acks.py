@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, ClassVar
 
 import redis
+from kombu.asynchronous import get_event_loop
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
+from workers.fetch import nothing
 from workers.leases import renew
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,10 @@ class QoS(stock.QoS):
     _left_over: ClassVar[deque[str]] = deque()
     _rejected_late: ClassVar[deque[tuple[str, bool]]] = deque()
     _flushing = threading.Lock()
+
+    #: Acknowledgements that any thread asked for, to be made by the event loop's; and whether it was woken for them.
+    _asked: ClassVar[deque[Callable[[], None]]] = deque()
+    _is_woken: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,6 +68,21 @@ class QoS(stock.QoS):
         if not self.channel.ticks and not self.channel.closed:
             self.flush()
 
+    @classmethod
+    def acknowledge_soon(cls, acknowledge: Callable[[], None]) -> bool:
+        """Let the event loop acknowledge at its next turn; for any thread. False if there is no event loop.
+
+        Celery goes through the loop too, with three promises for each job; here it is woken once for all.
+        """
+        hub = get_event_loop()
+        if hub is None:
+            return False
+        cls._asked.append(acknowledge)
+        if not QoS._is_woken:
+            QoS._is_woken = True
+            hub.call_soon(nothing)
+        return True
+
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give the job back to the head of its list, or bury it."""
         if self.channel.closed:
@@ -79,6 +101,7 @@ class QoS(stock.QoS):
 
     def flush(self) -> None:
         """Send all acknowledgements in one call; those that cannot be sent are kept for later."""
+        self._acknowledge_asked()
         while self._rejected_late:
             self.reject(*self._rejected_late[0])
             self._rejected_late.popleft()
@@ -149,6 +172,14 @@ class QoS(stock.QoS):
         if num_jobs or foreign:
             num_jobs += len(foreign)
             log.warning("jobs of dead workers given back", extra={"action": "jobs_returned", "num_jobs": num_jobs})
+
+    def _acknowledge_asked(self) -> None:
+        QoS._is_woken = False  # before it looks: what is asked after that look wakes the loop again
+        while self._asked:
+            try:
+                self._asked.popleft()()
+            except Exception:  # of one job; as where Celery's loop calls it
+                log.exception("a job cannot be acknowledged", extra={"action": "acknowledgement_failed"})
 
     def _give_back(self, tags: list[str]) -> None:
         for tag in self.channel.leases.give_back(tags):

@@ -47,11 +47,14 @@ class Leases:
         names = (channel.unacked_key, channel.unacked_index_key, "embedq:jobs", "embedq:dead")
         self.keys = [prefix + name for name in names]
         self._cursor: Any = 0
+        self._client: Any = None
 
     @property
     def client(self) -> Any:
         """A plain client: kombu's own would put its key prefix before the first key of a script only."""
-        return redis.Redis(connection_pool=self._channel.pool)
+        if self._client is None or self._client.connection_pool is not self._channel.pool:
+            self._client = redis.Redis(connection_pool=self._channel.pool)  # takes as long as a round trip
+        return self._client
 
     @cached_property
     def _script(self) -> Any:

@@ -6,14 +6,24 @@ engine when it is revoked before anything of it was computed, and always returns
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import partial
 from typing import Any
 
+from celery.app.task import Context
 from celery.worker.request import Request
+
+from workers.acks import QoS
+
+log = logging.getLogger(__name__)
 
 #: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
 _SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
 
+
+#: Headers that Celery knows. Of any others it makes the `headers` that a task may ask for.
+_HEADERS = frozenset(vars(Context)) | {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
 
 #: A message without its body: headers and properties of a job with a summary.
 _ENVELOPE_BYTES = 1024
@@ -21,6 +31,9 @@ _ENVELOPE_BYTES = 1024
 
 class EngineRequest(Request):
     """`Task.Request` of the tasks that the engine runs."""
+
+    #: Whether it was acknowledged or given back, or soon will be.
+    acknowledged: bool = False
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("decoded", True):
@@ -33,10 +46,21 @@ class EngineRequest(Request):
             # Celery skips what was delivered again and has its result. Its worker may have died between
             # storing that and returning the part, and then nobody else would: run it again, both are idempotent.
             self._request_dict["delivery_info"] = self._request_dict["delivery_info"] | {"redelivered": False}
+        if self._request_dict.keys() <= _HEADERS:
+            self._request_dict.setdefault("headers", {})  # that there are none: Celery would look for them again
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
             # Both places: events and logs read the one, the tracer's messages the other.
             self._argsrepr = self._kwargsrepr = "(not shown)"
             self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
+
+    def acknowledge(self) -> None:
+        """Celery's, together with those of other jobs that are done."""
+        if self.acknowledged:
+            return
+        if QoS.acknowledge_soon(partial(self.message.ack_log_error, log, self.connection_errors)):
+            self.acknowledged = True
+        else:
+            super().acknowledge()
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What inspection shows: the summary, also where Celery would send the texts themselves."""

@@ -1,6 +1,8 @@
 """`python -m tests.bench <command>`: measurements against real servers and real worker processes.
 
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
+    jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
+    growth    memory of a worker, a producer and the server over many jobs
 
 `python -m tests.bench <command> --help` tells a command's options.
 """
@@ -12,7 +14,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine",)
+COMMANDS = ("engine", "jobs", "growth")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,93 @@
+"""A worker of ours whose model costs nothing: what is left is what a job costs beside its forward pass.
+
+`python -m tests.bench.costless` is `workers.worker` with another model behind the engine's seam; transport,
+pool, engine and result backend are those of production. Prints a line per thread, so that its time can be told.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from celery.signals import worker_ready
+
+import tasks
+from core.checks import EmbedOptions
+from core.engine import Engine
+from core.models import Launched
+from core.models.wanted import of_embedder
+from core.sequence import Sequence, Tokens, Wanted
+from core.settings import read_settings
+from core.spec import ModelSpec
+from tasks.models import Registry
+from workers import logs, worker
+from workers.backend import use_batches
+from workers.decompression import restrict
+
+ALIAS = "costless"
+
+#: Components of a vector: MiniLM's.
+DIMENSIONS = 384
+
+#: Every text's vector, as the stock worker returns it too.
+VECTOR = np.linspace(1, 2, DIMENSIONS, dtype=np.float32)
+VECTOR /= np.linalg.norm(VECTOR)
+
+
+class Costless:
+    """Gives every text the same vector. Its tokens are the bytes of the text, so that different texts differ."""
+
+    outputs = frozenset({"dense"})
+    device, precision, reason = "cpu", "float32", "it computes nothing"
+
+    def __init__(self, max_sequences: int) -> None:
+        self.spec = ModelSpec(
+            alias=ALIAS,
+            path=Path("/nowhere"),
+            family="encoder",
+            pooling="mean",
+            normalize=True,
+            max_length=512,
+            dimensions=DIMENSIONS,
+            pad_token_id=0,
+        )
+        self._rows = np.tile(VECTOR, (max_sequences, 1))
+
+    def wanted(self, options: Any) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        return of_embedder(self.spec, self.outputs, options)
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """See `core.models.Embedder.encode_texts`."""
+        return [Tokens(np.frombuffer(text.encode(), np.uint8).astype(np.int32)) for text in texts]
+
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
+        rows = {"dense": self._rows[: len(batch)]}
+        return lambda: rows
+
+
+def main() -> int:
+    """Serve the queue `embed` until SIGTERM; returns the exit code."""
+    logs.set_up()
+    settings = read_settings(models={ALIAS: "/nowhere"})
+    use_batches(tasks.app)
+    restrict(tasks.config.wire["max_bytes_per_job"])
+    worker_ready.connect(_tell_threads)
+    with Engine({ALIAS: Costless(settings.max_batch_sequences)}, settings) as engine:
+        Registry(tasks.app.backend.client).announce(worker.served(engine))
+        return worker.serve(engine, settings)
+
+
+def _tell_threads(**_: Any) -> None:
+    for thread in threading.enumerate():
+        fields = {"action": "thread", "id": thread.native_id, "name_of": thread.name.replace(" ", "_")}
+        logging.getLogger("workers").info("a thread", extra=fields)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
