@@ -88,7 +88,10 @@ local function read_envelope(raw, max_bytes)
   local properties = message.properties
   if type(properties) ~= 'table' then return nil, 'no properties' end
   local tag = properties.delivery_tag
-  if type(tag) ~= 'string' or tag == '' or #tag > MAX_TAG_BYTES then return nil, 'no delivery tag' end
+  -- Printable, because workers read it as text; one that cannot be read would stop each that takes it.
+  if type(tag) ~= 'string' or tag == '' or #tag > MAX_TAG_BYTES or tag:find('[^\33-\126]') then
+    return nil, 'no delivery tag'
+  end
   local info = type(properties.delivery_info) == 'table' and properties.delivery_info or {}
   local exchange = type(info.exchange) == 'string' and info.exchange or ''
   local routing_key = type(info.routing_key) == 'string' and info.routing_key or ''
