@@ -61,12 +61,18 @@ def test_what_other_languages_leave_out_is_not_missed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("id", 7), ("group", 10**400), ("retries", -1), ("retries", 2**63), ("timelimit", 5), ("timelimit", ["x", None]),
+    [("group", 10**400), ("retries", -1), ("retries", 2**63), ("timelimit", 5), ("timelimit", ["x", None]),
      ("eta", 1.5), ("ignore_result", [[]]), ("stamps", "x"), ("stamped_headers", [1])],
 )  # fmt: skip
 def test_a_header_of_another_type_is_refused(name: str, value: Any) -> None:
     with pytest.raises(Misshapen, match=f"header {name} has a type"):
         check_shape({"id": "job", name: value}, BODY, {})
+
+
+@pytest.mark.parametrize("job_id", [None, "", 7, ["job"]])
+def test_an_id_that_is_no_text_is_refused(job_id: Any) -> None:
+    with pytest.raises(Misshapen, match="header id"):
+        check_shape({"id": job_id}, BODY, {})
 
 
 @pytest.mark.parametrize("priority", [{}, "high", -1, 256, float("nan")])
@@ -76,7 +82,21 @@ def test_a_priority_that_is_no_small_number_is_refused(priority: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ["abc", 7, None, [], [[], {}], [[], {}, {}, {}], [{}, [], {}], [None] * 3, [[], {7: 1}, {}], [[], {}, "x"]]
+    "body",
+    [
+        "abc",
+        7,
+        None,
+        [],
+        [[], {}],
+        [[], {}, {}, {}],
+        [{}, [], {}],
+        [None] * 3,
+        [[], {7: 1}, {}],
+        [[], {}, "x"],
+        [[], {}, {None: 1}],
+        [[], {}, {"id": "x"}],
+    ],
 )
 def test_a_body_of_another_shape_is_refused(body: Any) -> None:
     with pytest.raises(Misshapen):
@@ -92,7 +112,7 @@ def test_what_follows_a_job_must_be_jobs(name: str, value: Any) -> None:
 
 def test_a_refusal_never_says_what_was_in_the_message() -> None:
     with pytest.raises(Misshapen) as refused:
-        check_shape({"id": ["a secret"]}, BODY, {})
+        check_shape({"id": "job", "group": ["a secret"]}, BODY, {})
     assert "secret" not in str(refused.value)
 
 

@@ -28,6 +28,8 @@ def check_shape(headers: Mapping[str, Any], body: Any, properties: Mapping[str, 
 
     `body` is decoded: arguments, keywords and what follows the job.
     """
+    if not isinstance(headers.get("id"), str) or not headers["id"]:
+        raise Misshapen("the message's header id is no text, so that nobody could be answered")
     _check_fields("header", headers, _HEADERS)
     _check_fields("property", properties, _PROPERTIES)
     if not isinstance(body, list | tuple) or len(body) != 3:
@@ -35,8 +37,8 @@ def check_shape(headers: Mapping[str, Any], body: Any, properties: Mapping[str, 
     args, kwargs, follows = body
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict) or not all(map(_is_text, kwargs)):
         raise Misshapen("the message's arguments are no list, or its keywords no map")
-    if not _is_map_or_none(follows):
-        raise Misshapen("what follows the job is no map")
+    if not _is_map_or_none(follows) or not _FOLLOWS.keys() >= (follows or {}).keys():
+        raise Misshapen("the message's third part is no map of what follows the job")
     _check_fields("field", follows or {}, _FOLLOWS)
 
 
@@ -93,7 +95,6 @@ def _is_signature(value: Any) -> bool:
 
 
 _HEADERS: dict[str, Check] = {
-    "id": _is_text,
     "root_id": _is_text,
     "parent_id": _is_text,
     "group": _is_text,

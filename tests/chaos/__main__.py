@@ -1,0 +1,75 @@
+"""`python -m tests.chaos [storm] [fuzz] [poison]`: real workers, a real server, and everything done to them that may happen.
+
+    storm    workers, connections and the server are killed, stopped and frozen under load
+    fuzz     messages that are no jobs among good ones
+    poison   jobs that kill every worker that computes them, among others
+
+Without a name all three. Ends with code 1 if a promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+#: Whoever reads a failure can run it again.
+_DEFAULT_SEED = 1
+
+_RUNS = ["storm", "fuzz", "poison"]
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is asked for; returns the exit code."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    what = given.what or _RUNS
+    if unknown := set(what) - set(_RUNS):
+        parser.error(f"no such run: {', '.join(sorted(unknown))}")
+    # Before anything of ours is imported: somebody's own settings must not change what is tested.
+    for name in [name for name in os.environ if name.startswith(("EMBEDQ_", "CHAOS_"))] + ["REDIS_URL"]:
+        os.environ.pop(name, None)
+    os.environ["EMBEDQ_CONFIG"] = ""
+
+    from tests.bench.report import show, write
+    from tests.chaos import fuzz, poison, storm
+
+    begun_s = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{time.monotonic() - begun_s:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    say(f"seed {given.seed}")
+    figures = []
+    if "storm" in what:
+        size = storm.QUICK if given.quick else storm.Size()
+        figures += storm.run(size, given.seed, say, given.appendfsync)
+    if "fuzz" in what:
+        num_bad = given.messages or (fuzz.QUICK if given.quick else fuzz.FULL)
+        figures += fuzz.run(num_bad, given.seed, say)
+    if "poison" in what:
+        figures += poison.run(poison.QUICK if given.quick else poison.FULL, given.seed, say)
+    show(f"chaos, seed {given.seed}, {time.monotonic() - begun_s:.0f} s", figures)
+    if given.json:
+        write(given.json, {"seed": given.seed, "quick": given.quick, "what": what}, figures)
+    return int(any(figure.is_met is False for figure in figures))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("what", nargs="*", metavar="|".join(_RUNS), help="default: all")
+    add("--quick", action="store_true", help="few of everything: what the test suite runs")
+    add("--seed", type=int, default=_DEFAULT_SEED, help="of all that is random (default: %(default)s)")
+    add("--messages", type=int, metavar="N", help="fuzzed messages (default: 10,000)")
+    add("--appendfsync", choices=["always", "everysec", "no"], default="always", help="of the server that is killed")
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
