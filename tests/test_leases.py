@@ -6,12 +6,10 @@ import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import redis
 
-from tests.chaos.proxy import Proxy
 from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 from workers.leases import LeaseRenewal, renew
 from workers.transport import Channel
@@ -211,22 +209,6 @@ def test_what_could_not_be_given_back_is_by_the_next_connection(
         ids["3"].ack()
         successor.run_until(lambda: not in_flight(client))
         assert waiting(client, "a") == [0, 1, 2]
-
-
-def test_one_timeout_is_enough_to_leave_every_dead_connection(url: str, client: redis.Redis) -> None:
-    port = urlsplit(url).port
-    assert port
-    with Proxy(port) as proxy:
-        worker = Consuming(url.replace(str(port), str(proxy.port)), ["a"], socket_timeout=0.5)
-        pool = worker.channel.pool
-        for connection in [pool.get_connection() for _ in range(3)]:
-            pool.release(connection)
-        proxy.freeze()
-        with pytest.raises(redis.TimeoutError):
-            worker.channel.leases.renew(["a tag"])
-        assert worker.channel.leases.renew(["a tag"]) == ["a tag"]  # held by nobody: the server was asked
-        proxy.thaw()
-        worker.abandon()
 
 
 def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url: str, client: redis.Redis) -> None:

@@ -96,12 +96,7 @@ class Leases:
         return bool(self._run("bury", self._channel.max_dead_letters, tag, reason, detail))
 
     def _run(self, *arguments: Any) -> Any:
-        try:
-            return self._script(keys=self.keys, args=arguments, client=self.client)
-        except (redis.ConnectionError, redis.TimeoutError):
-            # What cut this connection off has cut off the idle ones as well; each would cost a timeout to find out.
-            self._channel.pool.disconnect(inuse_connections=False)
-            raise
+        return self._script(keys=self.keys, args=arguments, client=self.client)
 
 
 class LeaseRenewal(bootsteps.StartStopStep):

@@ -28,6 +28,9 @@ _STOPPED_FIRST = 0.2
 #: Workers that must serve for one to be killed: those that are left have room for its jobs.
 _MIN_SERVING = 3
 
+#: Workers stopped at a time: with more, those that must serve would never be.
+_MAX_STOPPED = 2
+
 #: Seconds within which jobs of a lost worker must be elsewhere: one and a half leases, and the time between two looks for leases that have run out.
 REDELIVERY_S = 1.5 * LEASE_S + LEASE_S / 4
 
@@ -37,9 +40,10 @@ _PATIENCE_S = 20.0
 #: What a worker notes within this time of being lost, it did before.
 _LAST_MOMENT_S = 0.5
 
-#: Longest that a worker may take to find out that its connections are dead: the sum of the socket's
-#: timeout and of the interval of health checks in celeryconfig.py, and some more.
-RECOVERY_S = 30.0
+#: Longest that a worker may take to find out that its connections are dead. It meets them one after
+#: another, to send events, acknowledgements and questions, and each takes the socket's timeout of 15 s.
+#: Its jobs are elsewhere long before.
+RECOVERY_S = 60.0
 
 
 @dataclass
@@ -75,7 +79,7 @@ class Attacks:
             time.sleep(self._random.uniform(0, _MAX_PAUSE_S))  # any moment may be the one
             self._kill_stopped(time.monotonic())
             pid = self._random.choice(self._fleet.wait_until_serving(_MIN_SERVING))
-            if self._random.random() < _STOPPED_FIRST:
+            if self._random.random() < _STOPPED_FIRST and len(self._stopped) < _MAX_STOPPED:
                 self._lose(pid, signal.SIGSTOP)
                 self._stopped[pid] = time.monotonic() + self._random.uniform(0, REDELIVERY_S)
                 self.num_stopped_first += 1
@@ -144,7 +148,7 @@ class Attacks:
                     # A question that was on its way is answered within that second.
                     return [taken_s for taken_s in held_by(client, worker).values() if taken_s > when_s + 1]
 
-                self.recovered_s.append(min(_wait_until(taken_since, 3 * RECOVERY_S)) - when_s)
+                self.recovered_s.append(min(_wait_until(taken_since, 2 * RECOVERY_S)) - when_s)
 
     def _lose(self, pid: int, number: signal.Signals) -> Loss:
         worker = self._fleet.serving[pid]
