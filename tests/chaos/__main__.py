@@ -10,47 +10,39 @@ Without a name all three. Ends with code 1 if a promise was broken.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import sys
 import time
 from pathlib import Path
 
+from tests.chaos.runs import RUNS, make
+
 #: Whoever reads a failure can run it again.
 _DEFAULT_SEED = 1
-
-_RUNS = ["storm", "fuzz", "poison"]
 
 
 def main(arguments: list[str]) -> int:
     """Run what is asked for; returns the exit code."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    what = given.what or _RUNS
-    if unknown := set(what) - set(_RUNS):
+    what = given.what or RUNS
+    if unknown := set(what) - set(RUNS):
         parser.error(f"no such run: {', '.join(sorted(unknown))}")
     # Before anything of ours is imported: somebody's own settings must not change what is tested.
     for name in [name for name in os.environ if name.startswith(("EMBEDQ_", "CHAOS_"))] + ["REDIS_URL"]:
         os.environ.pop(name, None)
     os.environ["EMBEDQ_CONFIG"] = ""
 
-    from tests.bench.report import show, write
-    from tests.chaos import fuzz, poison, storm
+    from tests.bench.report import Figure, show, write
 
     begun_s = time.monotonic()
-
-    def say(what: str) -> None:
-        print(f"{time.monotonic() - begun_s:6.1f} s  {what}", file=sys.stderr, flush=True)
-
-    say(f"seed {given.seed}")
-    figures = []
-    if "storm" in what:
-        size = storm.QUICK if given.quick else storm.Size()
-        figures += storm.run(size, given.seed, say, given.appendfsync)
-    if "fuzz" in what:
-        num_bad = given.messages or (fuzz.QUICK if given.quick else fuzz.FULL)
-        figures += fuzz.run(num_bad, given.seed, say)
-    if "poison" in what:
-        figures += poison.run(poison.QUICK if given.quick else poison.FULL, given.seed, say)
+    print(f"seed {given.seed}", file=sys.stderr, flush=True)
+    figures: list[Figure] = []
+    for name in what:
+        # A process for each: what a producer remembers of its server is not for another one.
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            figures += process.apply(make, (name, given.seed, given.quick, given.messages, given.appendfsync))
     show(f"chaos, seed {given.seed}, {time.monotonic() - begun_s:.0f} s", figures)
     if given.json:
         write(given.json, {"seed": given.seed, "quick": given.quick, "what": what}, figures)
@@ -62,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("what", nargs="*", metavar="|".join(_RUNS), help="default: all")
+    add("what", nargs="*", metavar="|".join(RUNS), help="default: all")
     add("--quick", action="store_true", help="few of everything: what the test suite runs")
     add("--seed", type=int, default=_DEFAULT_SEED, help="of all that is random (default: %(default)s)")
     add("--messages", type=int, metavar="N", help="fuzzed messages (default: 10,000)")

@@ -27,7 +27,7 @@ from tests.consuming import dead_letters
 from tests.own_server import OwnServer
 
 #: Bad messages of a run.
-FULL, QUICK = 10_000, 500
+FULL, QUICK = 10_000, 400
 
 #: Where they are put: lists that workers take from.
 _LISTS = ("embed", "embed", "embed:9", "rerank", "embed.light")

@@ -27,7 +27,7 @@ from tests.consuming import dead_letters
 from tests.own_server import OwnServer
 
 #: Jobs among them that die, and those that do not.
-FULL, QUICK = (5, 500), (2, 100)
+FULL, QUICK = (5, 500), (1, 60)
 
 #: Seconds until all are answered: some leases for each deadly job.
 _PATIENCE_S = 90.0

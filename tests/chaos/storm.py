@@ -60,7 +60,7 @@ class Size:
     num_server_kills: int = 20
     num_cuts: int = 40
     num_freezes: int = 5
-    num_frozen_for_good: int = 2
+    num_frozen_for_good: int = 1
 
 
 QUICK = Size(num_kills=12, num_hung=1, num_server_kills=2, num_cuts=4, num_freezes=1, num_frozen_for_good=0)
