@@ -16,10 +16,11 @@ from workers.embedded import _free_port, find_program
 class OwnServer:
     """Valkey with the append-only file on; a context manager."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **options: str) -> None:
+        """`options` are the server's own."""
         self.port = _free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._directory = directory
+        self._directory, self._options = directory, options
         self.client = redis.Redis.from_url(self.url)
         self.start()
 
@@ -33,7 +34,7 @@ class OwnServer:
     def start(self) -> None:
         """Start it, with what its append-only file holds."""
         options = {"port": self.port, "dir": self._directory, "bind": "127.0.0.1", "appendonly": "yes", "save": ""}
-        arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        arguments = [part for name, value in (options | self._options).items() for part in (f"--{name}", str(value))]
         self._running = Running([find_program(), *arguments])
         self._running.wait_for("Ready to accept connections")
 

@@ -18,6 +18,7 @@ from kombu import compression
 
 import tasks
 from core.errors import InvalidInput, JobTooLarge
+from tests.consuming import dead_letters
 from tests.test_transport import wait_until
 from workers import decompression
 from workers.decompression import inflate_gzip, inflate_zstd, restrict
@@ -141,3 +142,12 @@ def test_the_worker_answers_what_it_refuses_and_goes_on(server: str) -> None:
                 job.get(timeout=30)
         # Acknowledged after the result is stored; other tests' jobs may be in flight.
         wait_until(lambda: not any(client.hexists("unacked", job.id) for job in bombs + odd))
+
+
+@pytest.mark.usefixtures("worker")
+def test_what_names_no_job_becomes_a_dead_letter(server: str) -> None:
+    with redis.Redis.from_url(server) as client:
+        tags = [put(client, TEXTS, id=job_id).id for job_id in ({"x": None}, 7)]
+        wait_until(lambda: not client.llen("embed") and not any(client.hexists("unacked", tag) for tag in tags))
+        reasons = {letter["tag"]: letter["reason"] for letter in dead_letters(client)}
+        assert [reasons.get(tag) for tag in tags] == ["rejected"] * 2

@@ -1,8 +1,8 @@
 """Messages that cannot become jobs: their producers get a failure, and the worker goes on.
 
 Comes in: a message and why kombu or Celery could not read it. Goes out: a failure at the job's key,
-where the message names a job, then the acknowledgement. Celery logs the message instead, texts
-included, and stores nothing, so that the producer waits for ever.
+then the acknowledgement; or a dead letter, where the message names no job. Celery logs the message
+instead, texts included, and stores nothing, so that the producer waits for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from celery import bootsteps
 
 from core.errors import InvalidInput, ProducerError, ServerUnavailable
+from workers.shape import Misshapen
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,14 @@ def refuse(consumer: Any, message: Any, error: Exception) -> None:
         except ServerUnavailable:
             log.exception("a refusal cannot be stored", extra={"action": "refusal_waits", "job": job_id})
             return
-    message.ack_log_error(log, consumer.connection_errors)
+    # Of a message that names no job nobody would ever hear: it is kept as a dead letter.
+    settle = message.ack_log_error if job_id else message.reject_log_error
+    settle(log, consumer.connection_errors)
 
 
 def _reason(message: Any, error: Exception) -> InvalidInput:
+    if isinstance(error, Misshapen):
+        return InvalidInput(str(error))
     headers = message.headers if isinstance(message.headers, dict) else {}
     if headers.get("compression"):
         return InvalidInput("the message is compressed in a way that workers do not read; they read zstd and gzip")

@@ -1,7 +1,8 @@
-"""A job as the worker's event loop holds it: Celery's own request, with four things changed.
+"""A job as the worker's event loop holds it: Celery's own request, with five things changed.
 
-It never shows its arguments, does not decode its message a second time, gives up its place in the
-engine when it is revoked before anything of it was computed, and always returns its part of a chord.
+It is of the shape that jobs have, never shows its arguments, does not decode its message a second time,
+gives up its place in the engine when it is revoked before anything of it was computed, and always
+returns its part of a chord.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 
 from workers.acks import QoS
+from workers.shape import check_shape
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ class EngineRequest(Request):
         if not kwargs.get("decoded", True):
             # The strategy has decoded the body already, to see which protocol it is.
             kwargs |= {"body": message.payload, "decoded": True}
+        check_shape(kwargs.get("headers") or message.headers, kwargs["body"], message.properties or {})
         super().__init__(message, *args, **kwargs)
         #: About what the message takes in its list: base64 of the body, and the envelope.
         self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES

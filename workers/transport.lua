@@ -184,6 +184,26 @@ local function renew()
   return lost
 end
 
+-- ack worker tag…
+--
+-- Forgets jobs that are done. One whose lease ran out meanwhile is left to whoever holds it by now, or
+-- to its list, with its attempts: its next delivery then finds the result, and is not computed again.
+local function ack()
+  local tags = { unpack(ARGV, 3) }
+  local lines, scores = redis.call('HMGET', JOBS, unpack(tags)), redis.call('ZMSCORE', INDEX, unpack(tags))
+  local done = {}
+  for number, tag in ipairs(tags) do
+    local last = lines[number] and holder(lines[number])
+    local is_ours = not last or last.worker == ARGV[2]
+    if scores[number] and is_ours then done[#done + 1] = tag end
+  end
+  if #done > 0 then
+    redis.call('ZREM', INDEX, unpack(done))
+    redis.call('HDEL', UNACKED, unpack(done))
+    redis.call('HDEL', JOBS, unpack(done))
+  end
+end
+
 -- give_back worker tag… (latest taken first) -> the tags in flight that were not taken by "fetch"
 --
 -- Each job goes to the head of the list it came from, and its delivery does not count as an attempt.
@@ -265,4 +285,5 @@ local function bury_one()
   return 1
 end
 
-return ({ fetch = fetch, renew = renew, give_back = give_back, expire = expire, bury = bury_one })[ARGV[1]]()
+local operations = { fetch = fetch, renew = renew, ack = ack, give_back = give_back, expire = expire, bury = bury_one }
+return operations[ARGV[1]]()

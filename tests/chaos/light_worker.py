@@ -1,0 +1,132 @@
+"""Real workers over a model that costs nothing, kept running by a process that has imported everything once.
+
+`python -m tests.chaos.light_worker 5` forks five workers and another for each that dies. A fork is a
+process like any other to the kernel and to the server, but is ready in a tenth of a second, so that
+hundreds can be killed in a minute. All of a worker is real (`workers.worker.main`) except its model.
+
+What a worker does is noted outside Redis, in one file per process, so that losses and repetitions can
+be proved: see `tests/chaos/notes.py`. Settings, beside the worker's own:
+
+    CHAOS_NOTES      directory of the notes
+    CHAOS_PASS_S     seconds one pass of the model takes
+    CHAOS_PROXY_URL  how the first worker reaches the server; the others go by EMBEDQ_REDIS_URL
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+
+import core
+import tasks
+from core.engine import Engine
+from core.settings import Settings
+from tests.chaos.notes import Notes
+from tests.checkpoints import FakeModel
+from workers import worker
+
+#: The only model's name.
+ALIAS = "light"
+
+#: A text that begins like this is a fault in native code: the process is gone, without a word.
+DEADLY = "segfault"
+
+#: Seconds that workers have to finish before they are killed.
+_DRAIN_S = 20
+
+
+class LightModel(FakeModel):
+    """Answers at once or after a chosen time, notes what it computes, and dies of some texts."""
+
+    def __init__(self, notes: Notes, pass_s: float) -> None:
+        super().__init__(ALIAS)
+        self._notes, self._pass_s = notes, pass_s
+
+    def launch(self, batch: list[Any], wanted: Any) -> Any:
+        self.batches.clear()  # kept for tests that look at them; here they would only grow
+        self.steps.clear()
+        texts = [bytes(one.tokens.ids.tolist()).decode(errors="replace") for one in batch]
+        self._notes.computed(texts)
+        if any(text.startswith(DEADLY) for text in texts):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(self._pass_s)  # what an accelerator does meanwhile; no event ends it
+        return super().launch(batch, wanted)
+
+
+def serve(slot: int, environment: Mapping[str, str]) -> int:
+    """Be worker number `slot` until told to stop; returns the exit code."""
+    notes = Notes(Path(environment["CHAOS_NOTES"]), slot)
+    model = LightModel(notes, float(environment.get("CHAOS_PASS_S", "0")))
+    if slot == 0 and "CHAOS_PROXY_URL" in environment:
+        url = environment["CHAOS_PROXY_URL"]
+        tasks.app.conf.update(broker_url=url, result_backend=url)
+    os.environ["EMBEDQ_DEVICE_LABEL"] = f"slot{slot}"
+
+    def load_all(settings: Settings) -> Engine:
+        return Engine({ALIAS: model}, settings)
+
+    def note(request: Any, **_: Any) -> None:
+        notes.received(request.message.delivery_tag, request.id)
+
+    core.load_all = load_all
+    signals.task_received.connect(note)
+    return worker.main()
+
+
+def main(num_workers: int) -> None:
+    """Keep `num_workers` running until SIGTERM, then let them finish."""
+    slots: dict[int, int] = {}
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        for slot in range(num_workers):
+            slots[_fork(slot)] = slot
+        while True:
+            pid, status = os.wait()
+            slot = slots.pop(pid)
+            print(f"action=light_worker_ended pid={pid} status={os.waitstatus_to_exitcode(status)} ", flush=True)
+            slots[_fork(slot)] = slot
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _end(list(slots))
+
+
+def _fork(slot: int) -> int:
+    if pid := os.fork():
+        return pid
+    code = 70  # of a worker that ends by an exception that nobody expected
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        code = serve(slot, os.environ)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _stop(*_: object) -> None:
+    raise SystemExit(0)
+
+
+def _end(pids: list[int]) -> None:
+    def kill(*_: object) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGTERM)
+    signal.signal(signal.SIGALRM, kill)
+    signal.alarm(_DRAIN_S)
+    while pids:
+        pids.remove(os.wait()[0])
+    signal.alarm(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,28 @@
+"""The runs by name. Imports nothing of ours before one is made, so that its process knows one server only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.bench.report import Figure
+
+RUNS = ["storm", "fuzz", "poison"]
+
+
+def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendfsync: str) -> list[Figure]:
+    """Make one run, telling how far it is; returns what was counted."""
+    from tests.chaos import fuzz, poison, storm
+
+    begun_s = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"{name} {time.monotonic() - begun_s:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    if name == "storm":
+        return storm.run(storm.QUICK if is_quick else storm.Size(), seed, say, appendfsync)
+    if name == "fuzz":
+        return fuzz.run(num_messages or (fuzz.QUICK if is_quick else fuzz.FULL), seed, say)
+    return poison.run(poison.QUICK if is_quick else poison.FULL, seed, say)
