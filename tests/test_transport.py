@@ -162,7 +162,7 @@ MALFORMED = {
     "bytes that are no text": (envelope().replace(b'"lang": "py"', b'"lang": "\xff"'), "cannot be delivered: UnicodeDecodeError"),
     "a body of another shape": (envelope(body=as_body(7)), "cannot be delivered: TypeError"),
     "a body of two": (envelope(body=as_body([[1], {}])), "rejected"),
-    "no id": (without("id"), "cannot be delivered: KeyError"),
+    "no id": (without("id"), "rejected"),
     "no task": (without("task"), "rejected"),
     "no headers": (envelope() .replace(b'"headers"', b'"heads"'), "rejected"),
     "an unknown task": (envelope(headers={"task": "nobody's"}), "rejected"),
