@@ -22,7 +22,7 @@ from core.engine import Engine
 from core.errors import EmbedqError, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import control, logs, transport
+from workers import beats, control, heartbeat, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
@@ -49,12 +49,13 @@ _SERVER_TIMEOUT_S = 60.0
 _INFLATED_PER_JOB = 2
 
 #: Variables that are neither settings of a worker nor of the wire.
-_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
+_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", beats.VARIABLE}
 
 
 def main() -> int:
     """Run one worker until it is told to stop; returns the exit code."""
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    heartbeat.start()
     try:
         settings = read_settings()
         use_batches(tasks.app)
