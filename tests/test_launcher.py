@@ -127,20 +127,28 @@ def test_replacing_brings_a_new_model_and_capacity_is_never_zero(tiny: dict[str,
         after = send(["a text"]).get(timeout=TIMEOUT_S).dense
         assert abs(after - before).max() > 0.01
 
-        config(file, tmp_path)  # no model there: the worker that runs stays
-        running.process.send_signal(signal.SIGHUP)
-        running.wait_for("action=replace_failed")
-        assert list(workers_of(running)) == ["cpu0-2"]
-        assert (send(["a text"]).get(timeout=TIMEOUT_S).dense == after).all()
 
+def test_a_successor_that_cannot_start_changes_nothing_and_a_worker_that_never_can_ends_the_launcher(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "embedq.toml"
+    config(file, TINY)
+    del tiny["EMBEDQ_MODELS"]
+    with start_workers(tiny | {"EMBEDQ_CONFIG": str(file)}, "--cpu-workers", "1") as running:
+        first = workers_of(running)
         file.write_text("not a setting", encoding="utf-8")
         running.process.send_signal(signal.SIGHUP)
-        assert "cannot be read as TOML" in running.wait_for("action=replace_failed", count=2)[1]
+        assert "cannot be read as TOML" in running.wait_for("action=replace_failed")[0]
 
-        config(file, tmp_path)  # and one that cannot be started again ends it all, in the end
-        os.kill(workers_of(running)["cpu0-2"], signal.SIGKILL)
+        config(file, tmp_path)  # no model there
+        running.process.send_signal(signal.SIGHUP)
+        assert "the workers stay as they are" in running.wait_for("action=replace_failed", count=2)[1]
+        assert workers_of(running) == first
+        assert answered([send(["still served"])], 1) == 1
+
+        os.kill(first["cpu0"], signal.SIGKILL)
         assert running.wait() == 1
-        assert running.output.count("action=worker_started") == 6
+        assert running.output.count("action=cannot_start") == 1 + 3
         assert "action=launch_failed" in running.output
 
 
@@ -182,6 +190,13 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
         running.wait_for("action=worker_ended", count=2)
         assert list(workers_of(running)) == ["cpu0-2"]
         assert answered([send(["still served"])], 1) == 1
+        (own,) = tasks.app.control.broadcast(
+            "embedq_status", destination=[f"tiny.cpu0-2@{HOST}"], reply=True, limit=1, timeout=TIMEOUT_S
+        )
+        assert own[f"tiny.cpu0-2@{HOST}"]["workers"][0]["state"] == "ready"
+
+        os.kill(workers_of(running)["cpu0-2"], signal.SIGSTOP)
+        assert running.stop() == 0, "a worker that cannot drain outlives the bound"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +205,6 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
         (["drain", "nobody@nowhere"], "nobody named 'nobody@nowhere' answers"),
         (["drain"], "drain needs the name of a worker"),
         (["scale", "many"], "scale needs a number of workers, or auto; given 'many'"),
-        (["scale", "1", "--launcher", "launcher.x@y"], "nobody named 'launcher.x@y' answers"),
         (["--model", "x=/x", "--cpu-workers", "1", "--max", "2"], "up to 2 workers were asked for and 1 fit"),
         (["--model", "x=/x", "--cpu-workers", "1", "--min", "2"], "a least of 2 and a most of 1"),
         (["--model", "x=/x", "--cpu-workers", "1", "--per-device", "0"], "--per-device must be at least 1, given 0"),

@@ -1,4 +1,4 @@
-"""One launcher per device: a file per device, locked as long as the launcher or one of its workers lives.
+"""One launcher per device: a file per device or core, locked as long as the launcher or one of its workers lives.
 
 The lock goes with an open file that every worker on the device is born with. So the kernel lets go of it with the
 last process of the two, however they end, and after `kill -9` of a launcher its draining workers still keep the next
@@ -14,9 +14,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from core.devices import VISIBILITY, Device
 from core.errors import OperatorError
 from tasks import config
 
@@ -27,14 +28,13 @@ _POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def locked(labels: list[str], drain_timeout_s: float) -> Iterator[dict[str, int]]:
-    """Lock the devices of these labels; gives the file descriptor of each, for their workers to be born with.
+def locked(devices: Sequence[Device], drain_timeout_s: float) -> Iterator[dict[str, list[int]]]:
+    """Lock `devices`; gives, by label, the file descriptors that the workers on each are to be born with.
 
     OperatorError names the process that holds one of them. Of a launcher that is dead, the workers are waited for,
     and those that have not drained in `drain_timeout_s` are killed.
     """
     with contextlib.ExitStack() as stack:
-        descriptors: dict[str, int] = {}
         directory = config.data_dir() / "devices"
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,16 +43,27 @@ def locked(labels: list[str], drain_timeout_s: float) -> Iterator[dict[str, int]
                 "devices are not locked: another launcher could start workers on them, too",
                 extra={"action": "devices_not_locked", "directory": str(directory), "reason": error.strerror},
             )
-            yield descriptors
+            yield {}
             return
-        for label in labels:
-            descriptor = os.open(directory / label, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, descriptor)
-            _lock(label, directory / label, descriptor, drain_timeout_s)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            descriptors[label] = descriptor
+        descriptors: dict[str, list[int]] = {}
+        for device in devices:
+            for name in file_names(device):
+                descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, descriptor)
+                _lock(device.label, directory / name, descriptor, drain_timeout_s)
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                descriptors.setdefault(device.label, []).append(descriptor)
         yield descriptors
+
+
+def file_names(device: Device) -> list[str]:
+    """What `device` is called on this machine, whichever part of it this process sees: an accelerator, or some cores."""
+    if device.cores:
+        return [f"core{core}" for core in device.cores]
+    variable = VISIBILITY[device.kind]
+    visible = device.environment()[variable] if variable else str(device.index)
+    return [f"{device.kind}{visible}".replace("/", "-")]  # a name given by the user, such as MIG-GPU-…/1/0
 
 
 def _lock(label: str, path: Path, descriptor: int, drain_timeout_s: float) -> None:

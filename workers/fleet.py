@@ -33,7 +33,7 @@ class Fleet:
         devices: Sequence[Device],
         per_device: int,
         environment: dict[str, str],
-        locks: Mapping[str, int],
+        locks: Mapping[str, Sequence[int]],
         tell: Tell,
         patience: Patience,
         drain_timeout_s: float,
@@ -163,8 +163,7 @@ class Fleet:
                 finish(child.process, max(0.1, deadline_s - time.monotonic()))
 
     def _start(self, child: Child, now_s: float) -> None:
-        lock = self._locks.get(child.device.label)
-        child.start(now_s, self._environment, [] if lock is None else [lock], self._tell)
+        child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._tell)
         assert child.process
         log.info("worker started", extra={"action": "worker_started", "device": child.label, "pid": child.process.pid})
 

@@ -92,9 +92,8 @@ class Launcher:
 
     def run(self) -> int:
         """Run all until SIGTERM or SIGINT, then drain. Returns the exit code."""
-        labels = [device.label for device in self.plan.devices]
         with contextlib.ExitStack() as stack:
-            locks = stack.enter_context(locked(labels, self.settings.drain_timeout_s))
+            locks = stack.enter_context(locked(self.plan.devices, self.settings.drain_timeout_s))
             self._listen_to_signals()
             self._screen = stack.enter_context(screen.fitting())
             self._build(locks)
@@ -108,7 +107,7 @@ class Launcher:
                 self._fleet.drain_all()
                 log.info("all workers have ended", extra={"action": "launcher_stopped"})
 
-    def _build(self, locks: dict[str, int]) -> None:
+    def _build(self, locks: dict[str, list[int]]) -> None:
         plan, settings = self.plan, self.settings
         tell = Tell(self._events.put, self._beat, self._ended, self._screen)
         patience = Patience(max(_MIN_SILENT_S, tasks.config.wire["lease_s"]), settings.hang_timeout_s)

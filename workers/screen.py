@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import IO, Any
 
@@ -122,7 +123,8 @@ class Live(Lines):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with suppress(OSError):  # the terminal was closed, here and below; what it would show is lost, no more
+            self._live.stop()
         _log_to(sys.stderr)
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
@@ -131,14 +133,15 @@ class Live(Lines):
 
     def show(self, rows: Sequence[Mapping[str, Any]], caption: str, after_s: float) -> None:
         """Draw the table anew."""
-        self._live.update(table(rows, caption), refresh=True)
+        with suppress(OSError):
+            self._live.update(table(rows, caption), refresh=True)
 
     def _print(self, output: IO[bytes]) -> None:
         with output:
             for line in output:
-                self._live.console.print(
-                    line.decode(errors="replace").rstrip("\n"), markup=False, highlight=False, soft_wrap=True
-                )
+                text = line.decode(errors="replace").rstrip("\n")
+                with suppress(OSError):
+                    self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def fitting() -> Lines:
