@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,12 +65,3 @@ def in_flight(server: str, alias: str) -> list[str]:
     """Messages of a model that are still held by somebody."""
     with redis.Redis.from_url(server) as client:
         return [tag.decode() for tag, value in client.hgetall("unacked").items() if f"embed.{alias}".encode() in value]
-
-
-def is_gone(pid: int) -> bool:
-    """Whether there is no such process, not even a zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False

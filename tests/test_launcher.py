@@ -176,7 +176,7 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
         assert f"launcher.tiny@{HOST}: 0 jobs in the queues" in shown
 
         assert main(["drain", f"tiny.cpu0@{HOST}"]) == 0
-        running.wait_for("action=worker_ended")
+        assert field(running.wait_for("action=worker_ended")[0], "code") == "0"
         assert list(workers_of(running)) == ["cpu0-2"]
 
         launcher = ("--launcher", f"launcher.tiny@{HOST}")

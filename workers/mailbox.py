@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import redis
+from celery import Celery
 from kombu.exceptions import OperationalError
 
 import tasks
@@ -43,9 +44,10 @@ _BROKEN = (redis.RedisError, OperationalError, OSError)
 class Mailbox(threading.Thread):
     """Answers commands until closed; each `handler` runs on this thread."""
 
-    def __init__(self, name: str, handlers: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, name: str, handlers: Mapping[str, Callable[..., Any]], app: Celery = tasks.app) -> None:
         super().__init__(name="mailbox", daemon=True)
-        self._node = tasks.app.control.mailbox.Node(
+        self._app = app
+        self._node = app.control.mailbox.Node(
             name, handlers={command: _without_state(handler) for command, handler in handlers.items()}
         )
         self._is_over = threading.Event()
@@ -57,7 +59,7 @@ class Mailbox(threading.Thread):
     def run(self) -> None:
         while not self._is_over.is_set():
             try:
-                with tasks.app.connection_for_read() as connection:
+                with self._app.connection_for_read() as connection:
                     self._node.channel = connection.channel()
                     self._node.listen(callback=self._receive)
                     while not self._is_over.is_set():
