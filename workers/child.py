@@ -72,8 +72,8 @@ class Child:
         """Its name as a worker, or what there is of it before it is ready."""
         return self.beat.worker or self.label
 
-    def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], tell: Tell) -> None:
-        """Start its process; must be called on the main thread, see `spawn`."""
+    def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], tell: Tell) -> int:
+        """Start its process and return its id; must be called on the main thread, see `spawn`."""
         reading, writing = os.pipe()
         environment = environment | self.device.environment()
         environment |= {
@@ -93,6 +93,7 @@ class Child:
         self.started_s, self.due_s = now_s, None
         arguments = (self.process, reading, tell)
         threading.Thread(target=self._follow, args=arguments, name=f"follow-{self.label}", daemon=True).start()
+        return self.process.pid
 
     def retry(self, now_s: float) -> float:
         """Note when it is to be started again; returns in how many seconds."""

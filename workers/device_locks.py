@@ -121,8 +121,14 @@ def _is_there(pid: int, path: Path) -> bool:
 def holders(path: Path) -> set[int]:
     """Ids of the other processes that have the file open (Linux; empty elsewhere)."""
     found = set()
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
-            if entry.samefile(path):
-                found.add(int(entry.parts[2]))
+            if any(_is_same(entry, path) for entry in (process / "fd").iterdir()):
+                found.add(int(process.name))
     return found - {os.getpid()}
+
+
+def _is_same(entry: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        return entry.samefile(path)
+    return False

@@ -163,9 +163,14 @@ class Fleet:
                 finish(child.process, max(0.1, deadline_s - time.monotonic()))
 
     def _start(self, child: Child, now_s: float) -> None:
-        child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._tell)
-        assert child.process
-        log.info("worker started", extra={"action": "worker_started", "device": child.label, "pid": child.process.pid})
+        told: dict[str, object] = {"device": child.label}
+        try:
+            pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._tell)
+        except OSError as error:  # too many processes, or no memory for one: later there may be
+            told |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}
+            log.error("a worker's process cannot be started: %s", error.strerror, extra=told)
+            return
+        log.info("worker started", extra={"action": "worker_started", **told, "pid": pid})
 
     def _free_device(self) -> Device | None:
         """The device with the fewest workers, the first of those; None if all are full."""

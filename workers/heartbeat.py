@@ -6,6 +6,7 @@ a launcher it only keeps the last beat, for remote control.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -17,6 +18,8 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from workers.beats import DRAINING, INTERVAL_S, LOADING, READY, VARIABLE, Beat, Rates
+
+log = logging.getLogger(__name__)
 
 
 class Heart:
@@ -49,7 +52,10 @@ class Heart:
     def _run(self) -> None:
         while True:
             self._is_news.clear()
-            self.last = self._beat()
+            try:
+                self.last = self._beat()
+            except Exception:  # of a broken device's driver, say; a worker whose heart stops would be killed for it
+                log.exception("the state of this worker cannot be told", extra={"action": "heartbeat_failed"})
             if self._descriptor is not None:
                 try:
                     os.write(self._descriptor, self.last.line())

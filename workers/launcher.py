@@ -198,6 +198,8 @@ class Launcher:
                 answer.set_result(handler(**arguments))
             except InvalidInput as error:
                 answer.set_result({"error": str(error)})
+            except Exception as error:  # arguments come from anywhere, and must not end the launcher
+                answer.set_exception(error)
 
         self._events.put(run)
         return answer.result(_ANSWER_S)
@@ -212,8 +214,8 @@ class Launcher:
                 raise InvalidInput("this launcher was started without --min and --max")
             self._autoscaler.is_on = True
             return {"ok": "the backlog decides"}
-        if not 0 <= number <= self.num_places:
-            raise InvalidInput(f"{number} workers were asked for; from 0 to {self.num_places} fit")
+        if not isinstance(number, int) or not 0 <= number <= self.num_places:
+            raise InvalidInput(f"{number!r:.40} workers were asked for; from 0 to {self.num_places} fit")
         self._autoscaler.is_on = False
         present = len(self._fleet.staying)
         self._fleet.wanted = number
