@@ -25,6 +25,9 @@ _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _STEADY_S = 300.0
 
+#: What runs on a device.
+COMMAND = (sys.executable, "-m", "workers.worker")
+
 #: What is to be done on the main thread.
 Event = Callable[[], None]
 
@@ -81,11 +84,13 @@ class Child:
             "EMBEDQ_DEVICE_LABEL": self.label,
             VARIABLE: str(writing),
         }
-        command = [sys.executable, "-m", "workers.worker"]
         try:
             self.process = spawn(
-                command, environment, self.device.cores, pass_fds=(writing, *locks), **tell.screen.popen
+                COMMAND, environment, self.device.cores, pass_fds=(writing, *locks), **tell.screen.popen
             )
+        except OSError:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
         tell.screen.follow(self.process)
