@@ -46,6 +46,12 @@ def test_a_speed_follows_what_is_measured_lately() -> None:
     assert made.speed == pytest.approx(10)
 
 
+def test_an_idle_worker_keeps_no_more_with_time() -> None:
+    made = rates((0, 0, 0, 0), *((now, 5, 1, 500) for now in range(1, 1000)))
+    assert len(made._busy) == 2
+    assert len(made._lately) == 11
+
+
 def test_too_little_work_tells_no_speed() -> None:
     assert rates((0, 0, 0, 0)).speed == 0
     assert rates((0, 0, 0, 0), (1, 0.1, 1, 5)).speed == 0

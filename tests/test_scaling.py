@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -104,6 +105,24 @@ def test_a_worker_that_loads_counts_for_what_it_will_do() -> None:
     assert decide(POLICY, seen(1, 60), waited, 100).num_workers == 6
     assert decide(POLICY, seen(1, 60, loading_s=(1,) * 5), waited, 100).num_workers == 6
     assert decide(POLICY, seen(1, 600, loading_s=(1,) * 5), waited, 100).num_workers == 8
+
+
+def test_work_left_is_what_ready_and_loading_workers_do_not_do() -> None:
+    assert work_left_s(seen(1, 100, load_s=10, loading_s=(4, 20)), 10) == 100 - 10 - 4 - 10
+    assert work_left_s(seen(2, 15), 10) == 0
+
+
+def test_one_leaves_only_once_the_others_would_have_half_of_the_backlog_that_is_allowed() -> None:
+    waited = Since(down_s=0)
+    assert decide(POLICY, seen(3, 10.1), waited, 100).num_workers == 3
+    assert decide(POLICY, seen(3, 10), waited, 100).num_workers == 2
+
+
+def test_after_a_decision_the_delays_begin_anew() -> None:
+    assert decide(POLICY, seen(1, 600), Since(up_s=0), 100) == Decision(8, mock.ANY, Since())
+    assert decide(POLICY, seen(2, 0), Since(down_s=0), 100) == Decision(1, mock.ANY, Since())
+    assert decide(POLICY, seen(1, 600), Since(down_s=0), 100).since == Since(up_s=100)
+    assert decide(POLICY, seen(2, 0), Since(up_s=0), 100).since == Since(down_s=100)
 
 
 def test_a_decision_tells_its_figures() -> None:
