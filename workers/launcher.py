@@ -55,6 +55,9 @@ _LATE_S = 3 * INTERVAL_S
 #: No worker counts as silent before, however short its lease.
 _MIN_SILENT_S = 5.0
 
+#: A worker whose pass hangs notices by itself, a quarter of its limit late at most, and says why it ends: it goes first.
+_HANG_PART = 1.25
+
 #: Seconds after which whoever asked through remote control is told that the launcher does not answer.
 _ANSWER_S = 4.0
 
@@ -110,7 +113,8 @@ class Launcher:
     def _build(self, locks: dict[str, list[int]]) -> None:
         plan, settings = self.plan, self.settings
         tell = Tell(self._events.put, self._beat, self._ended, self._screen)
-        patience = Patience(max(_MIN_SILENT_S, tasks.config.wire["lease_s"]), settings.hang_timeout_s)
+        silent_s = max(_MIN_SILENT_S, tasks.config.wire["lease_s"])
+        patience = Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s)
         self._fleet = Fleet(
             plan.devices, plan.per_device, self.environment, locks, tell, patience, settings.drain_timeout_s
         )

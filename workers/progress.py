@@ -17,7 +17,7 @@ class Patience:
 
     #: Longer than any pause of a process that runs, and no shorter than a lease: other workers have its jobs by then.
     silent_s: float
-    #: The engine's own limit of one pass, and a worker ends itself when that is over.
+    #: Longer than the engine's own limit of one pass: a worker ends itself when that is over, and tells more.
     working_s: float
 
 
