@@ -56,7 +56,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
     [
         ([], "no model is configured; give --model alias=path"),
         (["--model", "x"], "a model is written alias=path; given 'x'"),
-        (["--model", "x=/nowhere", "--device", "cuda:7"], "device 'cuda:7' is not on this machine; there is"),
+        (["--model", "x=/nowhere", "--devices", "cuda:7"], "device 'cuda:7' is not on this machine; there is"),
         (["--model", "x=/nowhere", "--cpu-workers", "1000"], "1000 CPU workers were asked for; at most one per core"),
     ],
 )

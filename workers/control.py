@@ -1,17 +1,23 @@
 """What a worker answers to Celery's remote control beyond Celery's own commands.
 
 celery -A tasks inspect embedq_stats       batches, tokens, padding, time on the device
+celery -A tasks inspect embedq_status      its last heartbeat: state, jobs/s, tokens/s, what waits, memory
+celery -A tasks control shutdown           drains, as SIGTERM does
 celery -A tasks control revoke JOB_ID      as ever; a waiting job gives up its place at once
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal as signals
 from typing import Any
 
 from celery.worker import control
 from kombu import pidbox
 
+from workers.heartbeat import heart
+from workers.screen import row
 from workers.transport import BROKEN
 
 log = logging.getLogger(__name__)
@@ -40,6 +46,19 @@ def embedq_stats(state: Any) -> dict[str, Any]:
     """What this worker's engine has computed since it started."""
     stats: dict[str, Any] = state.consumer.pool.engine.stats()
     return stats
+
+
+@control.inspect_command(name="embedq_status")
+def embedq_status(state: Any) -> dict[str, Any]:
+    """How this worker is. A launcher answers the same command for all its workers."""
+    return {"workers": [row(heart.last)]}
+
+
+@control.control_command(name="shutdown")
+def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, str]:
+    """Drain and end, exactly as on SIGTERM. Celery's own would make its message the exit code: a crash."""
+    os.kill(os.getpid(), signals.SIGTERM)
+    return {"ok": "draining"}
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -29,6 +29,7 @@ from core.engine import Engine
 from core.errors import DeviceFailure
 from core.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from workers.answers import AnswersThread, Timer
+from workers.counts import Counts
 from workers.fetch import Room
 from workers.request import EngineRequest
 
@@ -64,6 +65,16 @@ class HeldJob:
         """Whether nothing of it is computed yet."""
         return self.job is not None and not self.job.is_over and not self.is_accepted
 
+    @property
+    def queue(self) -> str:
+        """The queue it came through."""
+        return str((self.request.delivery_info or {}).get("routing_key") or "")
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its sequences, as far as they are encoded."""
+        return sum(sequence.length for sequence in self.job.sequences) if self.job else 0
+
     def terminate(self, signal: Any = None) -> None:
         """Called by Celery for a job that is to stop. A batch under way is not interrupted, its rows are dropped."""
         if self.job:
@@ -97,6 +108,7 @@ class EnginePool(BasePool):
         self._lock = threading.Lock()
         self._is_empty = threading.Condition(self._lock)
         self._answers = AnswersThread(lambda: self.app.backend.batch())
+        self.counts = Counts()
 
     def room(self) -> Room:
         """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
@@ -104,6 +116,7 @@ class EnginePool(BasePool):
         A worker whose bulk window is full still takes interactive jobs.
         """
         engine = self.engine
+        self.counts.num_turns += 1
         max_jobs = engine.settings.max_jobs - len(state.requests)
         tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
         if max_jobs <= 0 or tokens[False] <= 0 or not self.active:
@@ -112,6 +125,11 @@ class EnginePool(BasePool):
         max_tokens = min(tokens.values()) if takes_bulk else tokens[False]
         max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
         return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
+
+    @property
+    def num_held(self) -> int:
+        """Jobs taken and not answered yet."""
+        return len(self._held)
 
     def running(self) -> list[str]:
         """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
@@ -122,6 +140,7 @@ class EnginePool(BasePool):
         held = HeldJob(target, args, options)
         with self._lock:
             self._held.add(held)
+            self.counts.holds(True)
         if isinstance(held.request, EngineRequest):
             self._submit(held)
         else:
@@ -226,6 +245,7 @@ class EnginePool(BasePool):
         else:
             done = partial(held.on_success, outcome)
         self._answers.after(done, partial(held.request.reject, requeue=True))
+        self.counts.answered(held.queue, held.num_tokens)
         self._forget(held)
 
     def _soft_timeout(self, held: HeldJob) -> None:
@@ -262,5 +282,6 @@ class EnginePool(BasePool):
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         with self._lock:
             self._held.discard(held)
+            self.counts.holds(bool(self._held))
             if not self._held:
                 self._is_empty.notify_all()

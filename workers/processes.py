@@ -43,6 +43,11 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
     """Ask with SIGTERM, wait, and kill what has not ended by then. Returns the exit code."""
     if process.poll() is None:
         process.terminate()
+    return finish(process, timeout_s)
+
+
+def finish(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """Wait for what was asked to end, and kill what has not by then. Returns the exit code."""
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:

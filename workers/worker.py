@@ -26,7 +26,7 @@ from core.errors import EmbedqError, InvalidSettings, ServerUnavailable
 from core.settings import Settings, read_settings
 from tasks.backend import is_refusal
 from tasks.models import Registry, Served
-from workers import control, logs, transport
+from workers import beats, control, heartbeat, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
@@ -60,12 +60,13 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 _INFLATED_PER_JOB = 2
 
 #: Variables that are neither settings of a worker nor of the wire.
-_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL"}
+_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", beats.VARIABLE}
 
 
 def main() -> int:
     """Run one worker until it is told to stop; returns the exit code."""
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    heartbeat.start()
     try:
         settings = read_settings()
         use_batches(tasks.app)

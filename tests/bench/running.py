@@ -151,7 +151,7 @@ class Worker:
 @contextmanager
 def worker(subject: Subject, url: str, **settings: str) -> Iterator[Worker]:
     """One worker with these settings added to the subject's, ready and warm."""
-    where = ("--cpu-workers", "1") if subject.device == "cpu" else ("--device", subject.device)
+    where = ("--cpu-workers", "1") if subject.device == "cpu" else ("--devices", subject.device)
     with start_workers(subject.environment(url, **settings), *where) as running:
         name = running.wait_for("action=worker_ready")[0].partition("worker=")[2].split()[0]
         started = Worker(url, name, running.lines)

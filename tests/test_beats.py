@@ -1,0 +1,86 @@
+"""Heartbeats: what a line carries, and what rates and speeds are made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.beats import READY, Beat, Rates
+from workers.counts import Counts
+
+
+def test_a_beat_comes_out_of_its_line_as_it_went_in() -> None:
+    beat = Beat(READY, "m.cpu0@host", "m", ["embed.m"], num_jobs=3, tokens_per_job={"embed.m": 12.5}, speed=1e3)
+    assert beat.line().endswith(b"}\n")
+    assert Beat.read(beat.line()) == beat
+
+
+def rates(*counts: tuple[float, float, int, int]) -> Rates:
+    """Of (moment, seconds of work, jobs, tokens)."""
+    made = Rates()
+    for one in counts:
+        made.add(*one)
+    return made
+
+
+def test_rates_are_those_of_the_last_ten_seconds() -> None:
+    made = rates(*((now, now, 5 * now, 500 * now) for now in range(100)))
+    assert made.per_second == (5, 500)
+    for now in range(100, 120):
+        made.add(now, 99, 5 * 99, 500 * 99)
+    assert made.per_second == (0, 0)
+
+
+def test_a_speed_is_per_second_of_work_however_much_of_the_time_there_was_none() -> None:
+    made = rates(*((now, now / 10, now, 100 * now) for now in range(200)))
+    assert made.per_second[1] == pytest.approx(100)
+    assert made.speed == pytest.approx(1000)
+    for now in range(200, 400):
+        made.add(now, 19.9, 199, 19_900)
+    assert made.speed == pytest.approx(1000), "an idle worker forgets how fast it is"
+
+
+def test_a_speed_follows_what_is_measured_lately() -> None:
+    made = rates(*((now, now, 0, 1000 * now) for now in range(50)))
+    for now in range(50, 80):
+        made.add(now, now, 0, 49_000 + 10 * (now - 49))
+    assert made.speed == pytest.approx(10)
+
+
+def test_an_idle_worker_keeps_no_more_with_time() -> None:
+    made = rates((0, 0, 0, 0), *((now, 5, 1, 500) for now in range(1, 1000)))
+    assert len(made._busy) == 2
+    assert len(made._lately) == 11
+
+
+def test_too_little_work_tells_no_speed() -> None:
+    assert rates((0, 0, 0, 0)).speed == 0
+    assert rates((0, 0, 0, 0), (1, 0.1, 1, 5)).speed == 0
+    assert rates((0, 0, 0, 0)).per_second == (0, 0)
+
+
+def test_the_size_of_a_job_is_learned_per_queue_and_lately() -> None:
+    counts = Counts()
+    for _ in range(1000):
+        counts.answered("embed.m", 10)
+    for _ in range(1000):
+        counts.answered("embed.m", 1000)
+    counts.answered("rerank.m", 7)
+    counts.answered("embed.refused", 0)  # failed before it was encoded: says nothing of sizes
+    assert counts.tokens_per_job() == {"embed.m": pytest.approx(1000, rel=0.01), "rerank.m": 7}
+    assert counts.num_jobs == 2002
+    for index in range(1000):
+        counts.answered(f"made-up-{index}", 1)
+    assert len(counts.tokens_per_job()) == 200
+
+
+def test_time_counts_as_busy_while_anything_is_held() -> None:
+    counts = Counts()
+    assert counts.busy_s == 0
+    counts.holds(True)
+    first_s = counts.busy_s
+    counts.holds(True)
+    assert counts.busy_s >= first_s
+    counts.holds(False)
+    rested_s = counts.busy_s
+    counts.holds(False)
+    assert counts.busy_s == rested_s > 0

@@ -1,0 +1,115 @@
+"""A worker's heart: a thread that says each second how the worker is, to its launcher and to whoever asks.
+
+Reads counters that others write and waits for nothing, so that it beats whatever else in the process hangs. Without
+a launcher it only keeps the last beat, for remote control.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from workers.beats import DRAINING, INTERVAL_S, LOADING, READY, VARIABLE, Beat, Rates
+
+log = logging.getLogger(__name__)
+
+
+class Heart:
+    """Beats until the process ends."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self.last = Beat()
+        self._descriptor = descriptor
+        self._state = LOADING
+        self._worker = ""
+        self._queues: list[str] = []
+        self._pool: Any = None
+        self._rates = Rates()
+        self._is_news = threading.Event()
+
+    def start(self) -> None:
+        """Begin to beat, and listen for what changes the worker's state."""
+        worker_ready.connect(self._ready, weak=False)
+        worker_shutting_down.connect(self._draining, weak=False)
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+
+    def _ready(self, sender: Any = None, **_: Any) -> None:
+        self._worker, self._queues = sender.hostname, list(sender.app.amqp.queues.consume_from)
+        self._pool, self._state = sender.pool, READY
+        self._is_news.set()
+
+    def _draining(self, **_: Any) -> None:
+        self._state = DRAINING  # told with the next beat: a signal handler takes no lock
+
+    def _run(self) -> None:
+        while True:
+            self._is_news.clear()
+            try:
+                self.last = self._beat()
+            except Exception:  # of a broken device's driver, say; a worker whose heart stops would be killed for it
+                log.exception("the state of this worker cannot be told", extra={"action": "heartbeat_failed"})
+            if self._descriptor is not None:
+                try:
+                    os.write(self._descriptor, self.last.line())
+                except OSError:  # the launcher is gone, and the kernel has told this process to drain
+                    self._descriptor = None
+            self._is_news.wait(INTERVAL_S)
+
+    def _beat(self) -> Beat:
+        if self._pool is None:
+            return Beat()
+        engine, counts = self._pool.engine, self._pool.counts
+        totals = engine.backlog.totals
+        self._rates.add(time.monotonic(), counts.busy_s, counts.num_jobs, totals.num_tokens)
+        jobs_s, tokens_s = self._rates.per_second
+        return Beat(
+            state=self._state,
+            worker=self._worker,
+            model="+".join(engine.models),
+            queues=self._queues,
+            num_jobs=counts.num_jobs,
+            num_batches=totals.num_batches,
+            num_turns=counts.num_turns,
+            num_held=self._pool.num_held,
+            waiting_tokens=engine.waiting_tokens(False) + engine.waiting_tokens(True),
+            jobs_s=round(jobs_s, 2),
+            tokens_s=round(tokens_s, 1),
+            speed=round(self._rates.speed, 1),
+            tokens_per_job=counts.tokens_per_job(),
+            memory_bytes=memory_bytes({model.device for model in engine.models.values()}),
+        )
+
+
+#: The heart of this process.
+heart = Heart(None)
+
+
+def start() -> None:
+    """Let this process's heart beat, into the pipe its launcher made if it has one."""
+    given = os.environ.get(VARIABLE, "")
+    heart._descriptor = int(given) if given.isdecimal() else None
+    heart.start()
+
+
+def memory_bytes(devices: set[str]) -> int:
+    """What torch holds of the accelerators among `devices`; without any, what this process holds of the host's memory."""
+    accelerators = [device for device in devices if device != "cpu"]
+    if accelerators:
+        return sum(_reserved_bytes(device) for device in accelerators)
+    with suppress(OSError, ValueError, IndexError):  # only Linux has it
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _reserved_bytes(device: str) -> int:
+    backend = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
+    tell = getattr(backend, "memory_reserved", None)  # Apple's backend has none
+    return int(tell(device)) if tell else 0
