@@ -138,6 +138,24 @@ def test_an_acknowledged_job_is_not_renewed_into_life_again(url: str, client: re
         assert in_flight(client) == 0
 
 
+def test_renewal_outlives_a_channel_that_is_closed_meanwhile(url: str, client: redis.Redis) -> None:
+    closed = Consuming(url, ["a"], visibility_timeout=0.1)
+    consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=closed.channel))
+    step = LeaseRenewal(consumer)
+    step.start(consumer)
+    try:
+        qos = closed.channel.qos
+        closed.connection.close()
+        qos.taken["a tag"] = qos  # is still computed, and the next connection is not there yet
+        assert step._thread
+        step._thread.join(0.3)  # some renewals
+        assert step._thread.is_alive()
+    finally:
+        step.shutdown(consumer)
+        qos.taken.clear()
+        closed.hub.close()
+
+
 @pytest.mark.parametrize("is_taken_again", [False, True])
 def test_a_worker_that_comes_back_late_acknowledges_nothing_of_others(
     url: str, client: redis.Redis, is_taken_again: bool

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import redis
 
 import tasks
 from tests.events import Events
+from tests.own_server import OwnServer
 from tests.running import Running, children_of, is_alive, start_workers
 from workers import logs
 from workers.processes import spawn, stop
+from workers.worker import _with_server
 
 TIMEOUT_S = 60
 
@@ -184,3 +187,22 @@ def test_a_log_line_is_a_sentence_and_its_fields() -> None:
 )
 def test_logs_never_hold_a_password(url: str, shown: str) -> None:
     assert logs.without_password(url) == shown
+
+
+def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: Path) -> None:
+    with OwnServer(tmp_path) as server:
+        tries: list[bool] = []
+
+        def announce() -> None:
+            if not tries:
+                server.kill()
+            tries.append(True)
+            server.client.ping()
+
+        starting = threading.Thread(target=_with_server, args=(server.url, announce))
+        starting.start()
+        server._running.wait()
+        server.start()
+        starting.join(60)
+        assert not starting.is_alive()
+        assert len(tries) == 2

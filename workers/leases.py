@@ -144,7 +144,11 @@ class LeaseRenewal(bootsteps.StartStopStep):
             if was_alive and not is_alive:
                 log.error("no progress: leases are left to run out", extra={"action": "leases_withheld"})
             was_alive = is_alive
-            renew(self._channel)
+            try:
+                renew(self._channel)
+            except Exception as error:  # a channel that is closed meanwhile: the leases of the next must not run out
+                fields = {"action": "leases_failed", "error": type(error).__name__}
+                log.warning("leases not renewed", exc_info=True, extra=fields)
 
 
 def renew(channel: Any) -> int:

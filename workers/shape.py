@@ -62,7 +62,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_priority(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value <= 255
+    return isinstance(value, int | float) and 0 <= value <= 255
 
 
 def _is_map(value: Any) -> bool:

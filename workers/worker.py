@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -72,14 +73,14 @@ def main() -> int:
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
-        _wait_for_server(tasks.app.conf.broker_url)
-        transport.refuse_cluster(tasks.app.connection_for_read())
+        url = tasks.app.conf.broker_url
+        _with_server(url, lambda: transport.refuse_cluster(tasks.app.connection_for_read()))
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
             engine.on_dead = _end_at_once
             engine.warm_up()
             _log_ready(engine, settings, time.monotonic() - started_s)
-            Registry(tasks.app.backend.client).announce(served(engine))
+            _with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
             return serve(engine, settings)
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
@@ -172,6 +173,26 @@ def _warn_of_misspelt_variables() -> None:
     known = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)} | _OTHER_VARIABLES
     for name in sorted(name for name in os.environ if name.startswith("EMBEDQ_") and name not in known):
         log.warning("a variable is set that means nothing", extra={"action": "unknown_variable", "variable": name})
+
+
+def _with_server(url: str, do: Callable[[], None]) -> None:
+    """Do what needs the server, again if it goes away meanwhile. ServerUnavailable after a minute of that.
+
+    Loading takes long enough for a server to be restarted in between. An error would end this process as
+    if its model could not be loaded, for which the launcher stops all of them.
+    """
+    deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
+    while True:
+        _wait_for_server(url)
+        try:
+            return do()
+        except transport.BROKEN as error:
+            if time.monotonic() > deadline_s:
+                raise ServerUnavailable(
+                    f"the server at {logs.without_password(url)} goes away again and again: {type(error).__name__}"
+                ) from None
+            log.warning("the server went away", extra={"action": "server_away", "error": type(error).__name__})
+        time.sleep(1)
 
 
 def _wait_for_server(url: str) -> None:

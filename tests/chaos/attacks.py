@@ -31,7 +31,8 @@ _MIN_SERVING = 3
 #: Workers stopped at a time: with more, those that must serve would never be.
 _MAX_STOPPED = 2
 
-#: Seconds within which jobs of a lost worker must be elsewhere: one and a half leases, and the time between two looks for leases that have run out.
+#: Seconds within which jobs of a lost worker must be elsewhere: one and a half leases, and the time
+#: between two looks for leases that have run out.
 REDELIVERY_S = 1.5 * LEASE_S + LEASE_S / 4
 
 #: Longest wait for anything else.
@@ -70,7 +71,7 @@ class Attacks:
         self.hung_s: list[float] = []
         #: Seconds until a worker whose connections stay frozen took jobs on new ones.
         self.recovered_s: list[float] = []
-        #: Workers that were killed while they were stopped.
+        #: Stopped workers by process id, and when each is to be killed.
         self._stopped: dict[int, float] = {}
 
     def kill_workers(self, count: int, on_kill: Callable[[], None]) -> None:
@@ -120,7 +121,7 @@ class Attacks:
             with self._client() as client:
                 kind = self._random.choice(["normal", "pubsub", "one"])
                 if kind == "one":
-                    found = [one["id"] for one in client.client_list() if one["lib-name"] != "attacks"]
+                    found = [one["id"] for one in client.client_list()]
                     self.num_cut += client.client_kill_filter(_id=self._random.choice(found), skipme=True)
                 else:
                     self.num_cut += client.client_kill_filter(_type=kind, skipme=True)
@@ -171,7 +172,8 @@ class Attacks:
 def redelivery_s(losses: list[Loss], done: Done) -> tuple[list[float], int]:
     """Seconds from the loss of a worker until each of its jobs was taken again; and how many never were.
 
-    Those it had acknowledged in its last moment, after the server told us; or they are lost, which is counted elsewhere.
+    Those it had acknowledged in its last moment, after we had asked what it held; or they are lost,
+    which the results tell.
     """
     later: dict[str, list[tuple[float, int]]] = {tag: list(found) for tag, found in done.deliveries.items()}
     for loss in losses:  # a worker that was lost before it could note what it took

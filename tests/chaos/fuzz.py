@@ -7,6 +7,7 @@ under the id that it names, where its producer does. One that is a job all the s
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -131,14 +132,14 @@ def _states(client: redis.Redis, ids: list[str]) -> list[str | None]:
 
 def _endings(client: redis.Redis, bad: list[tuple[str, bytes]]) -> Counter[tuple[str, str]]:
     """How often messages of each kind ended in each way."""
-    buried = Counter(_as_kept(letter["message"].encode(errors="replace")) for letter in dead_letters(client))
+    buried = Counter(letter["message"] for letter in dead_letters(client))
     num_too_large = sum(letter["reason"].startswith("larger than") for letter in dead_letters(client))
     named = [_job_id(raw) for _, raw in bad]
     answered = dict(zip(named, _states(client, [job_id or "-" for job_id in named]), strict=True))
     ended: Counter[tuple[str, str]] = Counter()
     for (kind, raw), job_id in zip(bad, named, strict=True):
         state = answered[job_id] if job_id else None
-        kept = _as_kept(raw.decode(errors="replace").encode())
+        kept = raw.decode(errors="replace")
         if kind == "too large" and num_too_large:
             num_too_large -= 1
             ended[kind, "dead letters"] += 1
@@ -147,14 +148,12 @@ def _endings(client: redis.Redis, bad: list[tuple[str, bytes]]) -> Counter[tuple
             ended[kind, "dead letters"] += 1
         elif state:
             ended[kind, "answered" if state == states.SUCCESS else "failures"] += 1
+        elif _wants_no_answer(raw):
+            ended[kind, "done"] += 1
         else:
             ended[kind, "vanished"] += 1
-            print("VANISHED", kind, raw[:1500])
+            print(f"vanished: {kind}: {raw[:2000]!r}", file=sys.stderr)
     return ended
-
-
-def _as_kept(raw: bytes) -> bytes:
-    return raw
 
 
 def _job_id(raw: bytes) -> str | None:
@@ -164,6 +163,14 @@ def _job_id(raw: bytes) -> str | None:
         return job_id if isinstance(job_id, str) and job_id.encode() else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _wants_no_answer(raw: bytes) -> bool:
+    """A job whose result is to be ignored: nobody can tell from outside what became of it."""
+    try:
+        return json.loads(raw)["headers"]["ignore_result"] is True
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _by_kind(ended: Counter[tuple[str, str]]) -> list[Figure]:

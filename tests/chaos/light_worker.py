@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,10 +101,12 @@ def main(num_workers: int) -> None:
 def _fork(slot: int) -> int:
     if pid := os.fork():
         return pid
-    code = 70  # of a worker that ends by an exception that nobody expected
+    code = 1  # what Python ends with
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         code = serve(slot, os.environ)
+    except Exception:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)

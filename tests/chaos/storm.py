@@ -93,7 +93,9 @@ def run(size: Size, seed: int, say: Callable[[str], None], appendfsync: str = "a
             num_dead = len(dead_letters(client))
         fleet.stop()
         done = read(fleet.notes)
-        by_themselves = [code for code in fleet.ended.values() if code not in (0, -9)]
+        by_themselves = {pid: code for pid, code in fleet.ended.items() if code not in (0, -9)}
+        if by_themselves:
+            say(f"exit codes by process id: {by_themselves}; the workers' last lines:\n{fleet.output[-200_000:]}")
         return [
             *_of_attacks(attacks, done),
             *_of_jobs(load, answers, done, states_of),
