@@ -22,7 +22,7 @@ from core.errors import InvalidSettings
 from tests.consuming import calls, dead_letters, in_flight
 from tests.echo_worker import echo
 from tests.running import Running
-from workers import transport
+from workers import server, transport
 
 TIMEOUT_S = 60
 
@@ -229,10 +229,10 @@ def test_redis_urls_lead_to_this_transport_with_the_tls_their_scheme_asks_for(mo
 
 
 def test_a_redis_cluster_is_refused_with_a_sentence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    transport.refuse_cluster(kombu.Connection(url))
+    server.refuse_cluster(kombu.Connection(url))
     monkeypatch.setattr(redis.Redis, "info", lambda *_: {"cluster_enabled": 1})
     with pytest.raises(InvalidSettings, match="part of a Redis Cluster"):
-        transport.refuse_cluster(kombu.Connection(url))
+        server.refuse_cluster(kombu.Connection(url))
 
 
 def test_what_we_use_of_kombus_inside_is_still_there(url: str) -> None:

@@ -20,7 +20,7 @@ from tests.own_server import OwnServer
 from tests.running import Running, children_of, is_alive, start_workers
 from workers import logs
 from workers.processes import spawn, stop
-from workers.worker import _with_server
+from workers.server import with_server
 
 TIMEOUT_S = 60
 
@@ -199,7 +199,7 @@ def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: P
             tries.append(True)
             server.client.ping()
 
-        starting = threading.Thread(target=_with_server, args=(server.url, announce))
+        starting = threading.Thread(target=with_server, args=(server.url, announce))
         starting.start()
         server._running.wait()
         server.start()

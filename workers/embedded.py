@@ -14,15 +14,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import kombu
 import redis
 
 from core.errors import ServerUnavailable
 from tasks import config
 from workers.processes import spawn, stop
+from workers.server import reach
 
 log = logging.getLogger(__name__)
 
@@ -136,18 +136,6 @@ def answers(url: str) -> bool:
         reach(url)
         return True
     return False
-
-
-def reach(url: str) -> None:
-    """Ask the server at `url` for an answer; of Sentinels, the one they call master.
-
-    redis.RedisError or OSError says why there is none. The way is the transport's, TLS included.
-    """
-    timeouts_s = {"socket_timeout": 1, "socket_connect_timeout": 1}
-    transport = kombu.Connection(url, transport_options=config.broker_transport_options | timeouts_s).transport
-    # Not by the connection, which tries a second time after two seconds: who asks here asks again soon.
-    with closing(transport.create_channel(transport)) as channel:
-        channel.client.ping()
 
 
 def _running_url() -> str | None:

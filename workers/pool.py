@@ -244,9 +244,16 @@ class EnginePool(BasePool):
             done = partial(held.on_failure, ExceptionInfo())
         else:
             done = partial(held.on_success, outcome)
-        self._answers.after(done, partial(held.request.reject, requeue=True))
         self.counts.answered(held.queue, held.num_tokens)
-        self._forget(held)
+        give_back = partial(held.request.reject, requeue=True)
+        self._answers.after(partial(self._settle, held, done), partial(self._settle, held, give_back))
+
+    def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
+        """Acknowledge a job, or give it back. Held until then: one that a reconnect found idle would run again."""
+        try:
+            do()
+        finally:
+            self._forget(held)
 
     def _soft_timeout(self, held: HeldJob) -> None:
         if held.job and not held.job.is_over:

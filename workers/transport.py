@@ -32,7 +32,7 @@ from kombu.transport import redis as stock
 from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
-from core.errors import InvalidSettings, Poisoned
+from core.errors import Poisoned
 from workers.acks import QoS
 from workers.dead_letters import Message, bury_poisoned, bury_undeliverable
 from workers.fetch import INVALIDATION, POLL_S, Fetch, Fetched, Room, nothing
@@ -293,17 +293,3 @@ def wake() -> None:
     hub = get_event_loop()
     if hub is not None:
         hub.call_soon(nothing)
-
-
-def refuse_cluster(connection: Any) -> None:
-    """InvalidSettings if the server of a kombu connection is part of a Redis Cluster."""
-    with connection, redis.Redis(connection_pool=connection.channel().pool) as client:
-        try:
-            is_cluster = client.info("cluster").get("cluster_enabled")
-        except redis.ResponseError:  # this user may not ask
-            return
-    if is_cluster:
-        raise InvalidSettings(
-            "the server is part of a Redis Cluster, which would spread the keys of one job over its nodes; "
-            "use a server without cluster mode, with Sentinel where it must fail over"
-        )

@@ -13,30 +13,27 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-import redis
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
 import core
 import tasks
 from core.engine import Engine
-from core.errors import EmbedqError, InvalidSettings, ServerUnavailable
+from core.errors import EmbedqError
 from core.settings import Settings, read_settings
-from tasks.backend import is_refusal
 from tasks.models import Registry, Served
 from workers import beats, control, heartbeat, logs, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
-from workers.embedded import reach
 from workers.events import EventsInBulk, use_written_events
 from workers.leases import LeaseRenewal
 from workers.pool import EnginePool
 from workers.refusal import Refusal
 from workers.request import EngineRequest
+from workers.server import refuse_cluster, with_server
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +45,6 @@ EXIT_DEVICE_DEAD = 3
 
 #: Exit code of a worker whose event loop ended with an error, which a restart may cure; Celery's own is 1.
 EXIT_BROKEN = 4
-
-#: How long a worker waits for its server before it gives up; longer than a server's restart.
-_SERVER_TIMEOUT_S = 60.0
 
 #: Of Python's garbage collector. A small job is some hundred objects and leaves no cycles; at Python's own 700 the
 #: collector walked through all jobs a worker holds again and again, a fifth of what a job costs (docs/measurements.md).
@@ -74,13 +68,13 @@ def main() -> int:
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
         url = tasks.app.conf.broker_url
-        _with_server(url, lambda: transport.refuse_cluster(tasks.app.connection_for_read()))
+        with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
         started_s = time.monotonic()
         with core.load_all(settings) as engine:
             engine.on_dead = _end_at_once
             engine.warm_up()
             _log_ready(engine, settings, time.monotonic() - started_s)
-            _with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
+            with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
             return serve(engine, settings)
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
@@ -173,45 +167,6 @@ def _warn_of_misspelt_variables() -> None:
     known = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)} | _OTHER_VARIABLES
     for name in sorted(name for name in os.environ if name.startswith("EMBEDQ_") and name not in known):
         log.warning("a variable is set that means nothing", extra={"action": "unknown_variable", "variable": name})
-
-
-def _with_server(url: str, do: Callable[[], None]) -> None:
-    """Do what needs the server, again if it goes away meanwhile. ServerUnavailable after a minute of that.
-
-    Loading takes long enough for a server to be restarted in between. An error would end this process as
-    if its model could not be loaded, for which the launcher stops all of them.
-    """
-    deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
-    while True:
-        _wait_for_server(url)
-        try:
-            return do()
-        except transport.BROKEN as error:
-            if time.monotonic() > deadline_s:
-                raise ServerUnavailable(
-                    f"the server at {logs.without_password(url)} goes away again and again: {type(error).__name__}"
-                ) from None
-            log.warning("the server went away", extra={"action": "server_away", "error": type(error).__name__})
-        time.sleep(1)
-
-
-def _wait_for_server(url: str) -> None:
-    """Return once the server answers. InvalidSettings at once if it refuses us: waiting does not cure that."""
-    deadline_s, shown = time.monotonic() + _SERVER_TIMEOUT_S, logs.without_password(url)
-    while True:
-        try:
-            return reach(url)
-        except (redis.RedisError, OSError) as error:
-            if is_refusal(error):
-                raise InvalidSettings(
-                    f"the server at {shown} and this worker do not trust each other: {error}"
-                ) from None
-            if time.monotonic() > deadline_s:
-                raise ServerUnavailable(
-                    f"no server answers at {shown} for {_SERVER_TIMEOUT_S:.0f} s ({error}); set EMBEDQ_REDIS_URL"
-                ) from None
-            log.warning("waiting for the server", extra={"action": "server_wait", "url": shown, "reason": str(error)})
-        time.sleep(1)
 
 
 def _log_ready(engine: Engine, settings: Settings, seconds: float) -> None:
