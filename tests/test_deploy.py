@@ -174,7 +174,7 @@ def test_images_have_the_torch_that_is_tested_but_where_its_vendor_lags() -> Non
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """`systemd-analyze verify`, with a program, a user and an environment file that this machine has."""
     text = UNIT.read_text(encoding="utf-8").replace("/opt/embedq/.venv/bin/python", sys.executable)
-    instance = tmp_path / "embedq-worker@cuda:0.service"
+    instance = tmp_path / UNIT.name
     instance.write_text(text)
     assert _complaints(instance) == ""
     instance.write_text(text.replace("TimeoutStopSec", "TimeoutStopSecs"))
