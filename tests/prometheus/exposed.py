@@ -7,11 +7,10 @@ against the code's own list where that is there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 _OF_WORKER = ("worker", "device")
 _OF_MODEL = (*_OF_WORKER, "model")
@@ -50,7 +49,7 @@ EXPORTER: dict[str, tuple[str, ...]] = {
     "embedq_backlog_seconds": _OF_BACKLOG,
     "embedq_oldest_job_age_seconds": ("queue",),
     "embedq_workers": ("model",),
-    "embedq_dead_letters": (),
+    "embedq_dead_letters_kept": (),
     "embedq_dead_letters_total": (),
 }
 
@@ -74,16 +73,12 @@ class Exposed:
     """All metrics, moved on by `tick`."""
 
     def __init__(self) -> None:
+        self.worker, self.exporter = CollectorRegistry(), CollectorRegistry()
         self._all = [
-            (name, labels, _made(name, labels)) for names in (WORKER, EXPORTER) for name, labels in names.items()
+            (name, labels, _made(name, labels, registry))
+            for registry, names in ((self.worker, WORKER), (self.exporter, EXPORTER))
+            for name, labels in names.items()
         ]
-
-    def registry(self, names: Mapping[str, object]) -> CollectorRegistry:
-        """What serves those of `names`. One collector for all, because a registry takes dead letters and their total
-        for the same metric."""
-        registry = CollectorRegistry()
-        registry.register(_Together([metric for name, _, metric in self._all if name in names]))
-        return registry
 
     def tick(self) -> None:
         """Count something, and set gauges to something."""
@@ -98,26 +93,17 @@ class Exposed:
                     one.set(_gauge(name, number))
 
 
-class _Together(Collector):
-    def __init__(self, metrics: Sequence[Collector]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._metrics:
-            yield from metric.collect()
-
-
 def _gauge(name: str, number: int) -> float:
     if name.endswith("timestamp_seconds"):
         return time.time()
     return 0.5 + 0.1 * number if name.endswith("ratio") else 1.0 + number
 
 
-def _made(name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+def _made(name: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Counter | Gauge | Histogram:
     if name in _HISTOGRAMS:
-        return Histogram(name, name, labels, registry=None)
+        return Histogram(name, name, labels, registry=registry)
     kind = Counter if name.endswith("_total") else Gauge
-    return kind(name, name, labels, registry=None)
+    return kind(name, name, labels, registry=registry)
 
 
 def _combinations(labels: tuple[str, ...]) -> list[dict[str, str]]:
@@ -132,7 +118,7 @@ def served() -> Iterator[tuple[Exposed, int, int]]:
     """(what is exposed, the worker's port, the exporter's port), on loopback."""
     exposed = Exposed()
     exposed.tick()
-    servers = [start_http_server(0, "127.0.0.1", exposed.registry(names)) for names in (WORKER, EXPORTER)]
+    servers = [start_http_server(0, "127.0.0.1", registry) for registry in (exposed.worker, exposed.exporter)]
     try:
         yield exposed, *(server.server_port for server, _ in servers)  # type: ignore[misc]
     finally:
