@@ -1,6 +1,7 @@
 """`python -m tests.bench <command>`: measurements against real servers and real worker processes.
 
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
+    scale     a thousand workers simulated; with --measure what a job costs the server
 
 `python -m tests.bench <command> --help` tells a command's options.
 """
@@ -12,7 +13,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine",)
+COMMANDS = ("engine", "scale")
 
 
 def main(arguments: list[str]) -> int:
