@@ -1,4 +1,4 @@
-"""`deploy/kubernetes`: every object is one that Kubernetes, KEDA and the Prometheus operator know, and fits our code."""
+"""`deploy/kubernetes`: what the objects say fits our code, and each other."""
 
 from __future__ import annotations
 
@@ -9,31 +9,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pytest
 import redis
 import yaml
-from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
-from cloudcoil.models.prometheus_operator.v1 import PodMonitor
 
 import tasks
 from core.settings import Settings
 from tests.kustomizing import Object, rendered
+from tests.manifests import DIRECTORY, OVERLAYS, environment, of_kind, pods, worker
 from tests.running import ROOT, Running
 from workers.embedded import _free_port, find_program
-
-DIRECTORY = ROOT / "deploy" / "kubernetes"
-OVERLAYS = sorted(path.name for path in (DIRECTORY / "overlays").iterdir())
-
-#: The oldest and the newest release that the objects are checked against.
-RELEASES = ("1.30", "1.37")
-
-#: Kinds that are not Kubernetes' own; each with its package's model.
-CUSTOM = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication, "PodMonitor": PodMonitor}
 
 #: What each kind of device is called in a pod's resources.
 ACCELERATORS = {"cuda": "nvidia.com/gpu", "npu": "huawei.com/Ascend910"}
@@ -53,79 +40,6 @@ def objects(overlay: str) -> list[Object]:
 def base() -> list[Object]:
     """What all overlays share."""
     return rendered(DIRECTORY / "base")
-
-
-def of_kind(objects: list[Object], kind: str) -> list[Object]:
-    found = [one for one in objects if one["kind"] == kind]
-    assert found
-    return found
-
-
-def pods(objects: list[Object]) -> dict[str, Object]:
-    """The pods' specs by the names of what runs them."""
-    return {o["metadata"]["name"]: o["spec"]["template"]["spec"] for o in objects if "template" in o.get("spec", {})}
-
-
-def environment(container: Object, objects: list[Object]) -> dict[str, str | None]:
-    """What a container's process is given; None for what a Secret holds."""
-    maps = {one["metadata"]["name"]: one["data"] for one in of_kind(objects, "ConfigMap")}
-    given: dict[str, str | None] = {}
-    for source in container.get("envFrom", []):
-        given |= maps[source["configMapRef"]["name"]]
-    return given | {one["name"]: one.get("value") for one in container.get("env", [])}
-
-
-def worker(objects: list[Object]) -> tuple[Object, Object]:
-    """The worker's pod, and its one container."""
-    pod = pods(objects)["worker-minilm"]
-    (container,) = pod["containers"]
-    return pod, container
-
-
-@pytest.mark.parametrize("release", RELEASES)
-def test_kubernetes_knows_every_object_and_every_field(objects: list[Object], release: str) -> None:
-    own = [one for one in objects if one["kind"] not in CUSTOM]
-    assert len(own) >= 12
-    for one in own:
-        kubernetes_validate.validate(one, release, strict=True)
-
-
-def unknown_fields(given: Any, known: Any, path: str = "") -> Iterator[str]:
-    """What stands in `given` and did not survive being read by a model that ignores what it does not know."""
-    if isinstance(given, dict):
-        for name, value in given.items():
-            if not isinstance(known, dict) or name not in known:
-                yield f"{path}.{name}"
-            else:
-                yield from unknown_fields(value, known[name], f"{path}.{name}")
-    elif isinstance(given, list):
-        for index, (one, read) in enumerate(zip(given, known, strict=True)):
-            yield from unknown_fields(one, read, f"{path}[{index}]")
-
-
-@pytest.mark.parametrize("kind", CUSTOM)
-def test_keda_and_the_operator_know_every_object_and_every_field(objects: list[Object], kind: str) -> None:
-    for one in of_kind(objects, kind):
-        read = CUSTOM[kind].model_validate(one).model_dump(by_alias=True, exclude_unset=True, mode="json")
-        assert list(unknown_fields(one, read)) == []
-
-
-def test_the_check_for_unknown_fields_sees_one(objects: list[Object]) -> None:
-    (scaled,) = of_kind(objects, "ScaledObject")
-    scaled["spec"]["triggers"][0]["metricTyp"] = "Value"
-    read = ScaledObject.model_validate(scaled).model_dump(by_alias=True, exclude_unset=True, mode="json")
-    assert list(unknown_fields(scaled, read)) == [".spec.triggers[0].metricTyp"]
-
-
-@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed; our own reader was used alone")
-def test_our_reader_gives_what_kubectl_gives(objects: list[Object], overlay: str) -> None:
-    command = ["kubectl", "kustomize", str(DIRECTORY / "overlays" / overlay)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-
-    def by_name(found: list[Object]) -> dict[tuple[str, str], Object]:
-        return {(one["kind"], one["metadata"]["name"]): one for one in found}
-
-    assert by_name(objects) == by_name(list(yaml.safe_load_all(answer.stdout)))
 
 
 def test_every_pod_is_as_weak_as_it_can_be(objects: list[Object]) -> None:

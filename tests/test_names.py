@@ -37,12 +37,16 @@ SOURCE = "\n".join(
 COMMAND = re.compile(r"python3? -m ([\w.]+)([^`#\n;&|)]*)")
 LISTED = re.compile(r"\[\"?python\"?, ?\"?-m\"?, ?([^\]]*)\]")
 
-#: Names that come with the metrics and with the launcher that scales; nothing is expected to fail once both are there.
+#: Names that come with the metrics, with the launcher that scales and with the server's users; nothing is expected to
+#: fail once they are there.
 waits_for_metrics = pytest.mark.xfail(
     importlib.util.find_spec("tasks.metrics") is None, reason="comes with the metrics", strict=True
 )
 waits_for_launcher = pytest.mark.xfail(
     importlib.util.find_spec("workers.fleet") is None, reason="comes with the launcher", strict=True
+)
+waits_for_users = pytest.mark.xfail(
+    not (ROOT / "deploy" / "acl" / "users.acl").exists(), reason="comes with the server's users", strict=True
 )
 
 #: What a person makes by copying an example.
@@ -154,6 +158,7 @@ def test_every_measurement_exists() -> None:
     assert all(words[0] in COMMANDS for _, module, words in commands() if module == "tests.bench" and words)
 
 
+@waits_for_users
 def test_every_file_of_ours_exists() -> None:
     # A path in a text, not one that follows another directory (/opt/embedq/deploy/…).
     found = named(r"(?<![\w./-])((?:deploy|docs|tests|core|tasks|workers)/[\w./@-]*\w)")
