@@ -112,7 +112,6 @@ def test_every_metric_exists() -> None:
     assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data)) == {}
 
 
-@waits_for_metrics
 def test_every_key_exists() -> None:
     known = set(re.findall(r"\bembedq:[a-z]+", SOURCE))
     assert unknown(named(r"(?<![\w/.-])embedq:[a-z]+"), known) == {}
