@@ -11,6 +11,8 @@ COPY deploy deploy
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -e ".[flower,exporter]" \
     && python -m compileall -q core tasks deploy
 
+# With a name: Celery warns of users and groups that have none.
+RUN groupadd --gid 10001 embedq && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp embedq
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 CMD ["python", "-m", "tasks", "models"]
