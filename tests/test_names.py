@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery.backends.base import KeyValueStoreBackend
 from celery.worker.control import Panel
+from kombu.transport.redis import Transport
 
 import tasks
 from core.settings import Settings
@@ -115,9 +117,9 @@ def test_every_metric_exists() -> None:
 def test_every_key_exists() -> None:
     known = set(re.findall(r"\bembedq:[a-z]+", SOURCE))
     assert unknown(named(r"(?<![\w/.-])embedq:[a-z]+"), known) == {}
-    prefix = tasks.app.backend.task_keyprefix
-    assert {name.encode() for name in named(r"celery-task-meta-")} == {prefix}
-    channel = tasks.app.connection_for_write().transport.Channel
+    prefix = KeyValueStoreBackend.task_keyprefix
+    assert set(named(r"celery-task-meta-")) == {prefix}
+    channel = Transport.Channel
     assert (
         unknown(
             named(r"(?<!\w)unacked\w*"), {channel.unacked_key, channel.unacked_index_key, channel.unacked_mutex_key}
