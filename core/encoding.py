@@ -7,6 +7,7 @@ job. A class whose waiting tokens fill their room is not encoded further until b
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 
 from core.backlog import Backlog
@@ -63,6 +64,11 @@ class EncodeThreads:
         """Tokens that the jobs which wait here will have, as far as their bytes tell."""
         return int(self._num_bytes[is_bulk] / self.bytes_per_token)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether any job waits here."""
+        return any(self._queues.values())
+
     def close(self) -> None:
         """Encode what waits, then end the threads."""
         with self._backlog.lock:
@@ -92,10 +98,11 @@ class EncodeThreads:
                     job.open()
                     rows = self._first_slice(job, was_bulk)
                 if rows.start < rows.stop and not job.is_over:
+                    begun_s = time.monotonic()
                     encoded = job.call.encode(rows)
                     assert len(encoded) == rows.stop - rows.start, "a model's encoding lost rows"
                     self._learn(job, encoded)
-                    self._backlog.add(job, rows.start, encoded)
+                    self._backlog.add(job, rows.start, encoded, time.monotonic() - begun_s)
             except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
                 known = isinstance(error, Exception)
                 job.fail(
