@@ -40,6 +40,8 @@ class _Pass:
     started_s: float
     finish: Launched | None
     failure: EmbedqError | None = None
+    #: Whether more waited as it began.
+    is_loaded: bool = False
 
 
 class DeviceLoop:
@@ -105,10 +107,12 @@ class DeviceLoop:
         self.watchdog.progress(is_busy=True)
         self._meter.begin(batch[0].model)
         self._completion.submit(lambda: _start(batch, started_s))
+        launched = _Pass(batch, model, started_s, None, is_loaded=self._backlog.has_work)
         try:
-            return _Pass(batch, model, started_s, self._start_pass(model, batch))
+            launched.finish = self._start_pass(model, batch)
         except Exception as error:
-            return _Pass(batch, model, started_s, None, as_failure(model, batch, error))
+            launched.failure = as_failure(model, batch, error)
+        return launched
 
     def _start_pass(self, model: Model, batch: list[Sequence]) -> Launched:
         with self._cores.share(has_followers=self._backlog.has_work):
@@ -119,7 +123,7 @@ class DeviceLoop:
         batch, failure = launched.batch, launched.failure
         if launched.finish:
             failure = self._finish(launched.model, batch, launched.finish, launched.started_s)
-        self._meter.end(batch[0].model, 0 if failure else _num_tokens(batch))
+        self._meter.end(batch[0].model, 0 if failure else _num_tokens(batch), launched.is_loaded)
         ended_s = time.monotonic()
         seconds = ended_s - max(launched.started_s, self._idle_since_s)
         self.compute_s += seconds

@@ -64,11 +64,6 @@ class EncodeThreads:
         """Tokens that the jobs which wait here will have, as far as their bytes tell."""
         return int(self._num_bytes[is_bulk] / self.bytes_per_token)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any job waits here."""
-        return any(self._queues.values())
-
     def close(self) -> None:
         """Encode what waits, then end the threads."""
         with self._backlog.lock:

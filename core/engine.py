@@ -148,11 +148,6 @@ class Engine:
         """Whether jobs can be computed: the device has not been given up, and no pass hangs."""
         return self.backlog.dead is None and not any(loop.watchdog.is_hung for loop in self._loops)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether anything is to be encoded or computed, or is on the device."""
-        return self.encoding.has_work or self.backlog.has_work or self.meter.is_busy
-
     def stats(self) -> dict[str, Any]:
         """What was computed since the start: counts, and seconds in which a batch was on the device (the mean of its streams)."""
         totals = self.backlog.totals

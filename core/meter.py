@@ -42,6 +42,9 @@ class Passes:
     num_splits: int = 0
     num_memory_splits: int = 0
     _num_running: int = 0
+    #: Whether the speed is that of batches which left others waiting. Until there was one, it is that of any: a batch
+    #: of one short text says little of how fast many are computed.
+    _is_loaded: bool = False
     #: Decayed sums: tokens without padding, and seconds of the device.
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -49,11 +52,15 @@ class Passes:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens without padding that the device computes in a second of work; 0 before the first batch."""
+        """Tokens without padding that the device computes in a second while more wait; 0 before the first batch."""
         return self._tokens / self._seconds if self._seconds else 0.0
 
-    def _add(self, num_tokens: int) -> None:
+    def _add(self, num_tokens: int, is_loaded: bool) -> None:
         seconds, self._seconds_before = self.seconds - self._seconds_before, self.seconds
+        if is_loaded and not self._is_loaded:
+            self._is_loaded, self._tokens, self._seconds = True, 0.0, 0.0
+        if is_loaded != self._is_loaded:
+            return
         decay = 0.5 ** (seconds / _HALF_LIFE_S)
         self._tokens = decay * self._tokens + num_tokens
         self._seconds = decay * self._seconds + seconds
@@ -77,11 +84,6 @@ class Meter:
         """Seconds in which at least one pass was under way, up to the last one that began or ended."""
         return sum(passes.seconds for passes in self.passes.values())
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a pass is under way."""
-        return self._num_running > 0
-
     def begin(self, model: str) -> None:
         """A pass of `model` goes to the device."""
         with self._lock:
@@ -89,14 +91,14 @@ class Meter:
             self._num_running += 1
             self.passes[model]._num_running += 1
 
-    def end(self, model: str, num_tokens: int) -> None:
-        """It is over; of `num_tokens` without padding, 0 if it failed."""
+    def end(self, model: str, num_tokens: int, is_loaded: bool = False) -> None:
+        """It is over; of `num_tokens` without padding, 0 if it failed. `is_loaded`: as it began, more waited."""
         with self._lock:
             self._divide()
             self._num_running -= 1
             passes = self.passes[model]
             passes._num_running -= 1
-            passes._add(num_tokens)
+            passes._add(num_tokens, is_loaded)
             self.progressed_s = self._changed_s
 
     def split(self, model: str, is_out_of_memory: bool) -> None:
