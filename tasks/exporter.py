@@ -83,7 +83,6 @@ class QueueCollector:
         self._prefix = prefix
         self._steps = steps
         self._separator = separator
-        self._script = client.register_script(_TAILS)
         self._registry, self._speeds = Registry(client), Speeds(client)
         self._letters = DeadLetters(client, prefix)
         self._seen = Seen()
@@ -114,7 +113,7 @@ class QueueCollector:
     def _queues(self, families: Families, queues: list[str]) -> dict[str, int]:
         """Jobs in each queue, all its lists asked for at once."""
         keys = [self._key(queue, step) for queue in queues for step in self._steps]
-        found = self._script(keys=keys, args=[_TAIL_BYTES]) if keys else []
+        found = self._tails(keys)
         now_s, sizes = time.time(), {}
         for number, queue in enumerate(queues):
             size, age_s = 0, 0.0
@@ -126,6 +125,17 @@ class QueueCollector:
             families.add("embedq_oldest_job_age_seconds", age_s, queue=queue)
             sizes[queue] = size
         return sizes
+
+    def _tails(self, keys: list[str]) -> list[Any]:
+        """Of each list its length and the end of its next message. As a script that cannot write, so that a user of
+        the server may be allowed it who may only read; servers before 7.0 know no such scripts."""
+        arguments = (_TAILS, len(keys), *keys, _TAIL_BYTES)
+        try:
+            return list(self._client.execute_command("EVAL_RO", *arguments))
+        except redis.ResponseError as error:
+            if "unknown command" not in str(error):
+                raise
+        return list(self._client.eval(*arguments))
 
     def _key(self, queue: str, step: int) -> str:
         return f"{self._prefix}{queue}{self._separator}{step}" if step else f"{self._prefix}{queue}"

@@ -5,6 +5,7 @@ On threads of its own, so that it answers whatever the rest of the process does.
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -69,7 +70,5 @@ class _Quiet(WSGIRequestHandler):
 
 def _server_class(host: str) -> type[WSGIServer]:
     """For IPv6 where the address is one."""
-    import socket
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return type("Server", (ThreadingWSGIServer,), {"address_family": family})

@@ -3,6 +3,8 @@
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
+    metrics   what counting costs each job, each batch and each scrape
+    flower    memory of Flower over many jobs
 
 `python -m tests.bench <command> --help` tells a command's options.
 """
@@ -14,7 +16,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "jobs", "growth")
+COMMANDS = ("engine", "jobs", "growth", "metrics", "flower")
 
 
 def main(arguments: list[str]) -> int:
