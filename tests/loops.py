@@ -76,10 +76,11 @@ def job_of(
     outputs: frozenset[str] = DENSE,
     is_bulk: bool = False,
     on_started: Callable[[], None] | None = None,
+    origin: Any = None,
 ) -> Job:
     """An opened job whose result are its rows by output; nothing encodes it."""
     call = Call(model, Wanted(outputs), num_rows, lambda part: [], lambda rows: rows)
-    job = Job(lambda: call, is_bulk, on_started=on_started)
+    job = Job(lambda: call, is_bulk, on_started=on_started, origin=origin)
     job.open()
     return job
 

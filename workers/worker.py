@@ -24,7 +24,7 @@ from core.engine import Engine
 from core.errors import EmbedqError
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import beats, control, heartbeat, logs, transport
+from workers import beats, control, heartbeat, logs, tracing, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
@@ -85,6 +85,8 @@ def _run(settings: Settings, collector: WorkerCollector) -> int:
     started_s = time.monotonic()
     with core.load_all(settings) as engine:
         engine.on_dead = _end_at_once
+        if settings.traces:
+            tracing.start(engine.meter, worker_name(engine))
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
         with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
