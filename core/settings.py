@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     #: not finished returns to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0)
     #: Port at which a worker serves its metrics and its health; of several on one host, each takes this and the number
-    #: of its device. 0 takes a free one, which the log names. None serves nothing.
+    #: of its device, a second one on a device 100 more. 0 takes a free one, which the log names. None serves nothing.
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     #: The address it listens at. Whoever reaches it can read all metrics: there is no password.
     metrics_host: str = "127.0.0.1"

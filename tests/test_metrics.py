@@ -188,7 +188,14 @@ def test_a_worker_that_drains_is_not_ready_and_takes_its_report_back(
 
 @pytest.mark.parametrize(
     ("port", "label", "expected"),
-    [(None, "cuda3", None), (0, "cuda3", 0), (9100, "cuda3", 9103), (9100, "cpu11", 9111), (9100, "", 9100)],
+    [
+        (None, "cuda3", None),
+        (0, "cuda3", 0),
+        (9100, "cuda3", 9103),
+        (9100, "cpu11", 9111),
+        (9100, "cuda1-2", 9201),
+        (9100, "", 9100),
+    ],
 )
 def test_workers_of_one_host_take_neighbouring_ports(port: int | None, label: str, expected: int | None) -> None:
     assert port_of(port, label) == expected

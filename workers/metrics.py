@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 _MAX_PORT = 65535
 
+#: Ports between the first worker of a device and the second one: one of `--per-device 2`, or the successor that a
+#: launcher starts beside a worker it replaces. More than a host has devices.
+_PORTS_PER_ROUND = 100
+
 
 class WorkerCollector:
     """Collects for one worker. Has nothing to tell before its models are loaded."""
@@ -120,14 +124,14 @@ def served(settings: Settings, health: Health) -> Iterator[WorkerCollector]:
 
 
 def port_of(port: int | None, label: str) -> int | None:
-    """The port of the worker on the device of this label: the workers of a host take neighbouring ones.
+    """The port of the worker of this label: `port` and the device's number, and for "cuda1-2" 100 more.
 
     None for none, 0 for any. InvalidSettings if there is no such port.
     """
-    number = re.search(r"\d+$", label)
-    if not port or not number:
+    numbers = re.search(r"(\d+)(?:-(\d+))?$", label)
+    if not port or not numbers:
         return port
-    chosen = port + int(number[0])
+    chosen = port + int(numbers[1]) + _PORTS_PER_ROUND * (int(numbers[2] or 1) - 1)
     if chosen > _MAX_PORT:
         raise InvalidSettings(f"EMBEDQ_METRICS_PORT is {port}, and the worker on {label} would take {chosen}")
     return chosen
