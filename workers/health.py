@@ -23,7 +23,8 @@ class Health:
 
     def __init__(self) -> None:
         self.state = LOADING
-        #: The worker's `EnginePool`; None until its models are loaded.
+        #: Its name and its `EnginePool`; None until its models are loaded.
+        self.worker = ""
         self.pool: Any = None
         self._lock = threading.Lock()
         #: What the engine had done when it was last seen to get on, and when that was.

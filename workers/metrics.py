@@ -39,8 +39,6 @@ class WorkerCollector:
 
     def __init__(self, health: Health) -> None:
         self._health = health
-        #: Set once its models are loaded.
-        self.worker = ""
 
     def describe(self) -> list[Any]:
         """Asked by a registry when this is registered: names, without asking the engine."""
@@ -52,7 +50,7 @@ class WorkerCollector:
         if pool is not None:
             engine: Engine = pool.engine
             device = next(iter(engine.models.values())).device
-            of_worker = {"worker": self.worker, "device": device}
+            of_worker = {"worker": self._health.worker, "device": device}
             _of_worker(families, engine, of_worker)
             families.add("embedq_ready", float(self._health.state == READY), **of_worker)
             families.add("embedq_held_jobs", pool.num_held, **of_worker)
@@ -104,15 +102,14 @@ def _of_jobs(families: Families, counts: JobCounts, labels: dict[str, str]) -> N
 
 
 @contextmanager
-def served(settings: Settings, health: Health) -> Iterator[WorkerCollector]:
+def served(settings: Settings, health: Health) -> Iterator[None]:
     """Metrics and health of this process over HTTP, where the settings ask for it."""
-    collector = WorkerCollector(health)
     port = port_of(settings.metrics_port, os.environ.get("EMBEDQ_DEVICE_LABEL", ""))
     if port is None:
-        yield collector
+        yield
         return
     registry = CollectorRegistry()
-    registry.register(collector)
+    registry.register(WorkerCollector(health))
     ProcessCollector(registry=registry)
     pages = {"/healthz/live": health.live, "/healthz/ready": health.ready}
     with Scraping(settings.metrics_host, port, registry, pages) as scraping:
@@ -120,7 +117,7 @@ def served(settings: Settings, health: Health) -> Iterator[WorkerCollector]:
             "metrics are served",
             extra={"action": "metrics_served", "host": settings.metrics_host, "port": scraping.port},
         )
-        yield collector
+        yield
 
 
 def port_of(port: int | None, label: str) -> int | None:

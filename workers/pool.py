@@ -167,8 +167,8 @@ class EnginePool(BasePool):
     def on_close(self) -> None:
         """Called by Celery first, whatever the way to end."""
         health.state = DRAINING
-        # Said here and not on Celery's signal, which is sent within the signal handler and takes a lock there: a
-        # second SIGTERM in that moment would wait for it for ever.
+        # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
+        # moment would wait for it for ever.
         log.info(
             "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self._held)}
         )
@@ -273,8 +273,7 @@ class EnginePool(BasePool):
             # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
             self._answers.after(done, done)
-            times = times_of(held.job, held.request.task)
-            self.job_counts.count(times.model, times.kind, "failed")
+            self.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
 
     def _watch_expiry(self, held: HeldJob) -> None:
         drop = partial(self._drop_if_revoked, held)

@@ -31,7 +31,6 @@ from workers.decompression import restrict
 from workers.events import EventsInBulk, use_written_events
 from workers.health import Readiness, health
 from workers.leases import LeaseRenewal
-from workers.metrics import WorkerCollector
 from workers.metrics import served as metrics_served
 from workers.pool import EnginePool
 from workers.refusal import Refusal
@@ -71,14 +70,14 @@ def main() -> int:
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
-        with metrics_served(settings, health) as collector:
-            return _run(settings, collector)
+        with metrics_served(settings, health):
+            return _run(settings)
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
 
 
-def _run(settings: Settings, collector: WorkerCollector) -> int:
+def _run(settings: Settings) -> int:
     """Load, warm up and serve. Returns the exit code."""
     url = tasks.app.conf.broker_url
     with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
@@ -90,10 +89,10 @@ def _run(settings: Settings, collector: WorkerCollector) -> int:
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
         with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
-        return serve(engine, settings, collector)
+        return serve(engine, settings)
 
 
-def serve(engine: Engine, settings: Settings, collector: WorkerCollector) -> int:
+def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
     tasks.app.control.mailbox.node_cls = control.Node
     tasks.EngineTask.engine = EnginePool.engine = engine
@@ -122,8 +121,8 @@ def serve(engine: Engine, settings: Settings, collector: WorkerCollector) -> int
     _spare_the_garbage_collector()
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
-    collector.worker, health.pool = worker_name(engine), worker.pool
-    with Reports(tasks.app.backend.client, collector.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
+    health.worker, health.pool = worker_name(engine), worker.pool
+    with Reports(tasks.app.backend.client, health.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 

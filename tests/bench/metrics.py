@@ -108,7 +108,7 @@ def _scrape() -> float:
     with running(FakeModel()) as engine:
         health = Health()
         collector = WorkerCollector(health)
-        collector.worker = "bench"
+        health.worker = "bench"
         health.pool = SimpleNamespace(engine=engine, num_held=0, job_counts=JobCounts(engine.models), counts=Counts())
         return _us(collector.collect, 200)
 
