@@ -13,8 +13,9 @@ from typing import Any
 
 from core.errors import DeviceFailure
 from core.job import Job
-from core.scheduler import Scheduler, Totals
+from core.scheduler import Scheduler
 from core.sequence import Key, Sequence, Tokens
+from core.totals import ModelTotals, Totals
 
 
 class Backlog:
@@ -35,11 +36,14 @@ class Backlog:
         #: Called, without the lock, when a batch has left.
         self.on_room: Callable[[], None] = _nothing
 
-    def add(self, job: Job, first_row: int, encoded: list[Tokens]) -> None:
-        """Let the rows of `job` from `first_row` on wait for a batch."""
+    def add(self, job: Job, first_row: int, encoded: list[Tokens], seconds: float = 0.0) -> None:
+        """Let the rows of `job` from `first_row` on wait for a batch; to encode them took `seconds`."""
         key = (job.call.model.spec.alias, job.call.wanted)
         identities = [_identity(tokens) for tokens in encoded]
+        num_tokens = sum(len(tokens.ids) for tokens in encoded)
         with self.lock:
+            job.num_tokens += num_tokens
+            job.encoded_s += seconds
             if not self.dead and not job.is_over:
                 twins = self._in_flight.setdefault(key, {})
                 for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
@@ -126,6 +130,11 @@ class Backlog:
     def totals(self) -> Totals:
         """Counts of all batches so far."""
         return self._scheduler.totals
+
+    @property
+    def totals_by_model(self) -> dict[str, ModelTotals]:
+        """The same for each model, also of late, and the sizes of its batches."""
+        return self._scheduler.totals_by_model
 
     def close(self) -> None:
         """Let the device thread end once nothing waits."""

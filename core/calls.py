@@ -46,7 +46,12 @@ class Calls:
             return Embeddings(dense, colbert, rows.get("sparse"), ranges, model.spec.alias)
 
         return Call(
-            model, model.wanted(chosen), len(texts), lambda part: model.encode_texts(texts[part], chosen), finish
+            model,
+            model.wanted(chosen),
+            len(texts),
+            lambda part: model.encode_texts(texts[part], chosen),
+            finish,
+            chosen.timings,
         )
 
     def rerank(self, query: str, passages: list[str], **given: Any) -> Call:
@@ -85,7 +90,14 @@ class Calls:
             layers = _stack(rows["score"], max(1, len(wanted.cutoff_layers))).T
             return finish(_scaled(layers, chosen))
 
-        return Call(model, wanted, len(pairs), lambda part: reranker.encode_pairs(pairs[part], chosen), finish_rows)
+        return Call(
+            model,
+            wanted,
+            len(pairs),
+            lambda part: reranker.encode_pairs(pairs[part], chosen),
+            finish_rows,
+            chosen.timings,
+        )
 
     def _model(self, alias: str | None, default: str | None, kind: str) -> Model:
         chosen = alias or default
@@ -137,7 +149,7 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
         scores = scoring.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
         return finish(_scaled(scores[np.newaxis], chosen))
 
-    return Call(model, model.wanted(chosen), len(queries) + len(passages), encode, finish_rows)
+    return Call(model, model.wanted(chosen), len(queries) + len(passages), encode, finish_rows, chosen.timings)
 
 
 def _scaled(layers: np.ndarray, chosen: RerankOptions) -> np.ndarray:

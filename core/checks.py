@@ -105,6 +105,8 @@ class EmbedOptions(_Options):
     max_length: int | None = None
     #: Scale vectors to length 1; None does what the checkpoint says.
     normalize: bool | None = None
+    #: Let the result carry its `Timings`.
+    timings: bool = False
 
     def __post_init__(self) -> None:
         _optional_alias(self.model)
@@ -116,6 +118,7 @@ class EmbedOptions(_Options):
         _one_of("dtype", self.dtype, get_args(Dtype))
         _optional_count("max_length", self.max_length, minimum=3)
         _one_of("normalize", self.normalize, (None, True, False))
+        _one_of("timings", self.timings, (True, False))
         if not isinstance(self.outputs, list | tuple) or not self.outputs:
             raise InvalidInput(f"outputs must be a list of {', '.join(OUTPUTS)}; given {_given(self.outputs)}")
         for output in self.outputs:
@@ -154,6 +157,8 @@ class RerankOptions(_Options):
     #: For compressing models: before which layers, and how many tokens become one.
     compress_layers: tuple[int, ...] | None = None
     compress_ratio: int | None = None
+    #: Let the result carry its `Timings`.
+    timings: bool = False
 
     def __post_init__(self) -> None:
         _optional_alias(self.model)
@@ -167,6 +172,7 @@ class RerankOptions(_Options):
         _one_of("compress_ratio", self.compress_ratio, (None, *COMPRESS_RATIOS))
         object.__setattr__(self, "weights", _optional_weights(self.weights))
         _one_of("normalize", self.normalize, (True, False))
+        _one_of("timings", self.timings, (True, False))
         _optional_count("max_length", self.max_length, minimum=3)
 
 

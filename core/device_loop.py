@@ -22,6 +22,7 @@ from core.checked import as_failure, check_rows, padded_tokens
 from core.completion import CompletionThread
 from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
 from core.memory import free_cache, reduced_budget
+from core.meter import Batch, Meter
 from core.models import Launched, Model, Outputs
 from core.sequence import Sequence, Tokens, Wanted
 from core.streams import Cores
@@ -39,6 +40,8 @@ class _Pass:
     started_s: float
     finish: Launched | None
     failure: EmbedqError | None = None
+    #: Whether more waited as it began.
+    is_loaded: bool = False
 
 
 class DeviceLoop:
@@ -50,6 +53,7 @@ class DeviceLoop:
         backlog: Backlog,
         completion: CompletionThread,
         cores: Cores,
+        meter: Meter,
         hang_timeout_s: float,
         on_dead: Callable[[DeviceFailure], None],
     ) -> None:
@@ -57,6 +61,7 @@ class DeviceLoop:
         self._backlog = backlog
         self._completion = completion
         self._cores = cores
+        self._meter = meter
         self._on_dead = on_dead
         self.watchdog = Watchdog(hang_timeout_s, self._hung)
         #: Seconds in which a batch was on the device.
@@ -100,11 +105,14 @@ class DeviceLoop:
         """Start a pass; on an accelerator this returns before it has ended."""
         model, started_s = self._models[batch[0].model], time.monotonic()
         self.watchdog.progress(is_busy=True)
-        self._completion.submit(lambda: _start(batch))
+        self._meter.begin(batch[0].model)
+        self._completion.submit(lambda: _start(batch, started_s))
+        launched = _Pass(batch, model, started_s, None, is_loaded=self._backlog.has_work)
         try:
-            return _Pass(batch, model, started_s, self._start_pass(model, batch))
+            launched.finish = self._start_pass(model, batch)
         except Exception as error:
-            return _Pass(batch, model, started_s, None, as_failure(model, batch, error))
+            launched.failure = as_failure(model, batch, error)
+        return launched
 
     def _start_pass(self, model: Model, batch: list[Sequence]) -> Launched:
         with self._cores.share(has_followers=self._backlog.has_work):
@@ -114,7 +122,8 @@ class DeviceLoop:
         """Wait for the pass's rows and hand them on."""
         batch, failure = launched.batch, launched.failure
         if launched.finish:
-            failure = self._finish(launched.model, batch, launched.finish)
+            failure = self._finish(launched.model, batch, launched.finish, launched.started_s)
+        self._meter.end(batch[0].model, 0 if failure else _num_tokens(batch), launched.is_loaded)
         ended_s = time.monotonic()
         seconds = ended_s - max(launched.started_s, self._idle_since_s)
         self.compute_s += seconds
@@ -124,20 +133,25 @@ class DeviceLoop:
         else:
             self._backlog.finished(batch[0].model, padded_tokens(batch), seconds)
 
-    def _finish(self, model: Model, batch: list[Sequence], finish: Launched) -> EmbedqError | None:
+    def _finish(self, model: Model, batch: list[Sequence], finish: Launched, started_s: float) -> EmbedqError | None:
         """Hand the rows of a launched pass to completion, or return what its jobs are to be told."""
         try:
             rows = finish()
             check_rows(model, rows, batch[0].wanted.outputs, len(batch))
         except Exception as error:
             return as_failure(model, batch, error)
-        self._completion.submit(lambda: self._deliver(batch, rows))
+        times_s = started_s, time.monotonic()
+        self._completion.submit(lambda: self._deliver(batch, rows, times_s))
         return None
 
-    def _deliver(self, batch: list[Sequence], rows: Outputs) -> None:
-        for index, places in enumerate(self._backlog.answered(batch)):
+    def _deliver(self, batch: list[Sequence], rows: Outputs, times_s: tuple[float, float]) -> None:
+        answered = self._backlog.answered(batch)
+        if self._meter.on_batch:
+            jobs = [job for places in answered for job, _ in places]
+            self._meter.on_batch(Batch(batch[0].model, len(batch), _num_tokens(batch), *times_s, jobs))
+        for index, places in enumerate(answered):
             for job, row in places:
-                job.deliver(row, index, rows, is_shared=len(places) > 1)
+                job.deliver(row, index, rows, len(places) > 1, times_s, len(batch))
 
     def _retry(self, batch: list[Sequence], failure: EmbedqError) -> None:
         """Run a failed batch again in halves, so that only the culprit's jobs fail."""
@@ -162,6 +176,7 @@ class DeviceLoop:
         if len(piece) == 1:
             self._fail(model, piece, failure)
             return []
+        self._meter.split(piece[0].model, isinstance(failure, DeviceOutOfMemory))
         log.warning(
             "a batch failed and is run again in halves: %s",
             type(failure).__name__,
@@ -171,11 +186,16 @@ class DeviceLoop:
 
     def _forward(self, model: Model, piece: list[Sequence]) -> EmbedqError | None:
         self.watchdog.progress(is_busy=True)
+        self._meter.begin(piece[0].model)
+        started_s, failure = time.monotonic(), None
         try:
             finish = self._start_pass(model, piece)
         except Exception as error:
-            return as_failure(model, piece, error)
-        return self._finish(model, piece, finish)
+            failure = as_failure(model, piece, error)
+        else:
+            failure = self._finish(model, piece, finish, started_s)
+        self._meter.end(piece[0].model, 0 if failure else _num_tokens(piece))
+        return failure
 
     def _fail(self, model: Model, piece: list[Sequence], failure: EmbedqError) -> None:
         """Fail the jobs of one sequence; or the device, if it cannot do what it did at start either."""
@@ -224,10 +244,14 @@ class DeviceLoop:
             self._ended.set()
 
 
-def _start(batch: list[Sequence]) -> None:
+def _start(batch: list[Sequence], started_s: float) -> None:
     for sequence in batch:
         for job, _ in list(sequence.rows):  # a job may join or leave meanwhile
-            job.start()
+            job.start(started_s)
+
+
+def _num_tokens(batch: list[Sequence]) -> int:
+    return sum(sequence.length for sequence in batch)
 
 
 def _overlaps(launched: _Pass) -> bool:

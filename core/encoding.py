@@ -7,6 +7,7 @@ job. A class whose waiting tokens fill their room is not encoded further until b
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 
 from core.backlog import Backlog
@@ -92,10 +93,11 @@ class EncodeThreads:
                     job.open()
                     rows = self._first_slice(job, was_bulk)
                 if rows.start < rows.stop and not job.is_over:
+                    begun_s = time.monotonic()
                     encoded = job.call.encode(rows)
                     assert len(encoded) == rows.stop - rows.start, "a model's encoding lost rows"
                     self._learn(job, encoded)
-                    self._backlog.add(job, rows.start, encoded)
+                    self._backlog.add(job, rows.start, encoded, time.monotonic() - begun_s)
             except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
                 known = isinstance(error, Exception)
                 job.fail(

@@ -28,6 +28,7 @@ from core.device_loop import DeviceLoop
 from core.encoding import EncodeThreads
 from core.errors import DeviceFailure, InvalidSettings
 from core.job import MAX_INTERACTIVE_PRIORITY, Call, Job
+from core.meter import Meter
 from core.models import Model
 from core.results import Embeddings, Ranking
 from core.scheduler import Limits, Scheduler
@@ -64,7 +65,8 @@ class Engine:
         self.backlog = Backlog(scheduler, settings.max_waiting_tokens)
         self._completion = CompletionThread()
         self.encoding = EncodeThreads(self.backlog, _num_encode_threads(settings))
-        shared = self.models, self.backlog, self._completion, Cores(count)
+        self.meter = Meter(self.models)
+        shared = self.models, self.backlog, self._completion, Cores(count), self.meter
         self._loops = [DeviceLoop(*shared, settings.hang_timeout_s, self._die) for _ in range(count)]
         self._started_s = time.monotonic()
 
@@ -110,14 +112,15 @@ class Engine:
         priority: int = 0,
         num_bytes: int = 0,
         on_started: Callable[[], None] | None = None,
+        origin: Any = None,
     ) -> Job:
         """Take a job and return at once; `Job.answer` is the future of its result, and may be cancelled.
 
         `open_call` runs on an encode thread and returns one of `calls`; what it raises is the answer.
         `num_bytes` says how much text it holds. `on_started` is told, on the completion thread, when
-        the job's first rows are in a batch. DeviceFailure once the engine is closed or dead.
+        the job's first rows are in a batch; `origin` is kept as `Job.origin`. DeviceFailure once the engine is closed or dead.
         """
-        job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started)
+        job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started, origin)
         # Weak, because a job holds its answer: held both ways, its rows would wait for a garbage collection.
         reference = weakref.ref(job)
         job.answer.add_done_callback(lambda answer: self._withdraw(reference()) if answer.cancelled() else None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from core.models import Model, Outputs
+from core.results import Timings, timed
 from core.sequence import Sequence, Tokens, Wanted
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ class Call:
     encode: Callable[[slice], list[Tokens]]
     #: Each output's rows, in order -> what the caller gets.
     finish: Callable[[dict[str, list[Any]]], Any]
+    #: Whether what the caller gets shall carry its `Timings`.
+    has_timings: bool = False
 
 
 class Job:
@@ -54,12 +58,22 @@ class Job:
         is_bulk: bool,
         num_bytes: int = 0,
         on_started: Callable[[], None] | None = None,
+        origin: Any = None,
     ) -> None:
         self.answer: Future[Any] = Future()
         self.is_bulk = is_bulk
         #: Bytes of its texts, as far as known before they are encoded: what it will ask of the memory.
         self.num_bytes = num_bytes
+        #: Whatever its submitter wants to find on it again.
+        self.origin = origin
         self.sequences: list[Sequence] = []
+        #: Of all its sequences that are encoded, equal ones included.
+        self.num_tokens = 0
+        #: As `time.monotonic()` counts: submitted, first batch begun, last batch ended; 0 while it is not.
+        self.submitted_s, self.started_s, self.ended_s = time.monotonic(), 0.0, 0.0
+        #: Seconds: as in `Timings`.
+        self.waited_s, self.encoded_s = 0.0, 0.0
+        self._batch_size = 0
         self._open_call = open_call
         self._on_started = on_started
         self._next_row = 0
@@ -90,8 +104,19 @@ class Job:
         self._next_row = taken.stop
         return taken
 
-    def start(self) -> None:
-        """Tell, once, that rows of it are in a batch. Never raises: others' rows come in the same batch."""
+    @property
+    def computed_s(self) -> float:
+        """Seconds from the begin of its first batch to the end of the latest."""
+        return max(0.0, self.ended_s - self.started_s)
+
+    def start(self, started_s: float = 0.0) -> None:
+        """Tell, once, that rows of it are in a batch, begun at `started_s`.
+
+        Never raises: others' rows come in the same batch.
+        """
+        if not self.started_s:
+            self.started_s = max(started_s, self.submitted_s)  # it may have joined a sequence that was under way
+            self.waited_s = max(0.0, self.started_s - self.submitted_s - self.encoded_s)
         tell, self._on_started = self._on_started, None
         if tell:
             try:
@@ -99,9 +124,23 @@ class Job:
             except Exception:
                 log.exception("a callback of a job failed", extra={"action": "callback_failed"})
 
-    def deliver(self, row: int, index: int, outputs: Outputs, is_shared: bool) -> None:
-        """Take row `index` of a batch's outputs as row `row`, or a copy of it. On the completion thread only."""
-        self.start()  # unless it joined a sequence that was under way
+    def deliver(
+        self,
+        row: int,
+        index: int,
+        outputs: Outputs,
+        is_shared: bool,
+        times_s: tuple[float, float] = (0.0, 0.0),
+        batch_size: int = 0,
+    ) -> None:
+        """Take row `index` of a batch's outputs as row `row`, or a copy of it. On the completion thread only.
+
+        The batch of `batch_size` sequences began and ended at `times_s`.
+        """
+        self.start(times_s[0])  # unless it joined a sequence that was under way
+        self.ended_s = times_s[1]
+        if batch_size > self._batch_size:
+            self._batch_size = batch_size
         for name, rows in self._rows.items():
             given = outputs[name][index]
             rows[row] = copy.deepcopy(given) if is_shared else given  # callers may write to what they get
@@ -119,6 +158,10 @@ class Job:
             return
         try:
             result = self.call.finish(self._rows)
+            if self.call.has_timings:
+                result = timed(
+                    result, Timings(self.waited_s, self.encoded_s, self.computed_s, self._batch_size, self.num_tokens)
+                )
         except Exception as error:
             self.fail(error)
             return

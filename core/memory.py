@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 #: Part of the free memory that batches may take. The rest is for what the measured batch did not
@@ -96,6 +98,24 @@ def measurable(device: str) -> DeviceMemory | None:
     """The memory of `device`; None for CPUs, and where the backend does not tell."""
     backend = _backend(device)
     return DeviceMemory(device, backend) if all(hasattr(backend, name) for name in _MEASURING) else None
+
+
+def memory_bytes(device: str) -> tuple[int, int]:
+    """(bytes this process uses, bytes there are) of `device`; for a CPU, of the host. 0 for what is not told.
+
+    Asks the allocator's own books, not the device: that would wait for one that hangs.
+    """
+    backend = _backend(device)
+    if backend is not None:
+        used, total = getattr(backend, "memory_reserved", None), getattr(backend, "get_device_properties", None)
+        return int(used(device)) if used else 0, int(getattr(total(device), "total_memory", 0)) if total else 0
+    if device.partition(":")[0] != "cpu":
+        return 0, 0
+    with contextlib.suppress(OSError, ValueError, IndexError):  # only Linux has all of it
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        used_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return used_pages * page_bytes, os.sysconf("SC_PHYS_PAGES") * page_bytes
+    return 0, 0
 
 
 def _backend(device: str) -> Any:

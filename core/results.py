@@ -6,7 +6,7 @@ Their repr is what logs and Flower show, so it tells the shape and never a value
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,33 @@ class Sparse(NamedTuple):
         return named
 
 
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where one job's time went in its worker. All seconds; what it waited in the queue before is not among them."""
+
+    #: From being fetched to the begin of its first batch, less what was encoded by then.
+    waited_s: float
+    #: Texts to token ids. Several threads may do so at once, and while batches run: then it is the sum.
+    encoded_s: float
+    #: From the begin of its first batch to the end of its last. A job of several batches also waits between them.
+    computed_s: float
+    #: Sequences of the largest batch it was in, those of other jobs included.
+    batch_size: int
+    #: Tokens of its sequences, without padding; equal texts count each.
+    num_tokens: int
+
+    @classmethod
+    def from_map(cls, fields: Any) -> Timings | None:
+        """What arrived as a map; None for none. ValueError if it is no map of numbers."""
+        if fields is None:
+            return None
+        names = ("waited_s", "encoded_s", "computed_s", "batch_size", "num_tokens")
+        given = [fields.get(name) for name in names] if isinstance(fields, dict) else [None]
+        if not all(type(one) in (int, float) for one in given):
+            raise ValueError("malformed timings arrived: not a map of numbers")
+        return cls(*given)
+
+
 @register
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embeddings:
@@ -54,6 +81,8 @@ class Embeddings:
     int8_ranges: np.ndarray | None = None
     #: Alias of the model that made them.
     model: str = ""
+    #: For calls with `timings=True`.
+    timings: Timings | None = None
 
     def __len__(self) -> int:
         return len(self._rows())
@@ -89,6 +118,7 @@ class Embeddings:
             "sparse": sparse,
             "int8_ranges": self.int8_ranges,
             "model": self.model,
+            **_timings_map(self.timings),
         }
 
     @classmethod
@@ -103,7 +133,7 @@ class Embeddings:
             sparse = [Sparse(ids, weights) for ids, weights in cut]
         if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
             raise ValueError("malformed Embeddings arrived")
-        return cls(dense, colbert, sparse, ranges, model)
+        return cls(dense, colbert, sparse, ranges, model, Timings.from_map(fields.get("timings")))
 
     def _rows(self) -> Any:
         return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
@@ -136,6 +166,8 @@ class Ranking:
     model: str = ""
     #: (num_layers, num_passages) float32 where several layers were asked for, in ascending order.
     layer_scores: np.ndarray | None = None
+    #: For calls with `timings=True`.
+    timings: Timings | None = None
 
     def __len__(self) -> int:
         return len(self.order)
@@ -154,6 +186,7 @@ class Ranking:
             "order": self.order,
             "model": self.model,
             "layer_scores": self.layer_scores,
+            **_timings_map(self.timings),
         }
 
     @classmethod
@@ -165,7 +198,27 @@ class Ranking:
             raise ValueError("a malformed Ranking arrived")
         if not (isinstance(model, str) and _is_array(layers, 2)):
             raise ValueError("a malformed Ranking arrived: its model is not a string, or its layers no array")
-        return cls(scores, order, model, layers)
+        return cls(scores, order, model, layers, Timings.from_map(fields.get("timings")))
+
+
+class Scores(np.ndarray):
+    """Scores of pairs that carry their timings: an array like any other, which `Engine.score` gives if asked to."""
+
+    timings: Timings | None = None
+
+
+def timed(result: Any, timings: Timings) -> Any:
+    """The same result with its timings."""
+    if isinstance(result, np.ndarray):
+        scores = result.view(Scores)
+        scores.timings = timings
+        return scores
+    return replace(result, timings=timings)
+
+
+def _timings_map(timings: Timings | None) -> dict[str, Any]:
+    """Only where they were asked for: no other result shall be larger for them."""
+    return {"timings": asdict(timings)} if timings else {}
 
 
 def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:

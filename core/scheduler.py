@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 from core.runs import Bounds, choose_run
 from core.sequence import Sequence, Wanted
+from core.totals import ModelTotals, Totals
 
 #: Tokens a batch may have however slow the device was measured: below it, what starting a batch costs outweighs
 #: the batch, and one slow pass (a first one, say) would keep batches too small to measure anything better.
@@ -44,34 +45,13 @@ class Limits:
     is_padded: bool = True
 
 
-@dataclass(slots=True)
-class Totals:
-    """Of all batches so far."""
-
-    num_batches: int = 0
-    num_sequences: int = 0
-    num_tokens: int = 0
-    #: The same with padding: what the device computed.
-    num_padded_tokens: int = 0
-    #: What the batches might have had.
-    num_budget_tokens: int = 0
-
-    @property
-    def padding_share(self) -> float:
-        return 1 - self.num_tokens / self.num_padded_tokens if self.num_padded_tokens else 0.0
-
-    @property
-    def fill(self) -> float:
-        """Share of the budgets that was used; sequences longer than the budget count in full."""
-        return self.num_padded_tokens / self.num_budget_tokens if self.num_budget_tokens else 0.0
-
-
 class Scheduler:
     """Which sequences run next. Not thread-safe: its caller holds a lock."""
 
     def __init__(self, limits: Mapping[str, Limits], max_batch_s: float, max_bulk_wait_s: float) -> None:
         """`limits` are by model alias; `max_batch_s` bounds a batch once the model's speed is known."""
-        self.totals = Totals()
+        #: What was put into batches, by model.
+        self.totals_by_model = {model: ModelTotals() for model in limits}
         self._max_batch_s = max_batch_s
         self._max_bulk_wait_s = max_bulk_wait_s
         self._limits = {model: replace(given) for model, given in limits.items()}
@@ -84,6 +64,18 @@ class Scheduler:
     def num_sequences(self) -> int:
         """How many wait."""
         return len(self._interactive) + len(self._bulk)
+
+    @property
+    def totals(self) -> Totals:
+        """What was put into batches, of all models."""
+        each = self.totals_by_model.values()
+        return Totals(
+            sum(one.num_batches for one in each),
+            sum(one.num_sequences for one in each),
+            sum(one.num_tokens for one in each),
+            sum(one.num_padded_tokens for one in each),
+            sum(one.num_budget_tokens for one in each),
+        )
 
     def num_tokens(self, is_bulk: bool) -> int:
         """Tokens that wait in one class, without padding."""
@@ -159,11 +151,8 @@ class Scheduler:
 
     def _count(self, batch: list[Sequence], is_padded: bool, budget: int) -> None:
         lengths = [sequence.length for sequence in batch]
-        self.totals.num_batches += 1
-        self.totals.num_sequences += len(batch)
-        self.totals.num_tokens += sum(lengths)
-        self.totals.num_padded_tokens += max(lengths) * len(batch) if is_padded else sum(lengths)
-        self.totals.num_budget_tokens += budget
+        num_padded_tokens = max(lengths) * len(batch) if is_padded else sum(lengths)
+        self.totals_by_model[batch[0].model].add(len(batch), sum(lengths), num_padded_tokens, budget)
 
 
 class _Speed:

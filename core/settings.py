@@ -120,6 +120,13 @@ class Settings(BaseSettings):
     #: Seconds a worker may take to finish its jobs after SIGTERM before it is killed; what it had
     #: not finished returns to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0)
+    #: Port at which a worker serves its metrics and its health; of several on one host, each takes this and the number
+    #: of its device, a second one on a device 100 more. 0 takes a free one, which the log names. None serves nothing.
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    #: The address it listens at. Whoever reaches it can read all metrics: there is no password.
+    metrics_host: str = "127.0.0.1"
+    #: Whether spans are made of jobs and batches, for OpenTelemetry; needs the extra `otel`.
+    traces: bool = False
     #: Producers' settings; declared so that the file may hold them, used by `celeryconfig.py` only.
     wire: dict[str, Any] = Field(default={}, exclude=True)
 

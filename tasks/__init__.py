@@ -18,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -120,7 +121,8 @@ class EngineTask(Task):
         check_texts(self._texts_name, call[self._texts_name])
         num_bytes = self._check_size(call)
         self.options_class.checked(given)
-        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given)}
+        # AMQP's own property for when a message was sent: the exporter tells by it how long the next job has waited.
+        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given), "timestamp": int(time.time())}
         if compression := compression_for(num_bytes):
             sending["compression"] = compression
         return Call(args, kwargs, num_bytes, sending)

@@ -5,6 +5,7 @@ python -m tasks forget ALIAS                        withdraw a model that is gon
 python -m tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
 python -m tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
 python -m tasks dead list|show|replay|drop          what no worker could do anything with
+python -m tasks exporter --port 9808                what waits in the queues, for Prometheus
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import tasks
-from core.errors import EmbedqError
+from core.errors import EmbedqError, InvalidSettings
 from tasks import dead
 from tasks.models import Registry
 
@@ -94,6 +95,14 @@ def _rerank(asked: argparse.Namespace) -> None:
         print(f"{score:8.4f}  {passages[index]}")
 
 
+def _exporter(asked: argparse.Namespace) -> None:
+    try:
+        from tasks import exporter
+    except ModuleNotFoundError as error:
+        raise InvalidSettings(f"the exporter needs the extra embedq[exporter]: {error}") from None
+    exporter.run(asked.host, asked.port)
+
+
 def _answer(job: Any) -> Any:
     """The job's result, taken out of Redis once it is here."""
     result = job.get(timeout=_TIMEOUT_S)
@@ -120,6 +129,10 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--model")
     rerank.add_argument("--top-k", type=int, default=10)
     rerank.set_defaults(run=_rerank)
+    exporter = commands.add_parser("exporter", help="serve metrics of the queues, one for each installation")
+    exporter.add_argument("--port", type=int, default=9808, help="0 takes a free one (default: %(default)s)")
+    exporter.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    exporter.set_defaults(run=_exporter)
     dead.add_commands(commands.add_parser("dead", help="dead letters: list, show, send again, drop"))
     return parser
 

@@ -14,6 +14,7 @@ from core.completion import CompletionThread
 from core.device_loop import DeviceLoop
 from core.errors import DeviceFailure
 from core.job import Call, Job
+from core.meter import Meter
 from core.scheduler import Limits, Scheduler
 from core.sequence import Sequence, Tokens, Wanted
 from core.streams import Cores
@@ -35,7 +36,9 @@ class Loop:
         #: Set, with the reason before it, when the device is given up.
         self.is_dead = threading.Event()
         self.reasons: list[str] = []
-        self.device = DeviceLoop(models, self.backlog, self.completion, Cores(1), hang_timeout_s, self._die)
+        self.meter = Meter(models)
+        shared = models, self.backlog, self.completion, Cores(1), self.meter
+        self.device = DeviceLoop(*shared, hang_timeout_s, self._die)
 
     def close(self) -> None:
         """Compute what waits, then end the threads."""
@@ -73,10 +76,11 @@ def job_of(
     outputs: frozenset[str] = DENSE,
     is_bulk: bool = False,
     on_started: Callable[[], None] | None = None,
+    origin: Any = None,
 ) -> Job:
     """An opened job whose result are its rows by output; nothing encodes it."""
     call = Call(model, Wanted(outputs), num_rows, lambda part: [], lambda rows: rows)
-    job = Job(lambda: call, is_bulk, on_started=on_started)
+    job = Job(lambda: call, is_bulk, on_started=on_started, origin=origin)
     job.open()
     return job
 

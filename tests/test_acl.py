@@ -21,6 +21,7 @@ from redis.retry import Retry
 from deploy import flower
 from tests.producing import Failed, Producing
 from tests.running import ROOT, Running, start_workers
+from tests.scraping import Scrape
 from workers.embedded import _free_port, find_program
 
 USERS = ROOT / "deploy" / "acl" / "users.acl"
@@ -141,7 +142,8 @@ def test_jobs_of_a_killed_worker_are_done_by_the_next(guarded: Guarded, producer
 
 @pytest.mark.usefixtures("nothing_refused")
 def test_flower_sees_the_worker_its_tasks_and_its_queues(guarded: Guarded, producer: Producing) -> None:
-    with Running(flower.command(port=0), {"EMBEDQ_REDIS_URL": guarded.url("flower")}) as running:
+    environment = {"EMBEDQ_REDIS_URL": guarded.url("flower"), **flower.OPEN}
+    with Running(flower.command(port=0), environment) as running:
         address = running.wait_for(flower.READY)[0].rpartition(" ")[2]
         until(lambda: "minilm.cpu0@" in page(f"{address}/workers?json=1"))
         producer.do("jobs.update(shown=tasks.embed.delay(['a', 'b', 'c']))")
@@ -151,6 +153,16 @@ def test_flower_sees_the_worker_its_tasks_and_its_queues(guarded: Guarded, produ
         until(lambda: "Worker pool options" in page(f"{address}/worker/{name}"))  # by asking the worker itself
         assert "embed.minilm" in page(f"{address}/broker")
         running.stop(flower.STOP_TIMEOUT_S)
+
+
+@pytest.mark.usefixtures("nothing_refused")
+def test_an_exporter_counts_what_waits_and_who_works(guarded: Guarded, producer: Producing) -> None:
+    environment = {"EMBEDQ_REDIS_URL": guarded.url("exporter")}
+    with Running([sys.executable, "-m", "tasks", "exporter", "--port", "0"], environment) as running:
+        address = running.wait_for("metrics of the queues at ")[0].rpartition(" ")[2].removesuffix("/metrics")
+        until(lambda: Scrape(address).value("embedq_workers", model="minilm") == 1)
+        assert Scrape(address).value("embedq_queue_jobs", queue="embed.minilm") == 0
+        assert running.stop() == 0
 
 
 @pytest.mark.usefixtures("nothing_refused")
@@ -226,6 +238,11 @@ FORBIDDEN = [
     ("worker", "PUBLISH /0.celery.pidbox x"), ("worker", "PSUBSCRIBE /0.celeryev/*"), ("worker", "PSUBSCRIBE celery-task-meta-*"),
     ("worker", "DEL celery-task-meta-a"), ("worker", "EVAL return 1 elsewhere"), ("worker", "SADD _kombu.binding.others x"),
     ("worker", "RENAME embed elsewhere"), ("worker", "RPOP x.reply.celery.pidbox"), ("worker", "SELECT 1"),
+    ("exporter", "RPOP embed"), ("exporter", "LPUSH embed x"), ("exporter", "DEL embed"), ("exporter", "LRANGE embed 0 -1"),
+    ("exporter", "GET celery-task-meta-a"), ("exporter", "HGETALL unacked"), ("exporter", "XRANGE embedq:dead - +"),
+    ("exporter", "HSET embedq:workers a b"), ("exporter", "HSET embedq:models a b"), ("exporter", "EVAL return 0"),
+    ("exporter", "EVAL return 1 embed"), ("exporter", "SCAN 0"), ("exporter", "DBSIZE"), ("exporter", "PUBLISH /0.celery.pidbox x"),
+    ("worker", "DEL embedq:workers"), ("producer", "HSET embedq:workers a b"), ("flower", "HGETALL embedq:workers"),
     ("operator", "RPOP embed"), ("operator", "LRANGE embed 0 -1"), ("operator", "HGETALL unacked"), ("operator", "GET celery-task-meta-a"),
     ("operator", "XADD embedq:dead * a b"), ("operator", "DEL embedq:dead"), ("operator", "DEL embed"), ("operator", "HSET embedq:models a b"),
 ]  # fmt: skip
@@ -258,7 +275,13 @@ def test_nobody_has_a_dangerous_command_beyond_those_named(admin: redis.Redis) -
     named = {"keys", "scan", "select", "fcall", "function|load", "monitor", "swapdb", "client|kill", "config|get"}
     dangerous = named | set(admin.acl_cat("dangerous")) | set(admin.acl_cat("admin"))
     assert len(dangerous) > 80
-    for user, allowed in {"producer": set(), "worker": {"info"}, "flower": set(), "operator": set()}.items():
+    for user, allowed in {
+        "producer": set(),
+        "worker": {"info"},
+        "flower": set(),
+        "exporter": set(),
+        "operator": set(),
+    }.items():
         assert {name for name in dangerous if may_run(admin, user, name)} == allowed, user
 
 

@@ -49,7 +49,7 @@ def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_
         assert f"{name}_bytes_per_job" in figures
     assert figures["keys at once results"] > 0
     left = {key.removeprefix("keys in the end ") for key in figures if key.startswith("keys in the end ")}
-    assert left == {"embedq:models", "kombu's lists of queues"}
+    assert left == {"embedq:models", "embedq:workers", "embedq:speeds", "kombu's lists of queues"}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Run with FLOWER_SCREENSHOT=docs/flower.png to take the documentation's picture o
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 import time
@@ -43,7 +44,8 @@ def program() -> str:
 @pytest.fixture(scope="module")
 def address(worker: dict[str, str]) -> Iterator[str]:
     """Where a real Flower of this run listens."""
-    with Running(flower.command(port=0), {"EMBEDQ_REDIS_URL": worker["EMBEDQ_REDIS_URL"]}) as running:
+    environment = {"EMBEDQ_REDIS_URL": worker["EMBEDQ_REDIS_URL"], **flower.OPEN}
+    with Running(flower.command(port=0), environment) as running:
         yield running.wait_for(flower.READY)[0].rpartition(" ")[2]
         running.stop(flower.STOP_TIMEOUT_S)
 
@@ -120,6 +122,22 @@ def test_whoever_reaches_it_can_look_and_not_touch(page: Page, address: str) -> 
     request = urllib.request.Request(f"{address}/api/worker/shutdown/{WORKER}", method="POST")
     with pytest.raises(urllib.error.HTTPError, match="HTTP Error 40"):
         urllib.request.urlopen(request)
+
+
+@pytest.mark.parametrize("given", [None, "somebody:secret-word"])
+def test_it_asks_for_a_password_unless_told_not_to(worker: dict[str, str], given: str | None) -> None:
+    environment = {"EMBEDQ_REDIS_URL": worker["EMBEDQ_REDIS_URL"]} | ({"FLOWER_BASIC_AUTH": given} if given else {})
+    with Running(flower.command(port=0), environment) as running:
+        address = running.wait_for(flower.READY)[0].rpartition(" ")[2]
+        for path in ("/workers", "/api/tasks"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(address + path)
+        made_up = [line.partition("asks for ")[2].partition(";")[0] for line in running.lines if "asks for" in line]
+        assert len(made_up) == (0 if given else 1)
+        token = base64.b64encode((given or made_up[0]).encode()).decode()
+        request = urllib.request.Request(f"{address}/workers", headers={"Authorization": f"Basic {token}"})
+        assert urllib.request.urlopen(request).status == 200
+        running.stop(flower.STOP_TIMEOUT_S)
 
 
 def test_a_job_for_later_shows_no_text_on_its_workers_page(page: Page, address: str) -> None:

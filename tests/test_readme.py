@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -59,11 +61,12 @@ def test_a_process_with_only_the_producers_dependencies_gets_vectors(server: str
 
 @pytest.mark.usefixtures("worker")
 def test_the_blob_is_read_without_our_code(server: str, tmp_path: Path) -> None:
-    job = tasks.embed.delay(["one", "two"])
-    job.get(timeout=60)
+    job = tasks.embed.delay(["one", "two"], timings=True)
+    timings = job.get(timeout=60).timings
     assert "tasks" not in block("blob")
     printed = run_as_producer(f"redis_url, job_id = {server!r}, {job.id!r}\n" + block("blob"), tmp_path, {})
-    assert printed == "(2, 384)\n"
+    shape, told = printed.splitlines()
+    assert (shape, ast.literal_eval(told)) == ("(2, 384)", asdict(timings))
 
 
 @pytest.mark.usefixtures("worker")

@@ -28,6 +28,9 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "window_batches": ("4", 4),
     "max_jobs": ("8", 8),
     "drain_timeout_s": ("10", 10.0),
+    "metrics_port": ("9810", 9810),
+    "metrics_host": ("::1", "::1"),
+    "traces": ("1", True),
 }
 
 

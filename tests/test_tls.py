@@ -97,7 +97,7 @@ def test_an_idle_worker_is_told_of_a_job_through_tls(producer: Producing) -> Non
 
 
 def test_flower_shows_the_worker_through_tls(environment: dict[str, str], producer: Producing) -> None:
-    with Running(flower.command(port=0), environment) as running:
+    with Running(flower.command(port=0), environment | flower.OPEN) as running:
         address = running.wait_for(flower.READY)[0].rpartition(" ")[2]
         deadline_s = time.monotonic() + 60
         while "minilm.cpu0@" not in (shown := page(f"{address}/workers?json=1")):

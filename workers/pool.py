@@ -31,6 +31,8 @@ from core.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from workers.answers import AnswersThread, Timer
 from workers.counts import Counts
 from workers.fetch import Room
+from workers.health import DRAINING, health
+from workers.job_counts import JobCounts, outcome_of, times_of
 from workers.request import EngineRequest
 
 log = logging.getLogger(__name__)
@@ -70,11 +72,6 @@ class HeldJob:
         """The queue it came through."""
         return str((self.request.delivery_info or {}).get("routing_key") or "")
 
-    @property
-    def num_tokens(self) -> int:
-        """Of its sequences, as far as they are encoded."""
-        return sum(sequence.length for sequence in self.job.sequences) if self.job else 0
-
     def terminate(self, signal: Any = None) -> None:
         """Called by Celery for a job that is to stop. A batch under way is not interrupted, its rows are dropped."""
         if self.job:
@@ -102,9 +99,13 @@ class EnginePool(BasePool):
     #: Set by the worker before Celery builds the pool.
     engine: Engine
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.job_counts = JobCounts(self.engine.models)
+        self._held: set[HeldJob] = set()
+
     def on_start(self) -> None:
         """Called by Celery before the first job."""
-        self._held: set[HeldJob] = set()
         self._lock = threading.Lock()
         self._is_empty = threading.Condition(self._lock)
         self._answers = AnswersThread(lambda: self.app.backend.batch())
@@ -165,8 +166,9 @@ class EnginePool(BasePool):
 
     def on_close(self) -> None:
         """Called by Celery first, whatever the way to end."""
-        # Said here and not on Celery's signal, which is sent within the signal handler and takes a lock there: a
-        # second SIGTERM in that moment would wait for it for ever.
+        health.state = DRAINING
+        # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
+        # moment would wait for it for ever.
         log.info(
             "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self._held)}
         )
@@ -207,6 +209,7 @@ class EnginePool(BasePool):
                 request.priority,
                 request.num_bytes,
                 lambda: self._answers.tell(partial(self._accept, held)),
+                request,
             )
         except DeviceFailure as error:  # closed or dead: the process is about to end, and the job goes back
             log.warning("a job is not taken: %s", error, extra={"action": "job_refused", "job": request.id})
@@ -241,12 +244,14 @@ class EnginePool(BasePool):
             with tasks.ready_answer(held.answer()):
                 outcome = held.target(*held.args)
         except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
-            done = partial(held.on_failure, ExceptionInfo())
+            became, done = "failed", partial(held.on_failure, ExceptionInfo())
         else:
-            done = partial(held.on_success, outcome)
-        self.counts.answered(held.queue, held.num_tokens)
+            became, done = outcome_of(outcome), partial(held.on_success, outcome)
+        times = times_of(held.job, held.request.task)
+        self.counts.answered(held.queue, times.num_tokens)
+        stored = partial(self.job_counts.stored, times, became, done)
         give_back = partial(held.request.reject, requeue=True)
-        self._answers.after(partial(self._settle, held, done), partial(self._settle, held, give_back))
+        self._answers.after(partial(self._settle, held, stored), partial(self._settle, held, give_back))
 
     def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
         """Acknowledge a job, or give it back. Held until then: one that a reconnect found idle would run again."""
@@ -268,6 +273,7 @@ class EnginePool(BasePool):
             # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
             self._answers.after(done, done)
+            self.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
 
     def _watch_expiry(self, held: HeldJob) -> None:
         drop = partial(self._drop_if_revoked, held)

@@ -24,14 +24,17 @@ from core.engine import Engine
 from core.errors import EmbedqError
 from core.settings import Settings, read_settings
 from tasks.models import Registry, Served
-from workers import beats, control, heartbeat, logs, transport
+from workers import beats, control, heartbeat, logs, tracing, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
 from workers.decompression import restrict
 from workers.events import EventsInBulk, use_written_events
+from workers.health import Readiness, health
 from workers.leases import LeaseRenewal
+from workers.metrics import served as metrics_served
 from workers.pool import EnginePool
 from workers.refusal import Refusal
+from workers.reports import Reports, speeds_of
 from workers.request import EngineRequest
 from workers.server import refuse_cluster, with_server
 
@@ -67,18 +70,26 @@ def main() -> int:
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
-        url = tasks.app.conf.broker_url
-        with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
-        started_s = time.monotonic()
-        with core.load_all(settings) as engine:
-            engine.on_dead = _end_at_once
-            engine.warm_up()
-            _log_ready(engine, settings, time.monotonic() - started_s)
-            with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
-            return serve(engine, settings)
+        with metrics_served(settings, health):
+            return _run(settings)
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
+
+
+def _run(settings: Settings) -> int:
+    """Load, warm up and serve. Returns the exit code."""
+    url = tasks.app.conf.broker_url
+    with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
+    started_s = time.monotonic()
+    with core.load_all(settings) as engine:
+        engine.on_dead = _end_at_once
+        if settings.traces:
+            tracing.start(engine.meter, worker_name(engine))
+        engine.warm_up()
+        _log_ready(engine, settings, time.monotonic() - started_s)
+        with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
+        return serve(engine, settings)
 
 
 def serve(engine: Engine, settings: Settings) -> int:
@@ -91,7 +102,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     LeaseRenewal.is_alive = lambda: engine.is_alive
     transport.Channel.fail = failure_writer(tasks.app)
     use_written_events(tasks.app)
-    tasks.app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk))
+    tasks.app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk, Readiness))
     setup_logging.connect(_keep_our_logging)
     worker_ready.connect(_log_serving)
     worker = tasks.app.Worker(
@@ -110,7 +121,9 @@ def serve(engine: Engine, settings: Settings) -> int:
     _spare_the_garbage_collector()
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
-    worker.start()
+    health.worker, health.pool = worker_name(engine), worker.pool
+    with Reports(tasks.app.backend.client, health.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
+        worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
 

@@ -95,7 +95,7 @@ def start_workers(running: Running, directory: Path, url: str) -> Child:
 
 def start_flower(running: Running, directory: Path, url: str, console: Console) -> str:
     """Flower on a free port; returns its address, once it listens."""
-    command, environment = flower.command(port=0), {"EMBEDQ_REDIS_URL": url}
+    command, environment = flower.command(port=0), {"EMBEDQ_REDIS_URL": url, **flower.OPEN}
     child = running.start(Child("Flower", command, directory / "flower.log", environment, flower.STOP_TIMEOUT_S))
     address = child.wait_for(flower.READY)[0].rpartition(" ")[2]
     console.print(f"Flower   {address}", highlight=False)

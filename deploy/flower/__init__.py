@@ -19,6 +19,10 @@ READY = "Visit me at "
 STOP_TIMEOUT_S = 5.0
 
 
+#: Environment of a Flower that asks for no password: on loopback, for a demo or a test.
+OPEN = {"FLOWER_BASIC_AUTH": "none"}
+
+
 def command(port: int) -> list[str]:
     """The command that runs Flower on loopback; port 0 takes a free one, which it then names in its log."""
     return [sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--conf={CONFIG}", f"--port={port}"]

@@ -6,13 +6,29 @@ It never sees a text or a vector: tasks carry a summary of their arguments ("128
 characters"), and a result's repr is its shape ("128 × 384 float32").
 """
 
+import os
+import secrets
+import sys
+
+# Whoever reads "none" there wants no password: the demo, and whoever puts a proxy that asks before it. Otherwise it is
+# asked for, and made up where nobody gave one: tasks' summaries and workers' names are not for everybody.
+_given = os.environ.get("FLOWER_BASIC_AUTH", "")
+if _given == "none":
+    basic_auth: list[str] = []
+elif not _given and not any(word.replace("-", "_").startswith("__basic_auth") for word in sys.argv):
+    basic_auth = [f"embedq:{secrets.token_urlsafe(12)}"]
+    print(
+        f"Flower asks for {basic_auth[0]}; set FLOWER_BASIC_AUTH=user:password to choose", file=sys.stderr, flush=True
+    )
+
 # Nobody else on the network, unless a proxy that asks for a password is put before it.
 address = "127.0.0.1"
 
 # Every user of this machine reaches its loopback: they may look, not shut workers down.
 read_only = True
 
-# Two kilobytes or so each; Flower's own 100,000 would be hundreds of megabytes after a bulk load.
+# Five kilobytes each. After 50,000 jobs Flower has 134 MiB and stays there; with Flower's own 100,000 tasks it would be
+# half a gigabyte (`python -m tests.bench flower`, docs/measurements.md).
 max_tasks = 10_000
 
 # What a person asks first: what was it, how big, did it work, how long did it take, on which device.

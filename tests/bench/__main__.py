@@ -3,6 +3,8 @@
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
+    metrics   what counting costs each job, each batch and each scrape
+    flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
 
 `python -m tests.bench <command> --help` tells a command's options.
@@ -15,7 +17,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "jobs", "growth", "scale")
+COMMANDS = ("engine", "jobs", "growth", "metrics", "flower", "scale")
 
 
 def main(arguments: list[str]) -> int:

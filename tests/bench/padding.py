@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from core.scheduler import Limits, Scheduler, Totals
+from core.scheduler import Limits, Scheduler
 from core.sequence import Sequence, Tokens
+from core.totals import Totals
 
 SEED = 7
 

@@ -1,0 +1,123 @@
+"""How fast the workers present are: told by each every few seconds, read by the exporter.
+
+    embedq:workers    hash    worker's name -> JSON of `Report`; each worker renews its own. The key is gone an hour
+                              after the last of them
+    embedq:speeds     hash    model -> JSON of `Speed`, the latest that any worker measured; kept, so that a pool at
+                              zero still knows how long one worker would take
+
+Why not by remote control (`inspect embedq_stats`): it would ask every worker's event loop at each scrape, wait its
+whole timeout for one that is gone, and need the right to publish and to make reply queues. This is one read of two
+keys, its size bounded by the number of workers, and a worker that hangs before it has died falls out by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+WORKERS_KEY, SPEEDS_KEY = "embedq:workers", "embedq:speeds"
+
+#: Seconds between two reports of a worker, and after which one that sent none counts as gone: two may get lost.
+INTERVAL_S = 5.0
+_MAX_AGE_S = 3.5 * INTERVAL_S
+
+#: Seconds after the last report at which the key goes, and with it what dead workers left there.
+_EXPIRES_S = 3600
+
+#: Bytes of one report that are read; ours have some hundred per model. Anybody who may write could write more.
+_MAX_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one worker measured on one model."""
+
+    #: Without padding; 0 before its first batch.
+    tokens_per_second: float = 0.0
+    #: By queue of the model, the mean tokens of the jobs it answered lately.
+    tokens_per_job: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One worker at one moment."""
+
+    #: Unix time by the server's clock.
+    told_s: float
+    models: dict[str, Speed]
+
+
+class Speeds:
+    """The reports, through one Redis client."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def tell(self, worker: str, models: dict[str, Speed]) -> None:
+        """Renew `worker`'s report. redis.RedisError where the server cannot be reached."""
+        report = Report(self._now_s(), models)
+        measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.hset(WORKERS_KEY, worker, json.dumps(asdict(report)))
+            pipe.expire(WORKERS_KEY, _EXPIRES_S)
+            if measured:
+                pipe.hset(SPEEDS_KEY, mapping=measured)
+            pipe.execute()
+
+    def leave(self, worker: str) -> None:
+        """This worker takes no jobs any more."""
+        self._client.hdel(WORKERS_KEY, worker)
+
+    def tidy(self) -> None:
+        """Forget workers that died without leaving; called by each that starts."""
+        now_s = self._now_s()
+        found = self._client.hgetall(WORKERS_KEY)
+        gone = [name for name, value in found.items() if not _is_present(_report(value), now_s)]
+        if gone:
+            self._client.hdel(WORKERS_KEY, *gone)
+
+    def present(self) -> dict[str, Report]:
+        """The reports of workers that are there, by name."""
+        now_s = self._now_s()
+        found = {
+            name.decode(errors="replace"): _report(value) for name, value in self._client.hgetall(WORKERS_KEY).items()
+        }
+        return {name: report for name, report in found.items() if report and _is_present(report, now_s)}
+
+    def latest(self) -> dict[str, Speed]:
+        """The last speed measured of each model, by whichever worker."""
+        found = {
+            alias.decode(errors="replace"): _speed(value) for alias, value in self._client.hgetall(SPEEDS_KEY).items()
+        }
+        return {alias: speed for alias, speed in found.items() if speed}
+
+    def _now_s(self) -> float:
+        """The server's clock: those of hosts may differ by more than a report's age."""
+        seconds, microseconds = self._client.time()
+        return float(seconds) + float(microseconds) / 1e6
+
+
+def _is_present(report: Report | None, now_s: float) -> bool:
+    return report is not None and now_s - report.told_s < _MAX_AGE_S
+
+
+def _report(value: bytes) -> Report | None:
+    """A report that arrived; None if it is none."""
+    try:
+        given = json.loads(value) if len(value) <= _MAX_BYTES else {}
+        return Report(float(given["told_s"]), {str(alias): _checked(one) for alias, one in given["models"].items()})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _speed(value: bytes) -> Speed | None:
+    try:
+        return _checked(json.loads(value)) if len(value) <= _MAX_BYTES else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _checked(given: Any) -> Speed:
+    sizes = {str(queue): float(size) for queue, size in given["tokens_per_job"].items()}
+    return Speed(float(given["tokens_per_second"]), sizes)

@@ -1,0 +1,79 @@
+"""Every metric that README or deploy name exists, and README names every metric there is."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+
+import pytest
+
+from tasks.metrics import EXPORTER, OUTCOMES, STAGES, WORKER, Families, Metric
+from tests.running import ROOT
+
+ALL = WORKER | EXPORTER
+
+SECTION = (ROOT / "README.md").read_text(encoding="utf-8").split("### Seeing what happens")[1].split("\n### ")[0]
+
+#: Files that whoever runs us writes queries in.
+FILES = sorted(
+    path
+    for kind in ("json", "yml", "yaml", "md")
+    for path in chain((ROOT / "deploy").rglob(f"*.{kind}"), (ROOT / "docs").glob(f"*.{kind}"))
+)
+
+#: What looks like a metric of ours in a query: a value of a label, an alert's or a rule's name do not.
+_NAME = re.compile(r"(?<![\w:/-])embedq_[a-z_]+(?=[\s{\[()`\"',]|$)")
+
+#: In code blocks, and not metrics: commands of remote control.
+_COMMANDS = {"embedq_stats", "embedq_status"}
+
+
+def named(text: str) -> set[str]:
+    """Metrics that a text names; of a histogram its own name."""
+    return {_own(name) for name in _NAME.findall(text)} - _COMMANDS
+
+
+def _own(name: str) -> str:
+    own = re.sub("_(bucket|sum|count)$", "", name)
+    return own if ALL.get(own, Metric("gauge", (), "")).kind == "histogram" else name
+
+
+@pytest.mark.parametrize(("metrics", "title"), [(WORKER, "metric of a worker"), (EXPORTER, "metric of the exporter")])
+def test_readme_has_a_row_for_each_metric_and_no_other(metrics: dict[str, Metric], title: str) -> None:
+    table = SECTION.split(f"| {title} |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(embedq_\w+)` \| (.*) \|$", table, re.MULTILINE))
+    shown = {"worker", "device"} if metrics is WORKER else set()
+    for name, metric in metrics.items():
+        labels = "".join(f", `{label}`" for label in metric.labels if label not in shown)
+        assert rows.pop(name) == f"{metric.kind}{labels} | {metric.what}"
+    assert rows == {}
+
+
+def test_readme_names_every_stage_and_outcome() -> None:
+    assert all(f"`{name}`" in SECTION for name in (*STAGES, *OUTCOMES))
+
+
+def test_no_query_names_a_metric_that_there_is_not() -> None:
+    assert named(SECTION) == set(ALL)
+    assert {path.name: found for path in FILES if (found := named(path.read_text(encoding="utf-8")) - set(ALL))} == {}
+
+
+def test_names_are_found_in_queries() -> None:
+    query = 'histogram_quantile(0.9, rate(embedq_job_seconds_bucket{stage="waited"}[5m])) > embedq_no_such_thing'
+    assert named(query) == {"embedq_job_seconds", "embedq_no_such_thing"}
+
+
+def test_names_say_their_kind_and_none_is_taken_twice() -> None:
+    assert not set(WORKER) & set(EXPORTER)
+    for name, metric in ALL.items():
+        assert name.endswith("_total") == (metric.kind == "counter"), name
+    # In OpenMetrics a counter's name is without its ending.
+    assert len({name.removesuffix("_total") for name in ALL}) == len(ALL)
+
+
+def test_a_metric_takes_exactly_its_labels() -> None:
+    families = Families(EXPORTER)
+    with pytest.raises(AssertionError, match="embedq_workers has the labels"):
+        families.add("embedq_workers", 1.0)
+    with pytest.raises(AssertionError, match="embedq_workers has the labels"):
+        families.add("embedq_workers", 1.0, model="minilm", kind="embed")

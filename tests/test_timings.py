@@ -1,0 +1,109 @@
+"""A job's timings: what they are, that only who asks gets them, and how they travel."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import msgpack
+import numpy as np
+import pytest
+
+from core.checks import EmbedOptions, RerankOptions
+from core.codec import pack, unpack
+from core.engine import Engine
+from core.errors import InvalidInput
+from core.results import Embeddings, Ranking, Timings
+from tests.checkpoints import PATIENCE_S, FakeModel
+from tests.engines import busy, running
+from tests.loops import wait_for_waiting
+
+TIMINGS = Timings(0.5, 0.25, 1.5, 32, 1000)
+
+
+def test_only_who_asks_gets_them(engine: Engine) -> None:
+    assert engine.embed(["a text"]).timings is None
+    timings = engine.embed(["a text", "another"], timings=True).timings
+    assert timings is not None
+    assert (timings.batch_size, timings.num_tokens) == (2, len("a text") + len("another"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        timings.waited_s = 1.0  # type: ignore[misc]
+
+
+def test_they_are_the_seconds_that_passed(model: FakeModel) -> None:
+    def pause(batch: object) -> None:
+        time.sleep(0.02)  # what a pass takes
+
+    model.before_launch = pause
+    with running(model) as engine:
+        begun_s = time.monotonic()
+        timings = engine.embed(["a text"], timings=True).timings
+        took_s = time.monotonic() - begun_s
+    assert timings.computed_s >= 0.02
+    assert timings.waited_s + timings.encoded_s + timings.computed_s <= took_s
+    assert min(timings.waited_s, timings.encoded_s) >= 0
+
+
+def test_a_job_behind_another_has_waited_for_it(engine: Engine, model: FakeModel) -> None:
+    with busy(engine, model):
+        job = engine.submit(lambda: engine.calls.embed(["a text"], timings=True))
+        wait_for_waiting(engine.backlog, 1)
+        time.sleep(0.03)  # what it waits
+    assert job.answer.result(PATIENCE_S).timings.waited_s >= 0.03
+
+
+def test_the_largest_batch_counts_and_those_of_others_with_it(engine: Engine, model: FakeModel) -> None:
+    with busy(engine, model):
+        jobs = [
+            engine.submit(lambda text=text: engine.calls.embed([text], timings=True))
+            for text in ("one text", "two text", "six text")
+        ]
+        wait_for_waiting(engine.backlog, 3)
+    assert {job.answer.result(PATIENCE_S).timings.batch_size for job in jobs} == {3}
+
+
+def test_rankings_and_scores_carry_them_too(engine: Engine) -> None:
+    assert engine.rerank("q", ["a", "b"], timings=True).timings.batch_size >= 1
+    assert engine.rerank("q", ["a"]).timings is None
+    scores = engine.score([("q", "a"), ("q", "b")], timings=True)
+    assert scores.timings.computed_s >= 0
+    plain = engine.score([("q", "a"), ("q", "b")])
+    assert type(plain) is np.ndarray
+    np.testing.assert_array_equal(scores, plain)
+
+
+def test_a_job_of_no_texts_has_taken_no_time(engine: Engine) -> None:
+    assert engine.embed([], timings=True).timings == Timings(0.0, 0.0, 0.0, 0, 0)
+
+
+@pytest.mark.parametrize("options", [EmbedOptions, RerankOptions])
+@pytest.mark.parametrize("given", [1, "yes", None])
+def test_only_a_flag_asks_for_them(options: type, given: object) -> None:
+    with pytest.raises(InvalidInput, match="timings must be one of True, False"):
+        options.checked({"timings": given})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Embeddings(np.ones((1, 2), np.float32), model="m", timings=TIMINGS),
+        Ranking(np.ones(1, np.float32), np.zeros(1, np.int32), "m", timings=TIMINGS),
+    ],
+    ids=["embeddings", "ranking"],
+)
+def test_they_travel_as_a_map_of_numbers(result: Embeddings | Ranking) -> None:
+    packed = pack(result)
+    assert unpack(packed).timings == TIMINGS
+    assert msgpack.unpackb(packed)["timings"] == dataclasses.asdict(TIMINGS)
+    without = pack(dataclasses.replace(result, timings=None))
+    assert b"timings" not in without
+    assert unpack(without).timings is None  # and so are results that were stored before there were any
+
+
+@pytest.mark.parametrize(
+    "timings", [1, "x", [], {}, {**dataclasses.asdict(TIMINGS), "waited_s": "long"}, {"waited_s": 1.0}]
+)
+def test_what_is_no_timings_is_refused(timings: object) -> None:
+    fields = Embeddings(np.ones((1, 2), np.float32)).to_map() | {"timings": timings}
+    with pytest.raises(ValueError, match="malformed timings"):
+        Embeddings.from_map(fields)
