@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import worker_ready
 
-from workers.beats import DRAINING, INTERVAL_S, LOADING, READY, VARIABLE, Beat, Rates
+from core.memory import memory_bytes
+from workers import health as states
+from workers.beats import DRAINING, INTERVAL_S, READY, VARIABLE, Beat, Rates
+from workers.health import health
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ class Heart:
     def __init__(self, descriptor: int | None) -> None:
         self.last = Beat()
         self._descriptor = descriptor
-        self._state = LOADING
         self._worker = ""
         self._queues: list[str] = []
         self._pool: Any = None
@@ -38,16 +37,12 @@ class Heart:
     def start(self) -> None:
         """Begin to beat, and listen for what changes the worker's state."""
         worker_ready.connect(self._ready, weak=False)
-        worker_shutting_down.connect(self._draining, weak=False)
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _ready(self, sender: Any = None, **_: Any) -> None:
         self._worker, self._queues = sender.hostname, list(sender.app.amqp.queues.consume_from)
-        self._pool, self._state = sender.pool, READY
+        self._pool = sender.pool
         self._is_news.set()
-
-    def _draining(self, **_: Any) -> None:
-        self._state = DRAINING  # told with the next beat: a signal handler takes no lock
 
     def _run(self) -> None:
         while True:
@@ -71,7 +66,7 @@ class Heart:
         self._rates.add(time.monotonic(), counts.busy_s, counts.num_jobs, totals.num_tokens)
         jobs_s, tokens_s = self._rates.per_second
         return Beat(
-            state=self._state,
+            state=DRAINING if health.state == states.DRAINING else READY,
             worker=self._worker,
             model="+".join(engine.models),
             queues=self._queues,
@@ -84,7 +79,7 @@ class Heart:
             tokens_s=round(tokens_s, 1),
             speed=round(self._rates.speed, 1),
             tokens_per_job=counts.tokens_per_job(),
-            memory_bytes=memory_bytes({model.device for model in engine.models.values()}),
+            memory_bytes=sum(memory_bytes(device)[0] for device in {model.device for model in engine.models.values()}),
         )
 
 
@@ -97,19 +92,3 @@ def start() -> None:
     given = os.environ.get(VARIABLE, "")
     heart._descriptor = int(given) if given.isdecimal() else None
     heart.start()
-
-
-def memory_bytes(devices: set[str]) -> int:
-    """What torch holds of the accelerators among `devices`; without any, what this process holds of the host's memory."""
-    accelerators = [device for device in devices if device != "cpu"]
-    if accelerators:
-        return sum(_reserved_bytes(device) for device in accelerators)
-    with suppress(OSError, ValueError, IndexError):  # only Linux has it
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0
-
-
-def _reserved_bytes(device: str) -> int:
-    backend = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
-    tell = getattr(backend, "memory_reserved", None)  # Apple's backend has none
-    return int(tell(device)) if tell else 0

@@ -1,6 +1,6 @@
 """What Prometheus reads of one worker: the engine's and the pool's own counters, at the moment they are asked for.
 
-Nothing is counted for its sake alone but what became of each job (`workers.job_counts`). The names stand in
+Nothing is counted for its sake alone but what became of each job (`workers.counts`). The names stand in
 `tasks.metrics`.
 """
 
@@ -22,8 +22,8 @@ from core.memory import memory_bytes
 from core.settings import Settings
 from tasks.metrics import STAGES, WORKER, Families
 from tasks.scraping import Scraping
+from workers.counts import JobCounts
 from workers.health import READY, Health
-from workers.job_counts import JobCounts
 
 log = logging.getLogger(__name__)
 

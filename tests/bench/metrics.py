@@ -24,9 +24,8 @@ from tests.bench.report import Figure
 from tests.checkpoints import FakeModel
 from tests.engines import running
 from tests.loops import job_of
-from workers.counts import Counts
+from workers.counts import Counts, JobCounts, outcome_of, times_of
 from workers.health import Health
-from workers.job_counts import JobCounts, outcome_of, times_of
 from workers.metrics import WorkerCollector
 
 #: Calls of one timing, and timings of which the best counts: what a neighbour on the machine takes is not ours.
