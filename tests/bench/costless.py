@@ -74,7 +74,8 @@ class Costless:
 def main() -> int:
     """Serve the queue `embed` until SIGTERM; returns the exit code."""
     logs.set_up()
-    settings = read_settings(models={ALIAS: "/nowhere"})
+    # One pass at a time, as on an accelerator: streams share out a CPU's cores for computing, and nothing is computed here.
+    settings = read_settings(models={ALIAS: "/nowhere"}, cpu_streams=1)
     use_batches(tasks.app)
     restrict(tasks.config.wire["max_bytes_per_job"])
     worker_ready.connect(_tell_threads)
