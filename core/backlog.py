@@ -9,13 +9,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from core.errors import DeviceFailure
 from core.job import Job
 from core.scheduler import Scheduler
 from core.sequence import Key, Sequence, Tokens
 from core.totals import ModelTotals, Totals
+
+
+class Encoded(NamedTuple):
+    """Rows of a job from `first_row` on, as token ids, and what it took to make them."""
+
+    job: Job
+    first_row: int
+    tokens: list[Tokens]
+    seconds: float = 0.0
 
 
 class Backlog:
@@ -36,28 +45,35 @@ class Backlog:
         #: Called, without the lock, when a batch has left.
         self.on_room: Callable[[], None] = _nothing
 
-    def add(self, job: Job, first_row: int, encoded: list[Tokens], seconds: float = 0.0) -> None:
-        """Let the rows of `job` from `first_row` on wait for a batch; to encode them took `seconds`."""
-        key = (job.call.model.spec.alias, job.call.wanted)
-        identities = [_identity(tokens) for tokens in encoded]
-        num_tokens = sum(len(tokens.ids) for tokens in encoded)
+    def add(self, encoded: list[Encoded]) -> None:
+        """Let rows of jobs wait for a batch."""
+        identities = [[_identity(tokens) for tokens in one.tokens] for one in encoded]
         with self.lock:
-            job.num_tokens += num_tokens
-            job.encoded_s += seconds
-            if not self.dead and not job.is_over:
-                twins = self._in_flight.setdefault(key, {})
-                for row, (tokens, identity) in enumerate(zip(encoded, identities, strict=True), first_row):
-                    sequence = twins.get(identity)
-                    if sequence is None:
-                        sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, identity)
-                        self._scheduler.add(sequence)
-                    elif not job.is_bulk:
-                        self._scheduler.promote(sequence)
-                    sequence.rows.append((job, row))
-                    job.sequences.append(sequence)
+            if not self.dead:
+                for one, of_one in zip(encoded, identities, strict=True):
+                    self._add(one, of_one)
                 self.work.notify()
         if self.dead:  # without the lock: what a caller attached to the answer may call the engine
-            job.fail(self.dead)
+            for one in encoded:
+                one.job.fail(self.dead)
+
+    def _add(self, encoded: Encoded, identities: list[Any]) -> None:
+        job, first_row, all_tokens, seconds = encoded
+        job.encoded_s += seconds
+        if job.is_over:
+            return
+        key = (job.call.model.spec.alias, job.call.wanted)
+        twins = self._in_flight.setdefault(key, {})
+        for row, (tokens, identity) in enumerate(zip(all_tokens, identities, strict=True), first_row):
+            job.num_tokens += len(tokens.ids)
+            sequence = twins.get(identity)
+            if sequence is None:
+                sequence = twins[identity] = Sequence(tokens, *key, job.is_bulk, identity)
+                self._scheduler.add(sequence)
+            elif not job.is_bulk:
+                self._scheduler.promote(sequence)
+            sequence.rows.append((job, row))
+            job.sequences.append(sequence)
 
     def withdraw(self, job: Job) -> None:
         """Drop what still waits of `job` alone; its place is free at once."""

@@ -1,7 +1,7 @@
 """Jobs -> token ids, on threads of their own: ahead of the device, never ahead of memory.
 
 Interactive jobs first; of a class the oldest first, slice by slice, several threads at one large
-job. A class whose waiting tokens fill their room is not encoded further until batches have left.
+job, several small jobs in one go. A class whose waiting tokens fill their room is not encoded further until batches have left.
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import threading
 import time
 from collections import OrderedDict
 
-from core.backlog import Backlog
+from core.backlog import Backlog, Encoded
 from core.errors import DeviceFailure, EmbedqError, InvalidInput
 from core.job import Job
 from core.sequence import Tokens
+
+#: Bytes of jobs that one thread opens and encodes in one go: a dozen jobs of one text, for which the lock and the
+#: wake-ups on the way cost as much as the encoding. So few that a device without work waits a millisecond for them.
+_MAX_BYTES_TOGETHER = 16_384
 
 #: What a slice still weighs after each further one, in what is learned of bytes and tokens.
 _DECAY = 0.98
@@ -86,24 +90,40 @@ class EncodeThreads:
 
     def _run(self) -> None:
         while taken := self._take():
-            job, rows = taken
+            encoded = [one for job, rows in taken if (one := self._encode(job, rows))]
+            if not encoded:
+                continue
             try:
-                if rows is None:
-                    was_bulk = job.is_bulk
-                    job.open()
-                    rows = self._first_slice(job, was_bulk)
-                if rows.start < rows.stop and not job.is_over:
-                    begun_s = time.monotonic()
-                    encoded = job.call.encode(rows)
-                    assert len(encoded) == rows.stop - rows.start, "a model's encoding lost rows"
-                    self._learn(job, encoded)
-                    self._backlog.add(job, rows.start, encoded, time.monotonic() - begun_s)
-            except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
-                known = isinstance(error, Exception)
-                job.fail(
-                    error if known else InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
-                )
-                self._backlog.withdraw(job)
+                self._backlog.add(encoded)
+            except Exception as error:  # a fault of ours must not end this thread
+                for one in encoded:
+                    self._fail(one.job, error)
+
+    def _encode(self, job: Job, rows: slice | None) -> Encoded | None:
+        """The next rows of a job, opened first if it is not; None if nothing of it is wanted any more, or it failed."""
+        try:
+            if rows is None:
+                was_bulk = job.is_bulk
+                job.open()
+                rows = self._first_slice(job, was_bulk)
+            if rows.start >= rows.stop or job.is_over:
+                return None
+            begun_s = time.monotonic()
+            tokens = job.call.encode(rows)
+            assert len(tokens) == rows.stop - rows.start, "a model's encoding lost rows"
+            self._learn(job, tokens)
+            return Encoded(job, rows.start, tokens, time.monotonic() - begun_s)
+        except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
+            known = isinstance(error, Exception)
+            self._fail(
+                job,
+                error if known else InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}"),
+            )
+            return None
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        job.fail(error)
+        self._backlog.withdraw(job)
 
     def _learn(self, job: Job, encoded: list[Tokens]) -> None:
         if job.num_bytes:
@@ -111,24 +131,36 @@ class EncodeThreads:
             self._learned_bytes = _DECAY * self._learned_bytes + job.num_bytes * len(encoded) / job.call.num_rows
             self._learned_tokens = _DECAY * self._learned_tokens + num_tokens
 
-    def _take(self) -> tuple[Job, slice | None] | None:
-        """Wait for work: (a job, its next rows), (a job to open, None), or None at the end."""
+    def _take(self) -> list[tuple[Job, slice | None]]:
+        """Wait for work: one (job, its next rows), or some (job to open, None); empty at the end."""
         with self._backlog.lock:
             while True:
                 is_bulk = self._next_class()
                 if is_bulk is not None:
                     job = next(iter(self._queues[is_bulk]))
                     if not job.is_opened:
-                        self._drop(job)  # nobody else may open it
-                        return job, None
+                        return self._take_unopened(self._queues[is_bulk])
                     rows = job.take_slice()
                     if rows.stop >= job.call.num_rows:
                         self._drop(job)
-                    return job, rows
+                    return [(job, rows)]
                 if self._is_closing and not any(self._queues.values()):
                     self._backlog.room.notify_all()  # the others may end, too
-                    return None
+                    return []
                 self._backlog.room.wait()
+
+    def _take_unopened(self, queue: OrderedDict[Job, None]) -> list[tuple[Job, slice | None]]:
+        """The first job of a queue, and the small ones behind it. Nobody else may open them."""
+        taken: list[tuple[Job, slice | None]] = []
+        left_bytes = _MAX_BYTES_TOGETHER
+        while queue and left_bytes > 0:
+            job = next(iter(queue))
+            if taken and (job.is_opened or not 0 < job.num_bytes <= left_bytes):
+                break
+            self._drop(job)
+            taken.append((job, None))
+            left_bytes -= job.num_bytes or left_bytes  # of unknown size: it may be large
+        return taken
 
     def _next_class(self) -> bool | None:
         """The class whose first job is encoded next; None if nothing waits or nothing has room."""
@@ -150,10 +182,10 @@ class EncodeThreads:
 
     def _first_slice(self, job: Job, was_bulk: bool) -> slice:
         """The first rows of a job just opened. What is left of it goes back to the front, or behind its new class."""
-        with self._backlog.lock:
-            rows = job.take_slice()
-            if rows.stop < job.call.num_rows and not job.is_over:
+        rows = job.take_slice()  # without the lock: as long as it is in no queue, it is ours
+        if rows.stop < job.call.num_rows and not job.is_over:
+            with self._backlog.lock:
                 self._put(job)
                 if job.is_bulk == was_bulk:
                     self._queues[was_bulk].move_to_end(job, last=False)
-            return rows
+        return rows

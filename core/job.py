@@ -99,7 +99,7 @@ class Job:
             self._finish()
 
     def take_slice(self) -> slice:
-        """The next rows to encode; empty once all are taken. Its caller holds a lock."""
+        """The next rows to encode; empty once all are taken. One thread at a time."""
         taken = slice(self._next_row, min(self._next_row + SLICE, self.call.num_rows))
         self._next_row = taken.stop
         return taken

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from core.backlog import Backlog
+from core.backlog import Backlog, Encoded
 from core.completion import CompletionThread
 from core.device_loop import DeviceLoop
 from core.errors import DeviceFailure
@@ -100,7 +100,7 @@ def submit(
 ) -> Job:
     """A job of one sequence per length, as `tokens_of`, that waits for a batch."""
     job = job_of(loop.models[alias], len(lengths), outputs, on_started=on_started)
-    loop.backlog.add(job, 0, tokens_of(*lengths, token=token))
+    loop.backlog.add([Encoded(job, 0, tokens_of(*lengths, token=token))])
     return job
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from core.backlog import Backlog
+from core.backlog import Backlog, Encoded
 from core.errors import DeviceFailure
 from core.job import Job
 from core.sequence import Sequence, Tokens
@@ -33,7 +33,7 @@ def added(
 ) -> Job:
     """A job with these sequences that wait."""
     job = job_of(MODELS[alias], len(tokens), outputs, is_bulk)
-    backlog.add(job, 0, tokens)
+    backlog.add([Encoded(job, 0, tokens)])
     return job
 
 
@@ -235,14 +235,14 @@ def test_what_is_attached_to_a_dead_jobs_answer_may_ask_the_backlog(backlog: Bac
     job = job_of(MODELS["one"], 1)
     was_free: list[bool] = []
     job.answer.add_done_callback(lambda answer: was_free.append(not backlog.lock.locked()))
-    backlog.add(job, 0, tokens_of(3))
+    backlog.add([Encoded(job, 0, tokens_of(3))])
     assert was_free == [True]
 
 
 def test_a_job_that_is_over_is_not_taken(backlog: Backlog) -> None:
     job = job_of(MODELS["one"], 2)
     job.answer.cancel()
-    backlog.add(job, 0, tokens_of(3, 3))
+    backlog.add([Encoded(job, 0, tokens_of(3, 3))])
     assert num_waiting(backlog) == 0
 
 

@@ -135,9 +135,11 @@ def test_a_cancelled_job_is_neither_opened_nor_encoded_and_its_bytes_are_free_at
 def test_bytes_are_counted_by_class_and_none_are_left(encoder: Encoder) -> None:
     with running(encoder, num_threads=2) as encoding:
         encoder.gate.clear()
-        encoding.submit(encoder.job("small", 1, num_bytes=1))
-        encoding.submit(encoder.job("large", 5 * MAX_INTERACTIVE_ROWS, num_bytes=10))
-        for _ in range(2):
+        for job in (
+            encoder.job("small", 1, num_bytes=1),
+            encoder.job("large", 5 * MAX_INTERACTIVE_ROWS, num_bytes=10),
+        ):
+            encoding.submit(job)
             assert encoder.begun.acquire(timeout=PATIENCE_S)
         # Who is wholly under way waits no more; who has slices left does, in the class it turned out to be.
         assert (encoding.num_bytes(is_bulk=False), encoding.num_bytes(is_bulk=True)) == (0, 10)
@@ -147,6 +149,24 @@ def test_bytes_are_counted_by_class_and_none_are_left(encoder: Encoder) -> None:
         encoder.gate.set()
         wait_for_waiting(backlog_behind(encoding), 5 * MAX_INTERACTIVE_ROWS + 3)
         assert (encoding.num_bytes(is_bulk=False), encoding.num_bytes(is_bulk=True)) == (0, 0)
+
+
+def test_small_jobs_that_wait_are_handed_over_together_and_a_large_one_alone(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(encoder, num_threads=1) as encoding:
+        backlog = backlog_behind(encoding)
+        added: list[int] = []
+        add = backlog.add
+        monkeypatch.setattr(backlog, "add", lambda encoded: (added.append(len(encoded)), add(encoded)))
+        encoder.gate.clear()
+        encoding.submit(encoder.job("first", 1, num_bytes=10))
+        assert encoder.begun.acquire(timeout=PATIENCE_S)
+        for name, num_bytes in [("a", 10), ("b", 10), ("c", 10), ("large", 1_000_000), ("d", 10), ("unknown", 0)]:
+            encoding.submit(encoder.job(name, 1, num_bytes=num_bytes))
+        encoder.gate.set()
+        wait_for_waiting(backlog, 7)
+    assert added == [1, 3, 1, 1, 1]
 
 
 def test_close_encodes_what_waits_and_refuses_what_comes(encoder: Encoder) -> None:

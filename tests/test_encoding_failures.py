@@ -84,7 +84,10 @@ def test_a_job_that_failed_elsewhere_is_not_encoded_further(encoder: Encoder) ->
 def test_when_the_device_is_dead_who_waits_is_told_and_close_returns(encoder: Encoder) -> None:
     with running(encoder, max_waiting_tokens=SLICE * LENGTH) as encoding:
         backlog = backlog_behind(encoding)
-        under_way, waiting = encoder.job("under way", 3 * SLICE, num_bytes=5), encoder.job("waiting", 1, num_bytes=7)
+        under_way, waiting = (
+            encoder.job("under way", 3 * SLICE, num_bytes=5),
+            encoder.job("waiting", 1, num_bytes=20_000),
+        )
         encoding.submit(under_way)
         encoding.submit(waiting)
         wait_until(backlog, lambda: num_waiting(backlog) == SLICE)

@@ -59,7 +59,7 @@ def test_a_cancelled_job_that_waits_to_be_encoded_frees_its_bytes_at_once(model:
     model.encode_texts = held  # type: ignore[method-assign]
     with running(model, encode_threads=1) as engine:
         first, second, third = (
-            engine.submit(lambda text=text: engine.calls.embed([text]), num_bytes=10)  # type: ignore[misc]
+            engine.submit(lambda text=text: engine.calls.embed([text]), num_bytes=10_000)  # type: ignore[misc]
             for text in "abc"
         )
         assert begun.wait(PATIENCE_S)
@@ -67,7 +67,7 @@ def test_a_cancelled_job_that_waits_to_be_encoded_frees_its_bytes_at_once(model:
         num_bytes = engine.encoding.num_bytes(is_bulk=False)
         gate.set()
         assert [len(job.answer.result(PATIENCE_S)) for job in (first, third)] == [1, 1]
-    assert num_bytes == 10
+    assert num_bytes == 10_000
     assert sum(map(len, model.batches)) == 2
 
 
