@@ -79,7 +79,7 @@ def test_a_dead_workers_jobs_are_elsewhere_within_a_lease_and_a_half(url: str, c
 def test_looking_for_expired_leases_costs_one_call_however_many_there_are(url: str, client: redis.Redis) -> None:
     send(url, "a", *range(300))
     took(url, "a", 300, visibility_timeout=0.1).abandon()
-    time.sleep(0.2)
+    time.sleep(0.2)  # the leases end by the server's clock, which tells nobody
     with Consuming(url, ["b"], visibility_timeout=0.1, unacked_restore_interval=60) as heir:
         client.config_resetstat()
         heir.channel.qos.restore_visible()
@@ -121,7 +121,7 @@ def test_a_worker_whose_renewal_is_late_keeps_its_own_jobs(url: str, client: red
     send(url, "a", 0)
     with Consuming(url, ["a"], visibility_timeout=0.2) as worker:
         worker.run_until(lambda: worker.got)
-        time.sleep(0.4)
+        time.sleep(0.4)  # and so does this one
         worker.run_for(1)
         assert worker.numbers() == [0]
         assert in_flight(client) == 1

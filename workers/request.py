@@ -1,8 +1,8 @@
-"""A job as the worker's event loop holds it: Celery's own request, with five things changed.
+"""A job as the worker's event loop holds it: Celery's own request, with six things changed.
 
 It is of the shape that jobs have, never shows its arguments, does not decode its message a second time,
-gives up its place in the engine when it is revoked before anything of it was computed, and always
-returns its part of a chord.
+gives up its place in the engine when it is revoked before anything of it was computed, is acknowledged together
+with others, and always returns its part of a chord.
 """
 
 from __future__ import annotations
