@@ -13,6 +13,7 @@ import torch
 
 import core
 from core.errors import CannotLoadModel, DeviceFailure, InvalidInput
+from core.models.layout import Layout
 from core.models.m3 import _by_token
 from core.sequence import Sequence, Tokens
 from tests.conftest import GOLDEN
@@ -120,7 +121,7 @@ def test_all_outputs_come_from_one_pass_and_only_what_is_wanted_is_computed() ->
     passes = []
     with load() as engine:
         model = engine.models["model"]
-        parts = {"network": model._module, **model._heads}
+        parts = {"network": model._network, **model._heads}
         for name, part in parts.items():
             part.register_forward_hook(lambda *_, name=name: passes.append(name))
         engine.embed(["a ferry", "a boat"], outputs=["dense", "sparse", "colbert"])
@@ -139,10 +140,11 @@ def test_each_token_keeps_its_largest_weight() -> None:
             Sequence(Tokens(draw.integers(0, 12, length).astype(np.int32)), None, row)
             for row, length in enumerate(lengths)
         ]
-        weights = np.maximum(draw.normal(size=(num_sequences, lengths.max())), 0).astype(np.float32)
-        for row, (found, sequence) in enumerate(zip(_by_token(batch, weights, silent), batch, strict=True)):
+        layout = Layout(batch, "cpu")
+        weights = np.maximum(draw.normal(size=layout.num_tokens), 0).astype(np.float32)
+        for found, sequence, own in zip(_by_token(layout, weights, silent), batch, layout.split(weights), strict=True):
             expected: dict[int, np.float32] = {}
-            for token, weight in zip(sequence.tokens.ids.tolist(), weights[row], strict=False):
+            for token, weight in zip(sequence.tokens.ids.tolist(), own, strict=True):
                 if weight > 0 and token not in silent:
                     expected[token] = max(weight, expected.get(token, weight))
             assert found.ids.tolist() == sorted(expected)

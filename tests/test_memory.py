@@ -206,7 +206,7 @@ def test_a_real_model_gives_the_same_vectors_in_less_memory(tmp_path: Path, text
 
     with core.load(str(save_encoder(tmp_path)), device="cpu", precision="float32") as engine:
         unlimited = np.asarray(engine.embed(texts))
-        next(iter(engine.models.values()))._module.register_forward_pre_hook(allocate, with_kwargs=True)  # type: ignore[attr-defined]
+        next(iter(engine.models.values()))._network._module.register_forward_pre_hook(allocate, with_kwargs=True)  # type: ignore[attr-defined]
         limited = np.asarray(engine.embed(texts))
         num_failed = sum(count > 700 for count, _ in passes)
         np.testing.assert_allclose(limited, unlimited, rtol=0, atol=1e-5)

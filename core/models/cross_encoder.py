@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.models import Launched
+from core.models.layout import Layout
+from core.models.network import packed
 from core.models.transfer import launched_as
 from core.models.wanted import refuse
 from core.models.weights import load, pad, pad_types
@@ -27,6 +31,7 @@ class CrossEncoder:
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
         self._module = load(AutoModelForSequenceClassification, spec, device, self.precision)
+        self._network = packed(self._module.base_model, spec, device, self.precision)
         self._tokenizer = Tokenizer(spec)
         # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
@@ -45,7 +50,21 @@ class CrossEncoder:
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
-        types = {"token_type_ids": pad_types(batch, self.device)} if self._has_types else {}
-        logits = self._module(input_ids=ids, attention_mask=mask, **types).logits  # (num_sequences, 1)
+        layout = Layout(batch, self.device)
+        logits = self._from_states(layout) if self._network else self._padded(layout)  # (num_sequences, 1)
         return launched_as("score", logits.float())
+
+    def _from_states(self, layout: Layout) -> torch.Tensor:
+        """What the classifier makes of each sequence's first token, the only one it reads."""
+        assert self._network is not None
+        first = layout.first(self._network(layout)).unsqueeze(1)  # (num_sequences, 1, dim)
+        pooler: Any = getattr(self._module.base_model, "pooler", None)  # BERT's; others have it in their classifier
+        classifier: Any = self._module.classifier
+        logits: torch.Tensor = classifier(pooler(first) if pooler else first)
+        return logits
+
+    def _padded(self, layout: Layout) -> torch.Tensor:
+        ids, mask = pad(layout.batch, self.spec.pad_token_id, self.device)
+        types = {"token_type_ids": pad_types(layout.batch, self.device)} if self._has_types else {}
+        logits: torch.Tensor = self._module(input_ids=ids, attention_mask=mask, **types).logits
+        return logits

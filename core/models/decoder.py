@@ -19,6 +19,7 @@ from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.errors import CannotLoadModel
 from core.models import Launched
+from core.models.layout import Layout
 from core.models.pooling import Pooling
 from core.models.transfer import launched_as
 from core.models.wanted import of_embedder
@@ -57,7 +58,8 @@ class Decoder:
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         # Without a cache: nothing is generated, and it would hold keys and values of every layer.
         hidden = self._module(input_ids=ids, attention_mask=self._seen(ids, mask), use_cache=False).last_hidden_state
-        return launched_as("dense", self._pool(hidden, mask))
+        layout = Layout(batch, self.device)
+        return launched_as("dense", self._pool(layout.without_padding(hidden), layout))
 
     def _seen(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """What transformers must be told of who sees whom."""

@@ -12,10 +12,12 @@ from transformers import AutoModel
 from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.models import Launched
+from core.models.layout import Layout
+from core.models.network import build
 from core.models.pooling import Pooling
 from core.models.transfer import to_host
 from core.models.wanted import of_embedder
-from core.models.weights import load, pad
+from core.models.weights import load
 from core.sequence import Sequence, Tokens, Wanted
 from core.settings import Precision
 from core.spec import ModelSpec
@@ -33,7 +35,8 @@ class Encoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
-        self._module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+        module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+        self._network = build(module, spec, device, self.precision)
         self._pool = Pooling(spec, device)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
@@ -47,10 +50,10 @@ class Encoder:
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
-        hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
-        dense = to_host(self._pool(hidden, mask)) if "dense" in wanted.outputs else None
-        tokens = to_host(hidden.float()) if "colbert" in wanted.outputs else None
+        layout = Layout(batch, self.device)
+        states = self._network(layout)  # (num_tokens, dim)
+        dense = to_host(self._pool(states, layout)) if "dense" in wanted.outputs else None
+        tokens = to_host(states.float()) if "colbert" in wanted.outputs else None
 
         def finish() -> dict[str, np.ndarray | list[np.ndarray]]:
             rows: dict[str, np.ndarray | list[np.ndarray]] = {}
@@ -58,7 +61,7 @@ class Encoder:
                 rows["dense"] = dense()
             if tokens:
                 # Without the first token, with the last: as BGE-M3 keeps them.
-                rows["colbert"] = [row[1 : one.length] for row, one in zip(tokens(), batch, strict=True)]
+                rows["colbert"] = layout.split(tokens(), num_left_out=1)
             return rows
 
         return finish

@@ -17,10 +17,11 @@ from core.checks import EmbedOptions, RerankOptions
 from core.errors import CannotLoadModel
 from core.models import Launched
 from core.models.encoder import Encoder
+from core.models.layout import Layout
 from core.models.pooling import read_linear, read_state
 from core.models.transfer import to_host
 from core.models.wanted import of_embedder
-from core.models.weights import pad, round_weights
+from core.models.weights import round_weights
 from core.results import Sparse
 from core.sequence import Sequence, Wanted
 from core.settings import Precision
@@ -51,24 +52,24 @@ class M3(Encoder):
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        ids, mask = pad(batch, self.spec.pad_token_id, self.device)
-        hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state  # (num_sequences, longest, dim)
+        layout = Layout(batch, self.device)
+        states = self._network(layout)  # (num_tokens, dim)
         dense, weights, tokens = None, None, None
         if "dense" in wanted.outputs:
-            dense = to_host(self._pool(hidden, mask))
+            dense = to_host(self._pool(states, layout))
         if "sparse" in wanted.outputs:
-            weights = to_host(torch.relu(self._heads["sparse"](hidden)).squeeze(-1).float())  # (num_sequences, longest)
+            weights = to_host(torch.relu(self._heads["sparse"](states)).squeeze(-1).float())  # (num_tokens,)
         if "colbert" in wanted.outputs:
-            tokens = to_host(self._heads["colbert"](hidden[:, 1:]).float())  # without the first token, with the last
+            tokens = to_host(self._heads["colbert"](states).float())
 
         def finish() -> dict[str, Any]:
             rows: dict[str, Any] = {}
             if dense:
                 rows["dense"] = dense()
             if weights:
-                rows["sparse"] = _by_token(batch, weights(), self._silent_ids)
+                rows["sparse"] = _by_token(layout, weights(), self._silent_ids)
             if tokens:
-                rows["colbert"] = [row[: one.length - 1] for row, one in zip(tokens(), batch, strict=True)]
+                rows["colbert"] = layout.split(tokens(), num_left_out=1)  # without the first token, with the last
             return rows
 
         return finish
@@ -90,12 +91,10 @@ class M3(Encoder):
         return np.array([one for one in ids if one is not None], np.int32)
 
 
-def _by_token(batch: list[Sequence], weights: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
-    """Weights of positions (num_sequences, longest) -> per sequence each token's largest one, if above 0."""
-    lengths = [sequence.length for sequence in batch]
-    rows = np.repeat(np.arange(len(batch), dtype=np.int64), lengths)
-    ids = np.concatenate([sequence.tokens.ids for sequence in batch])
-    values = weights[np.arange(weights.shape[1]) < np.array(lengths)[:, np.newaxis]]  # row by row, without padding
+def _by_token(layout: Layout, values: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
+    """Weights of tokens (num_tokens,) -> per sequence each token's largest one, if above 0."""
+    rows = np.repeat(np.arange(len(layout.lengths), dtype=np.int64), layout.lengths)
+    ids = layout.ids
     # Not "above 0": that would drop NaN, and a broken model would look like a text without words.
     is_kept = ~(values <= 0) & ~np.isin(ids, silent_ids)
     # One number for row and id: sorting by it brings together what belongs together.
@@ -104,5 +103,5 @@ def _by_token(batch: list[Sequence], weights: np.ndarray, silent_ids: np.ndarray
     keys, starts = np.unique(keys[order], return_index=True)
     largest = np.maximum.reduceat(values[is_kept][order], starts) if len(keys) else np.empty(0, np.float32)
     kept_ids = (keys & 0xFFFFFFFF).astype(np.int32)
-    ends = np.searchsorted(keys, np.arange(1, len(batch) + 1, dtype=np.int64) << 32)
+    ends = np.searchsorted(keys, np.arange(1, len(layout.lengths) + 1, dtype=np.int64) << 32)
     return [Sparse(kept_ids[start:end], largest[start:end]) for start, end in pairwise([0, *ends])]

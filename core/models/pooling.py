@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from core.errors import CannotLoadModel
+from core.models.layout import Layout
 from core.spec import DenseModule, ModelSpec
 
 #: A Dense module's weights, in the order they are looked for; both by the names "linear.weight", "linear.bias".
@@ -32,26 +33,17 @@ class Pooling:
             width = module.out_features
         self._dense = torch.nn.Sequential(*(_load_dense(module) for module in spec.dense_modules)).to(device).eval()
 
-    def __call__(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Hidden states (num_sequences, longest, hidden_dim), padded behind -> float32 (num_sequences, dim).
-
-        `mask` is 1 at tokens and 0 at padding, (num_sequences, longest); None where nothing is padded.
-        """
-        pooled: torch.Tensor = self._dense(self._pool(hidden, mask))
+    def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Hidden states of all tokens (num_tokens, hidden_dim) -> float32 (num_sequences, dim)."""
+        pooled: torch.Tensor = self._dense(self._pool(states, layout))
         return pooled
 
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         if self._how == "cls":
-            return hidden[:, 0].float()
+            return layout.first(states).float()
         if self._how == "last_token":
-            if mask is None:
-                return hidden[:, -1].float()
-            rows = torch.arange(len(hidden), device=hidden.device)
-            return hidden[rows, mask.sum(dim=1) - 1].float()
-        if mask is None:
-            return hidden.float().mean(dim=1)
-        weights = mask.unsqueeze(-1).float()
-        return (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1)
+            return layout.last(states).float()
+        return layout.mean(states)
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,132 @@
+"""Attention over sequences that lie in one line: each token sees the tokens of its own sequence, all of them.
+
+Comes in: queries, keys and values of all tokens, (num_rows, 3 * dim), queries scaled already. Goes out:
+(num_rows, dim). On CUDA torch's kernel for sequences of different lengths does it. On a CPU sequences of like
+length are taken together, with three products of matrices, which is 1.5 to 3 times as fast as torch's fused
+kernel up to 512 tokens (docs/measurements.md, "a pass without padding").
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from core.models.layout import Layout
+
+#: Sequences whose lengths are equal when rounded up to a multiple of this are taken together on a CPU. Kernels are
+#: quickest at such widths, and it bounds how many different shapes they must be built for.
+_STEP = 16
+
+#: Scores that are in memory at a time: 16 MiB of bfloat16. More sequences and heads than that go in parts.
+_MAX_SCORES = 8_000_000
+
+#: Sums of exponentials within these are exact enough; beyond them a row is computed again, more slowly. bfloat16 and
+#: float32 reach 1e-38 and 3e38; values, weighted by exponentials, must stay below that too.
+_MIN_SUM, _MAX_SUM = 1e-25, 1e25
+
+
+class Varlen:
+    """CUDA's attention for one batch: made once, called for each layer."""
+
+    def __init__(self, layout: Layout, num_heads: int) -> None:
+        self._num_heads = num_heads
+        self._longest = int(layout.lengths.max())
+        self._ends = layout.on_device(np.append(0, np.cumsum(layout.lengths)).astype(np.int32))
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(num_rows, 3 * dim) -> (num_rows, dim)."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        queries, keys, values = states.view(len(states), 3, self._num_heads, -1).unbind(1)
+        bounds = (self._ends, self._ends, self._longest, self._longest)
+        attended = varlen_attn(queries, keys, values, *bounds, scale=1.0)
+        assert isinstance(attended, torch.Tensor)
+        return attended.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Sequences of like length, padded to one length for attention alone."""
+
+    count: int
+    length: int
+    #: (count, 1, length, 1) 1 where there is a token, 0 where the sequence has ended.
+    is_token: torch.Tensor
+
+
+class ByLength:
+    """A CPU's attention for one batch: made once, called for each layer."""
+
+    def __init__(self, layout: Layout, num_rows: int, num_heads: int, dtype: torch.dtype) -> None:
+        self._num_heads = num_heads
+        self._groups: list[_Alike] = []
+        sources, targets, num_places = [], np.zeros(num_rows, np.int64), 0
+        lengths = -(-layout.lengths // _STEP) * _STEP
+        for length in np.unique(lengths):
+            those = np.flatnonzero(lengths == length)
+            rows = layout.starts[those][:, np.newaxis] + np.arange(length)  # (count, length)
+            is_token = np.arange(length) < layout.lengths[those][:, np.newaxis]
+            sources.append(np.where(is_token, rows, 0).ravel())
+            targets[rows[is_token]] = num_places + np.flatnonzero(is_token)
+            num_places += rows.size
+            mask = torch.from_numpy(is_token).to(dtype)
+            self._groups.append(_Alike(len(those), int(length), mask.view(len(those), 1, int(length), 1)))
+        #: (num_places,) the row of each place, any where the sequence has ended; (num_rows,) the place of each row.
+        self._rows, self._places = torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """(num_rows, 3 * dim) -> (num_rows, dim); rows behind the last token get something that nobody reads."""
+        placed = torch.split(states.index_select(0, self._rows), [one.count * one.length for one in self._groups])
+        found = [self._attend(part, group) for part, group in zip(placed, self._groups, strict=True)]
+        return (torch.cat(found) if len(found) > 1 else found[0]).index_select(0, self._places)
+
+    def _attend(self, states: torch.Tensor, group: _Alike) -> torch.Tensor:
+        """(count * length, 3 * dim) of one group -> (count * length, dim)."""
+        count, length, heads = group.count, group.length, self._num_heads
+        width = states.shape[1] // 3 // heads
+        apart = states.view(count, length, 3, heads, width).permute(2, 0, 3, 1, 4)
+        queries, keys = apart[:2].reshape(2, count * heads, length, width)
+        # Behind each value a 1, which counts exponentials as the product goes; where the sequence has ended, all 0: so
+        # what is there counts nothing, without a mask over the scores.
+        values = states.new_empty(count, heads, length, width + 1)
+        torch.mul(apart[2], group.is_token, out=values[..., :width])
+        values[..., width:] = group.is_token
+        values = values.view(count * heads, length, width + 1)
+        is_token = group.is_token.expand(count, heads, length, 1).reshape(count * heads, length)
+        found = _weighted(queries, keys, values, is_token)
+        return found.view(count, heads, length, width).transpose(1, 2).reshape(count * length, heads * width)
+
+
+def _weighted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+    """Values weighted by the softmax of scores, in parts: (n, length, width), of values (n, length, width + 1)."""
+    num, length = q.shape[:2]
+    num_at_once, rows_at_once = max(1, _MAX_SCORES // length**2), min(length, max(1, _MAX_SCORES // length))
+    if num_at_once >= num:
+        return _softmax_product(q, k, v, is_token)
+    found = v.new_empty(num, length, v.shape[2] - 1)
+    for first in range(0, num, num_at_once):
+        some = slice(first, first + num_at_once)
+        for row in range(0, length, rows_at_once):
+            queries = q[some, row : row + rows_at_once]
+            found[some, row : row + rows_at_once] = _softmax_product(queries, k[some], v[some], is_token[some])
+    return found
+
+
+def _softmax_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+    """exp(q k) v over the sum of exp(q k).
+
+    Not less their largest, as is usual: that would be another pass over the scores. It only matters for
+    sums that leave the range of numbers, and for those it is done.
+    """
+    found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp_(), v)
+    sums = found[..., -1:]
+    smallest, largest = torch.aminmax(sums)
+    if float(smallest) > _MIN_SUM and float(largest) < _MAX_SUM:
+        return found[..., :-1] * sums.reciprocal()
+    scores = torch.bmm(q, k.transpose(1, 2)).float()
+    scores.masked_fill_(is_token.unsqueeze(1) == 0, -math.inf)
+    return torch.bmm(functional.softmax(scores, dim=-1).to(v.dtype), v[..., :-1])

@@ -1,0 +1,103 @@
+"""An encoder of BERT's kind over tokens in one line: no padding, few operations, weights as the device likes them.
+
+Takes apart what transformers loaded: its embeddings are used as they are, each layer's weights move into products
+that do more at once. Which types these are, and that the numbers are the same, is for `core.models.network` to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.models import linear
+from core.models.attention import ByLength, Varlen
+from core.models.layout import Layout
+
+#: Rows of a batch on a CPU are filled up to a multiple of this: kernels are built for each number of rows, at
+#: milliseconds each, and torch keeps a thousand of them.
+_ROWS_STEP = 16
+
+
+class PackedEncoder(nn.Module):
+    """The layers of a BERT, RoBERTa or XLM-R, made of transformers' module."""
+
+    def __init__(self, module: Any, device: str) -> None:
+        super().__init__()
+        config = module.config
+        self._embeddings = module.embeddings
+        self._num_heads = int(config.num_attention_heads)
+        #: RoBERTa counts positions from behind the padding's id, and only tokens that are not padding.
+        self._padding_id = getattr(module.embeddings, "padding_idx", None)
+        self._is_cpu = device == "cpu"
+        product = linear.LaidOut if self._is_cpu else linear.Plain
+        layers = module.encoder.layer
+        self._layers = [_Layer(layers[index], self._num_heads, product) for index in range(len(layers))]
+
+    def forward(self, layout: Layout) -> torch.Tensor:
+        """Last hidden states of all tokens: (num_tokens, dim)."""
+        num_rows = -(-layout.num_tokens // _ROWS_STEP) * _ROWS_STEP if self._is_cpu else layout.num_tokens
+        rows = self._embed(layout, num_rows)
+        attention = (
+            ByLength(layout, num_rows, self._num_heads, rows.dtype) if self._is_cpu else Varlen(layout, self._num_heads)
+        )
+        for layer in self._layers:
+            rows = layer(rows, attention)
+        return rows[: layout.num_tokens]
+
+    def take_weights(self, module: Any) -> None:
+        """Let `module` forget its layers, which would take the memory a second time. It cannot run any more."""
+        module.encoder.layer = nn.ModuleList()
+
+    def _embed(self, layout: Layout, num_rows: int) -> torch.Tensor:
+        def filled(values: np.ndarray) -> torch.Tensor:
+            return layout.on_device(np.pad(values, (0, num_rows - len(values)))).unsqueeze(0)
+
+        positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
+        embedded: torch.Tensor = self._embeddings(
+            input_ids=filled(layout.ids), token_type_ids=filled(layout.types), position_ids=filled(positions)
+        )
+        return embedded.squeeze(0)
+
+
+class _Layer:
+    """Attention, then two products with GELU between; each is added to what came in, and normalised."""
+
+    def __init__(
+        self, layer: Any, num_heads: int, product: Callable[[torch.Tensor, torch.Tensor], linear.Linear]
+    ) -> None:
+        attention, self_attention = layer.attention, layer.attention.self
+        parts = (self_attention.query, self_attention.key, self_attention.value)
+        # Scores are queries times keys over the root of a head's width: taken into the query's weights, in float32.
+        scale = (self_attention.query.out_features // num_heads) ** -0.5
+        self._states = product(
+            *(_joined([getattr(part, name) for part in parts], scale) for name in ("weight", "bias"))
+        )
+        self._attended = product(attention.output.dense.weight, attention.output.dense.bias)
+        self._wide = product(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
+        self._narrow = product(layer.output.dense.weight, layer.output.dense.bias)
+        self._norms = attention.output.LayerNorm, layer.output.LayerNorm
+
+    def __call__(self, rows: torch.Tensor, attention: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """(num_rows, dim) -> (num_rows, dim)."""
+        first, second = self._norms
+        rows = first(self._attended.plus(attention(self._states(rows)), rows))
+        normed: torch.Tensor = second(self._narrow.plus(self._wide.gelu(rows), rows))
+        return normed
+
+
+def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
+    """Query's, key's and value's weights as one, the query's times `scale`."""
+    query, key, value = parts
+    return torch.cat([(query.float() * scale).to(query.dtype), key, value])
+
+
+def _positions(layout: Layout, padding_id: int) -> np.ndarray:
+    """(num_tokens,) as RoBERTa counts: from behind the padding's id, and padding written in a text not at all."""
+    is_counted = layout.ids != padding_id
+    counted = np.cumsum(is_counted)
+    before = np.repeat(counted[layout.starts] - is_counted[layout.starts], layout.lengths)
+    return np.where(is_counted, counted - before, 0) + padding_id
