@@ -85,9 +85,9 @@ def test_a_job_counts_as_those_of_its_queue_then_as_the_models_last_ones_then_as
     assert size({}, Beat()) is None
 
 
-def test_a_model_that_was_never_measured_here_is_as_fast_as_elsewhere_and_else_as_the_slowest() -> None:
+def test_a_model_that_was_never_measured_here_is_as_fast_as_elsewhere_and_else_as_the_fastest() -> None:
     look = Look({"rerank.slow": 2})
-    assert work_s(look, ALONE, QUEUES, {"fast": 100.0}) == 2 * 1000 / 100
+    assert work_s(look, ALONE, QUEUES, {"fast": 100.0, "other": 20.0}) == 2 * 1000 / 100
     assert work_s(replace(look, latest={"slow": Speed(10.0)}), ALONE, QUEUES, {"fast": 100.0}) == 2 * 1000 / 10
     assert work_s(look, ALONE, QUEUES, {}) is None
     assert work_s(Look({"rerank.slow": 0}), ALONE, QUEUES, {}) == 0

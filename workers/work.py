@@ -81,11 +81,11 @@ def speeds_of(beats: Iterable[Beat]) -> dict[str, float]:
 def _speed(alias: str, look: Look, speeds: Mapping[str, float]) -> float:
     """Tokens per second; 0 if nothing is known at all.
 
-    Of a model that these workers never ran, what any worker measured last. Else the slowest of those they ran: half
-    a second of its work will say better, and until then a worker too many does less harm than work not seen.
+    Of a model that these workers never ran, what any worker measured last. Else the fastest of those they ran: half
+    a second of its work will say better soon, and a worker started for nothing until then has to load, and stays.
     """
     last = look.latest.get(alias, Speed()).tokens_per_second
-    return speeds.get(alias) or last or min(speeds.values(), default=0.0)
+    return speeds.get(alias) or last or max(speeds.values(), default=0.0)
 
 
 def _queued_tokens(look: Look, beats: Iterable[Beat], queues: Collection[str], alias: str) -> float | None:
