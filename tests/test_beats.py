@@ -88,6 +88,15 @@ def test_an_idle_worker_keeps_no_more_with_time() -> None:
     assert len(made._lately) == 11
 
 
+def test_little_work_for_long_keeps_no_more_with_time() -> None:
+    made = Rates()
+    for now in range(20_000):
+        work_s = now / 1000
+        made.add(now, 2 * work_s, now, {"seldom": (work_s, 50 * now), "once": (min(work_s, 0.5), 7)})
+    assert made.speeds == {"seldom": pytest.approx(25_000), "once": pytest.approx(14)}
+    assert all(len(speed._sums) < 150 for speed in made._speeds.values())
+
+
 def test_too_little_work_tells_no_speed() -> None:
     assert rates((0, 0, 0, 0)).speeds == {}
     assert rates((0, 0, 0, 0), (1, 0.1, 1, 5)).speeds == {}

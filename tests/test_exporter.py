@@ -129,6 +129,22 @@ def test_two_installations_on_one_server_do_not_see_each_other(own: OwnServer, p
     assert not own.client.exists("embedq:models", "embedq:workers", "embedq:speeds")
 
 
+def test_a_producer_knows_the_models_of_its_own_installation_only(own: OwnServer) -> None:
+    own.client.flushall()
+    for prefix, alias in (("one:", "first"), ("two:", "second")):
+        Registry(own.client, prefix).announce([replace(MINILM, alias=alias)])
+    script = (
+        "import tasks; options = tasks.app.conf.broker_transport_options; options['global_keyprefix'] = 'two:'\n"
+        "tasks.embed.delay(['x'], model='second')\n"
+        "try: tasks.embed.delay(['x'], model='first')\n"
+        "except Exception as error: print('refused:', error)"
+    )
+    with Running([sys.executable, "-c", script], {"EMBEDQ_REDIS_URL": own.url}) as running:
+        assert running.wait() == 0
+    assert "refused: unknown model 'first'; workers have announced second." in running.output
+    assert (own.client.llen("two:embed.second"), own.client.keys("*first*")) == (1, [])
+
+
 def test_a_job_says_when_it_was_sent_and_the_oldest_of_a_queue_counts(
     app: Celery, address: str, own: OwnServer
 ) -> None:

@@ -68,7 +68,8 @@ def test_more_jobs_are_more_work(queued: dict[str, int], more: int) -> None:
 
 def test_what_workers_hold_counts_whole_and_with_its_models_speed() -> None:
     beats = {"w": replace(ALONE["w"], waiting={"fast": 200, "slow": 200}), "v": Beat(READY, waiting={"slow": 100})}
-    assert work_s(Look(), beats, QUEUES, SPEEDS) == 200 / 100 + 300 / 50
+    others = {"elsewhere": report(fast=100.0, slow=50.0)}
+    assert work_s(Look({}, others), beats, QUEUES, SPEEDS) == 200 / 100 + 300 / 50
 
 
 def test_a_job_counts_as_those_of_its_queue_then_as_the_models_last_ones_then_as_any() -> None:

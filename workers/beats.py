@@ -28,6 +28,9 @@ _RATE_S = 10.0
 #: A model's speed is that of the last so many seconds in which there was work for it, and unknown below so many.
 _SPEED_S, _MIN_SPEED_S = 10.0, 0.5
 
+#: Seconds of work that are remembered as one: what bounds how much is remembered.
+_GRAIN_S = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class Beat:
@@ -111,9 +114,8 @@ class Rates:
         if all_s <= 0 or work_s <= 0:
             return
         for alias, seconds in spent_s.items():
-            if seconds > 0:
-                num_tokens = passes[alias][1] - self._passes.get(alias, nothing)[1]
-                self._speeds.setdefault(alias, _Speed()).add(work_s * seconds / all_s, num_tokens)
+            num_tokens = passes[alias][1] - self._passes.get(alias, nothing)[1]
+            self._speeds.setdefault(alias, _Speed()).add(work_s * seconds / all_s, num_tokens)
         self._busy_s, self._passes = busy_s, dict(passes)
 
     @property
@@ -147,6 +149,8 @@ class _Speed:
 
     def add(self, seconds: float, num_tokens: int) -> None:
         before_s, tokens_before = self._sums[-1]
+        if len(self._sums) > 1 and before_s - self._sums[-2][0] < _GRAIN_S:
+            self._sums.pop()  # a short text now and then would leave an entry for each, for hours
         self._sums.append((before_s + seconds, tokens_before + num_tokens))
         while len(self._sums) > 2 and self._sums[-1][0] - self._sums[1][0] >= _SPEED_S:
             self._sums.popleft()
