@@ -4,7 +4,7 @@ Producers, workers and Flower all read this file, so that they agree on every ke
 needs of the user comes from EMBEDQ_* variables, or from the [wire] table of the settings file:
 
     redis_url             server; else REDIS_URL, else the embedded server of this user, else localhost.
-                          redis://, rediss:// (TLS; its ssl_* queries say how) or sentinel://…;sentinel://…
+                          redis://, rediss:// (TLS; its ssl_* queries say how) or sentinel://…;sentinel://… (without TLS)
     sentinel_master       name under which the Sentinels know the server
     sentinel_password     of the Sentinels themselves; the server's own stands in the URL
     max_texts_per_job     texts (or passages) of one call
@@ -130,6 +130,12 @@ def _sentinel_options(url: str) -> dict[str, Any]:
     """What the libraries below us must know to ask Sentinels where the server is."""
     if not url.startswith("sentinel://"):
         return {}
+    if "ssl_" in url or any(not part.startswith("sentinel://") for part in url.split(";")):
+        # The libraries below would take it for the queues and leave it out for results, or the other way round.
+        raise InvalidSettings(
+            "Sentinels are asked, and their server is reached, without TLS; EMBEDQ_REDIS_URL asks for both. Take one "
+            "rediss:// URL, or Sentinels in a network of their own"
+        )
     if not wire["sentinel_master"]:
         raise InvalidSettings(
             "a sentinel:// URL needs EMBEDQ_SENTINEL_MASTER, the name under which they know the server"

@@ -95,6 +95,10 @@ class Backlog:
         """Tokens of this class that wait for a batch."""
         return self._scheduler.num_tokens(is_bulk)
 
+    def num_tokens_of(self, model: str) -> int:
+        """Tokens of one model that wait for a batch."""
+        return self._scheduler.num_tokens_of(model)
+
     def budget(self, model: str) -> int:
         """Tokens of a batch as it would be formed now."""
         return self._scheduler.budget(model)

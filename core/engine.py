@@ -137,6 +137,16 @@ class Engine:
         """Tokens of one class that wait for a batch, those not encoded yet as an estimate."""
         return self.backlog.num_tokens(is_bulk) + self.encoding.num_tokens(is_bulk)
 
+    def waiting_by_model(self) -> dict[str, int]:
+        """The tokens of both classes by model. Those not encoded yet are divided as the others are, or evenly."""
+        encoded = {alias: self.backlog.num_tokens_of(alias) for alias in self.models}
+        num_encoded = sum(encoded.values())
+        num_others = self.encoding.num_tokens(False) + self.encoding.num_tokens(True)
+        return {
+            alias: tokens + int(num_others * (tokens / num_encoded if num_encoded else 1 / len(encoded)))
+            for alias, tokens in encoded.items()
+        }
+
     @property
     def window_tokens(self) -> int:
         """Tokens that may wait, of each class, before more is fetched."""

@@ -38,6 +38,8 @@ class Passes:
 
     #: Seconds of the device. While several passes are under way, each has its part of them.
     seconds: float = 0.0
+    #: Tokens without padding of the passes that ended and did not fail.
+    num_tokens: int = 0
     #: Batches halved because they failed, and those of them for which the memory was too small.
     num_splits: int = 0
     num_memory_splits: int = 0
@@ -56,6 +58,7 @@ class Passes:
         return self._tokens / self._seconds if self._seconds else 0.0
 
     def _add(self, num_tokens: int, is_loaded: bool) -> None:
+        self.num_tokens += num_tokens
         seconds, self._seconds_before = self.seconds - self._seconds_before, self.seconds
         if is_loaded and not self._is_loaded:
             self._is_loaded, self._tokens, self._seconds = True, 0.0, 0.0

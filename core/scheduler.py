@@ -15,7 +15,7 @@ padding, and no more than the device computes in a stated time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -80,6 +80,10 @@ class Scheduler:
     def num_tokens(self, is_bulk: bool) -> int:
         """Tokens that wait in one class, without padding."""
         return self._class(is_bulk).num_tokens
+
+    def num_tokens_of(self, model: str) -> int:
+        """Tokens that wait for one model, without padding."""
+        return self._interactive.by_model[model] + self._bulk.by_model[model]
 
     def add(self, sequence: Sequence) -> None:
         """Let `sequence` wait for a batch."""
@@ -176,6 +180,8 @@ class _Class:
 
     def __init__(self, may_pass_over: bool) -> None:
         self.num_tokens = 0
+        #: The same by model.
+        self.by_model: Counter[str] = Counter()
         self._may_pass_over = may_pass_over
         self._by_age: _Queue = OrderedDict()
         self._by_key: dict[tuple[str, Wanted], dict[int, _Queue]] = {}
@@ -195,6 +201,7 @@ class _Class:
             buckets[bucket] = OrderedDict()
         buckets[bucket][sequence] = self._by_age[sequence] = None
         self.num_tokens += sequence.length
+        self.by_model[sequence.model] += sequence.length
 
     def remove(self, sequence: Sequence, bucket: int) -> bool:
         """Whether it waited here."""
@@ -237,6 +244,7 @@ class _Class:
         """Drop what else is known of one that left its bucket. Nothing empty stays: keys are callers' options."""
         del self._by_age[sequence]
         self.num_tokens -= sequence.length
+        self.by_model[sequence.model] -= sequence.length
         if not buckets[bucket]:
             del buckets[bucket]
         if not buckets:

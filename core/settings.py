@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     #: Seconds without progress after which a forward pass counts as hung: the worker says so and ends, and its
     #: jobs go to another. Longer than the longest single sequence takes.
     hang_timeout_s: float = Field(default=300.0, gt=0)
+    #: Seconds a worker may take from its start until it takes jobs. Its launcher ends one that takes longer and starts
+    #: another, three times at most. A large model from a slow disk takes minutes; a disk that is gone takes for ever.
+    load_timeout_s: float = Field(default=1800.0, gt=0)
     #: Batches a worker fetches ahead, in tokens; the rest stays in the queue for other workers. Two would keep the
     #: device busy; lengths need more to meet: see docs/measurements.md, "window".
     window_batches: int = Field(default=16, ge=2)

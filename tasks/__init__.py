@@ -68,6 +68,11 @@ app = Celery("embedq", set_as_current=False)
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 
 
+def key_prefix(of: Celery) -> str:
+    """What an application writes before every key of its jobs: kombu's `global_keyprefix`, by default nothing."""
+    return str(of.conf.broker_transport_options.get("global_keyprefix") or "")
+
+
 class _Ready(threading.local):
     """The engine's answer to the job whose task this thread runs."""
 
@@ -130,7 +135,7 @@ class EngineTask(Task):
     @cached_property
     def registry(self) -> Registry:
         """The announced models, on the connections of the result backend."""
-        return Registry(self.backend.client)
+        return Registry(self.backend.client, key_prefix(self.app))
 
     def running_engine(self) -> Engine:
         """The worker's engine. InvalidInput where there is none: the task was called, not sent."""

@@ -22,7 +22,6 @@ import numpy as np
 import tasks
 from core.errors import EmbedqError, InvalidSettings
 from tasks import dead
-from tasks.models import Registry
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
 _TEXTS_PER_JOB = 256
@@ -50,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _models(_: argparse.Namespace) -> None:
-    for alias, model in sorted(Registry(tasks.app.backend.client).all().items()):
+    for alias, model in sorted(tasks.embed.registry.all().items()):
         default = f"  default for {' and '.join(model.default_for)}" if model.default_for else ""
         kinds = " and ".join(model.kinds)
         print(f"{alias}  {kinds}  {model.dimensions} dimensions  {model.max_length} tokens  {model.source}{default}")
 
 
 def _forget(asked: argparse.Namespace) -> None:
-    found = Registry(tasks.app.backend.client).forget(asked.alias)
+    found = tasks.embed.registry.forget(asked.alias)
     print(f"{asked.alias}: forgotten" if found else f"{asked.alias}: no worker had announced it")
 
 

@@ -83,7 +83,7 @@ class QueueCollector:
         self._prefix = prefix
         self._steps = steps
         self._separator = separator
-        self._registry, self._speeds = Registry(client), Speeds(client)
+        self._registry, self._speeds = Registry(client, prefix), Speeds(client, prefix)
         self._letters = DeadLetters(client, prefix)
         self._seen = Seen()
 

@@ -42,13 +42,17 @@ class Served:
 class Registry:
     """The announced models, through one Redis client. Remembers what it has seen."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, prefix: str = "") -> None:
+        """`prefix` is the installation's, as on its queues: two with prefixes of their own may share a server."""
         self._client = client
+        self._key = prefix + KEY
         self._seen: dict[str, Served] = {}
 
     def all(self) -> dict[str, Served]:
         """Read every announced model by alias; what is no announcement is passed over."""
-        found = {alias.decode(errors="replace"): _read(value) for alias, value in self._client.hgetall(KEY).items()}
+        found = {
+            alias.decode(errors="replace"): _read(value) for alias, value in self._client.hgetall(self._key).items()
+        }
         self._seen = {alias: model for alias, model in found.items() if model}
         return self._seen
 
@@ -94,11 +98,11 @@ class Registry:
                         f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival.alias!r} is "
                         f"gone for good, run `python -m tasks forget {rival.alias}`"
                     )
-        self._client.hset(KEY, mapping={model.alias: json.dumps(asdict(model)) for model in models})
+        self._client.hset(self._key, mapping={model.alias: json.dumps(asdict(model)) for model in models})
 
     def forget(self, alias: str) -> bool:
         """Withdraw an announcement; false if there was none. Workers announce again when they start."""
-        return bool(self._client.hdel(KEY, alias))
+        return bool(self._client.hdel(self._key, alias))
 
 
 def _read(value: bytes) -> Served | None:

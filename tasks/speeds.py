@@ -49,46 +49,47 @@ class Report:
 
 
 class Speeds:
-    """The reports, through one Redis client."""
+    """The reports, through one Redis client; `prefix` is the installation's, as on its queues."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, prefix: str = "") -> None:
         self._client = client
+        self._workers, self._latest = prefix + WORKERS_KEY, prefix + SPEEDS_KEY
 
     def tell(self, worker: str, models: dict[str, Speed]) -> None:
         """Renew `worker`'s report. redis.RedisError where the server cannot be reached."""
         report = Report(self._now_s(), models)
         measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.hset(WORKERS_KEY, worker, json.dumps(asdict(report)))
-            pipe.expire(WORKERS_KEY, _EXPIRES_S)
+            pipe.hset(self._workers, worker, json.dumps(asdict(report)))
+            pipe.expire(self._workers, _EXPIRES_S)
             if measured:
-                pipe.hset(SPEEDS_KEY, mapping=measured)
+                pipe.hset(self._latest, mapping=measured)
             pipe.execute()
 
     def leave(self, worker: str) -> None:
         """This worker takes no jobs any more."""
-        self._client.hdel(WORKERS_KEY, worker)
+        self._client.hdel(self._workers, worker)
 
     def tidy(self) -> None:
         """Forget workers that died without leaving; called by each that starts."""
         now_s = self._now_s()
-        found = self._client.hgetall(WORKERS_KEY)
+        found = self._client.hgetall(self._workers)
         gone = [name for name, value in found.items() if not _is_present(_report(value), now_s)]
         if gone:
-            self._client.hdel(WORKERS_KEY, *gone)
+            self._client.hdel(self._workers, *gone)
 
     def present(self) -> dict[str, Report]:
         """The reports of workers that are there, by name."""
         now_s = self._now_s()
         found = {
-            name.decode(errors="replace"): _report(value) for name, value in self._client.hgetall(WORKERS_KEY).items()
+            name.decode(errors="replace"): _report(value) for name, value in self._client.hgetall(self._workers).items()
         }
         return {name: report for name, report in found.items() if report and _is_present(report, now_s)}
 
     def latest(self) -> dict[str, Speed]:
         """The last speed measured of each model, by whichever worker."""
         found = {
-            alias.decode(errors="replace"): _speed(value) for alias, value in self._client.hgetall(SPEEDS_KEY).items()
+            alias.decode(errors="replace"): _speed(value) for alias, value in self._client.hgetall(self._latest).items()
         }
         return {alias: speed for alias, speed in found.items() if speed}
 

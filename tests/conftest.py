@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from core.engine import Engine
     from tests.engines import FakeModel
+    from tests.kustomizing import Object
     from tests.own_server import OwnServer
 
 # Before anything of ours is imported: a developer's own settings must not leak into the tests, and
@@ -25,6 +26,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["EMBEDQ_DATA_DIR"] = os.devnull
 
 GOLDEN = Path(__file__).parent / "golden"
+
+#: Kinds of devices that have an overlay in `deploy/kubernetes`.
+OVERLAYS = sorted(path.name for path in (Path(__file__).parents[1] / "deploy" / "kubernetes" / "overlays").iterdir())
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +78,21 @@ def client(url: str) -> Iterator[Redis]:
         client.flushall()
         client.config_resetstat()
         yield client
+
+
+@pytest.fixture(params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    """Each overlay of `deploy/kubernetes`."""
+    return str(request.param)
+
+
+@pytest.fixture
+def objects(overlay: str) -> list[Object]:
+    """What an overlay stands for."""
+    from tests.kustomizing import rendered
+    from tests.manifests import DIRECTORY
+
+    return rendered(DIRECTORY / "overlays" / overlay)
 
 
 @pytest.fixture

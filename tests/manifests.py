@@ -6,7 +6,6 @@ from tests.kustomizing import Object
 from tests.running import ROOT
 
 DIRECTORY = ROOT / "deploy" / "kubernetes"
-OVERLAYS = sorted(path.name for path in (DIRECTORY / "overlays").iterdir())
 
 
 def of_kind(objects: list[Object], kind: str) -> list[Object]:

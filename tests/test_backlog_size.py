@@ -1,4 +1,4 @@
-"""What waits: the lists as the transport names them, and their jobs in tokens."""
+"""What the server knows of waiting work: the lists as the transport names them, and who works on them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from kombu import Connection
 
 import tasks
 from core.settings import read_settings
+from tasks.speeds import Speed, Speeds
 from tests.own_server import OwnServer
 from workers import transport
-from workers.backlog_size import BacklogSize, keys, lengths, queues_of, waiting_tokens
-from workers.beats import Beat
+from workers.backlog_size import BacklogSize, Look, keys, lengths
+from workers.queues import likely_queues
 
 QUEUE = "embed.counted"
 
@@ -47,12 +48,13 @@ def test_the_lists_are_those_that_the_transport_empties(server: str, prefix: str
 
 
 def test_an_outage_of_the_server_is_told_and_its_end_too(own: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.client.flushall()
     monkeypatch.setattr(tasks.app, "connection_for_read", lambda: Connection(own.url))
-    told: queue.SimpleQueue[dict[str, int] | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
     counting = BacklogSize([QUEUE], told.put)
     counting.start()
     try:
-        assert told.get(timeout=TIMEOUT_S) == {QUEUE: 0}
+        assert told.get(timeout=TIMEOUT_S) == Look({QUEUE: 0})
         own.kill()
         while told.get(timeout=TIMEOUT_S) is not None:
             pass
@@ -67,24 +69,27 @@ def test_an_outage_of_the_server_is_told_and_its_end_too(own: OwnServer, monkeyp
 
 def test_queues_are_those_of_the_models_and_the_defaults_that_settings_tell() -> None:
     one = {"a": "/a"}
-    assert queues_of(read_settings(models=one)) == ["embed.a", "rerank.a", "embed", "rerank"]
-    assert queues_of(read_settings(models=one, default_rerank="none")) == ["embed.a", "rerank.a", "embed"]
-    two = queues_of(read_settings(models={"a": "/a", "b": "/b"}, default_rerank="b"))
-    assert two == ["embed.a", "rerank.a", "embed.b", "rerank.b", "rerank"]
+    assert likely_queues(read_settings(models=one)) == dict.fromkeys(["embed.a", "rerank.a", "embed", "rerank"], "a")
+    assert list(likely_queues(read_settings(models=one, default_rerank="none"))) == ["embed.a", "rerank.a", "embed"]
+    two = likely_queues(read_settings(models={"a": "/a", "b": "/b"}, default_rerank="b"))
+    assert two == {"embed.a": "a", "rerank.a": "a", "embed.b": "b", "rerank.b": "b", "rerank": "b"}
 
 
-def test_a_job_counts_as_those_of_its_queue_did_lately() -> None:
-    beats = [
-        Beat(waiting_tokens=100, tokens_per_job={"embed": 10.0, "rerank": 1000.0}),
-        Beat(waiting_tokens=50, tokens_per_job={"embed": 30.0}),
-    ]
-    assert waiting_tokens({"embed": 3, "rerank": 2}, beats) == 150 + 3 * 20 + 2 * 1000
-    assert waiting_tokens({"embed.other": 2}, beats) == 150 + 2 * 510
-    assert waiting_tokens({"embed": 0}, []) == 0
-
-
-def test_before_any_job_is_answered_jobs_count_as_those_held_and_else_are_unknown() -> None:
-    assert waiting_tokens({"embed": 10}, [Beat(num_held=4, waiting_tokens=400)]) == 400 + 10 * 100
-    assert waiting_tokens({"embed": 10}, [Beat()]) is None
-    assert waiting_tokens({"embed": 10}, []) is None
-    assert waiting_tokens({"embed": 0}, [Beat()]) == 0
+def test_who_works_and_how_fast_is_told_with_the_queues(own: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    own.client.flushall()
+    monkeypatch.setattr(tasks.app, "connection_for_read", lambda: Connection(own.url))
+    speeds = Speeds(own.client)
+    speeds.tell("here", {"a": Speed(100.0, {"embed.a": 5.0})})
+    speeds.tell("gone", {"b": Speed(7.0)})
+    speeds.leave("gone")
+    told: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
+    counting = BacklogSize(["embed.a"], told.put)
+    counting.start()
+    try:
+        look = told.get(timeout=TIMEOUT_S)
+        assert look is not None
+        assert list(look.workers) == ["here"]
+        assert look.latest == {"a": Speed(100.0, {"embed.a": 5.0}), "b": Speed(7.0)}
+    finally:
+        counting.close()
+        counting.join(TIMEOUT_S)

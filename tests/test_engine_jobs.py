@@ -167,3 +167,27 @@ def test_done_and_cancelled_jobs_are_freed_without_a_garbage_collection(engine: 
         assert len(alive) <= 5  # what each thread had in hand last
     finally:
         gc.enable()
+
+
+def test_what_waits_is_told_by_model_what_is_not_encoded_yet_divided_like_the_rest(model: FakeModel) -> None:
+    other = FakeModel("other")
+    with running(model, other, default_embed="fake", encode_threads=1) as engine, busy(engine, model):
+        for alias, text in (("fake", "a" * 30), ("other", "b" * 10)):
+            engine.submit(lambda alias=alias, text=text: engine.calls.embed([text], model=alias))  # type: ignore[misc]
+        wait_for_waiting(engine.backlog, 2)
+        assert engine.waiting_by_model() == {"fake": 30, "other": 10}
+        begun, gate = threading.Event(), threading.Event()
+
+        def open_late() -> Any:
+            begun.set()
+            assert gate.wait(PATIENCE_S)
+            return engine.calls.embed(["c"], model="other")
+
+        engine.submit(open_late)
+        assert begun.wait(PATIENCE_S)
+        waits = engine.submit(lambda: engine.calls.embed(["d" * 40], model="other"), num_bytes=320)
+        assert engine.waiting_by_model() == {"fake": 60, "other": 20}
+        gate.set()
+        wait_for_waiting(engine.backlog, 4)
+        assert engine.waiting_by_model() == {"fake": 30, "other": 51}
+    assert waits.answer.done()

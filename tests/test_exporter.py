@@ -6,11 +6,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from celery import Celery
+from prometheus_client import CollectorRegistry
 
-from tasks.exporter import UNMEASURED_TOKENS_PER_JOB, UNMEASURED_TOKENS_PER_SECOND, queues_of, work
+from tasks.exporter import UNMEASURED_TOKENS_PER_JOB, UNMEASURED_TOKENS_PER_SECOND, QueueCollector, queues_of, work
 from tasks.metrics import EXPORTER
 from tasks.models import Registry, Served
 from tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
@@ -99,6 +101,48 @@ def test_a_backlog_that_nobody_ever_measured_is_finite_and_above_nothing(app: Ce
 def test_a_worker_that_has_measured_nothing_counts_as_fast_as_the_others() -> None:
     reports = [Report(0.0, {"a": Speed(200.0, {"embed": 10.0})}), Report(0.0, {"a": Speed()})]
     assert work({"embed": 30, "embed.a": 10}, "a", reports, Speed(7.0, {"embed.a": 20.0})) == (500, 1.25)
+
+
+def test_seconds_of_models_that_share_workers_add_up_to_the_time_they_need() -> None:
+    both = {"fast": Speed(1000.0, {"embed.fast": 100.0}), "slow": Speed(10.0, {"rerank.slow": 100.0})}
+    reports = [Report(0.0, both), Report(0.0, both)]
+    fast_s = work({"embed.fast": 40}, "fast", reports, Speed())[1]
+    slow_s = work({"rerank.slow": 4}, "slow", reports, Speed())[1]
+    assert (fast_s, slow_s) == (40 * 100 / 1000 / 2, 4 * 100 / 10 / 2)
+
+
+@pytest.mark.parametrize("prefix", ["one:", "two:"])
+def test_two_installations_on_one_server_do_not_see_each_other(own: OwnServer, prefix: str) -> None:
+    own.client.flushall()
+    for other, alias, served in (("one:", "first", MINILM), ("two:", "second", RANKER)):
+        Registry(own.client, other).announce([replace(served, alias=alias)])
+        Speeds(own.client, other).tell(f"worker of {alias}", {alias: Speed(10.0)})
+        own.client.lpush(f"{other}embed.{alias}", "a job")
+    alias = {"one:": "first", "two:": "second"}[prefix]
+    registry = CollectorRegistry()
+    registry.register(QueueCollector(own.client, prefix, [0, 3, 6, 9], ":"))
+    samples = [sample for family in registry.collect() for sample in family.samples]
+    assert {sample.labels["model"] for sample in samples if "model" in sample.labels} == {alias, "unknown"}
+    assert [sample.value for sample in samples if sample.name == "embedq_workers"] == [1]
+    assert sum(sample.value for sample in samples if sample.name == "embedq_queue_jobs") == 1
+    assert list(Speeds(own.client, prefix).latest()) == [alias]
+    assert not own.client.exists("embedq:models", "embedq:workers", "embedq:speeds")
+
+
+def test_a_producer_knows_the_models_of_its_own_installation_only(own: OwnServer) -> None:
+    own.client.flushall()
+    for prefix, alias in (("one:", "first"), ("two:", "second")):
+        Registry(own.client, prefix).announce([replace(MINILM, alias=alias)])
+    script = (
+        "import tasks; options = tasks.app.conf.broker_transport_options; options['global_keyprefix'] = 'two:'\n"
+        "tasks.embed.delay(['x'], model='second')\n"
+        "try: tasks.embed.delay(['x'], model='first')\n"
+        "except Exception as error: print('refused:', error)"
+    )
+    with Running([sys.executable, "-c", script], {"EMBEDQ_REDIS_URL": own.url}) as running:
+        assert running.wait() == 0
+    assert "refused: unknown model 'first'; workers have announced second." in running.output
+    assert (own.client.llen("two:embed.second"), own.client.keys("*first*")) == (1, [])
 
 
 def test_a_job_says_when_it_was_sent_and_the_oldest_of_a_queue_counts(

@@ -102,6 +102,23 @@ def test_a_sentinel_url_without_the_masters_name_is_refused(monkeypatch: pytest.
     assert tasks.config._sentinel_options("redis://one:6379/0") == {}
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sentinel://:secret@one:26379/0?ssl_ca_certs=/a.pem;sentinel://two:26379/0",
+        "sentinel://:secret@one:26379/0;rediss://two:26379/0",
+        "sentinel://:secret@one:26379/0;sentinel://two:26379/0?ssl_cert_reqs=none",
+    ],
+)
+@pytest.mark.parametrize("command", [["workers.worker"], ["tasks", "models"]])
+def test_sentinels_with_tls_are_refused_at_once_and_the_password_stays_untold(url: str, command: list[str]) -> None:
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
+    with Running([sys.executable, "-m", *command], environment) as running:
+        assert running.wait() == 1
+    assert "Sentinels are asked, and their server is reached, without TLS" in running.output
+    assert "secret" not in running.output
+
+
 def test_several_urls_are_logged_without_their_passwords() -> None:
     assert (
         logs.without_password("sentinel://:a@one/0;sentinel://u:b@two/0") == "sentinel://***@one/0;sentinel://***@two/0"

@@ -31,12 +31,14 @@ TIMEOUT_S = 30.0
 class Driven:
     """A fleet and the loop that a launcher would run. A context manager."""
 
-    def __init__(self, wanted: int, per_device: int = 1, drains_first: bool = False, working_s: float = 60) -> None:
+    def __init__(
+        self, wanted: int, per_device: int = 1, drains_first: bool = False, working_s: float = 60, loading_s: float = 60
+    ) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         tell = Tell(self._events.put, self._beat, self._ended, Lines())
         self.environment: dict[str, str] = {}
         self.say({"state": READY})
-        patience = Patience(silent_s=TIMEOUT_S, working_s=working_s)
+        patience = Patience(silent_s=TIMEOUT_S, working_s=working_s, loading_s=loading_s)
         self.fleet = Fleet(DEVICES, per_device, self.environment, {}, tell, patience, drain_timeout_s=0.5)
         self.fleet.wanted = wanted
         self.rolling = Rolling(self.fleet, drains_first)
@@ -123,6 +125,29 @@ def test_a_worker_that_loads_for_long_is_left_alone() -> None:
         driven.until(lambda: driven.num_ready == 1)
         assert len(driven.pids) == 1
         assert driven.fleet.load_s > 0.3
+
+
+def test_one_that_hangs_while_it_loads_is_replaced_after_pauses_and_after_three_times_all_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Driven(wanted=1, loading_s=0.3) as driven:
+        driven.say({"state": LOADING})
+        driven.until(lambda: driven.has_failed)
+        assert len(driven.pids) == 3
+    actions = [vars(record).get("action") for record in caplog.records]
+    assert actions.count("worker_stalled") == 3
+    assert actions.count("worker_crashed") == 2, "the pauses before the second and the third"
+    assert "not loaded in 0 s; where that is too short, raise EMBEDQ_LOAD_TIMEOUT_S" in caplog.text
+
+
+def test_one_that_hung_once_and_loads_the_next_time_serves() -> None:
+    with Driven(wanted=1, loading_s=0.5) as driven:
+        driven.say({"state": LOADING})
+        driven.until(lambda: len(driven.pids) == 1)
+        driven.say({"state": READY})
+        driven.until(lambda: driven.num_ready == 1)
+        assert len(driven.pids) == 2
+        assert driven.fleet.children[0].num_refusals == 0
 
 
 def test_a_pause_before_each_restart_that_doubles(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,22 +18,12 @@ import yaml
 import tasks
 from core.settings import Settings
 from tests.kustomizing import Object, rendered
-from tests.manifests import DIRECTORY, OVERLAYS, environment, of_kind, pods, worker
+from tests.manifests import DIRECTORY, environment, of_kind, pods, worker
 from tests.running import ROOT, Running
 from workers.embedded import _free_port, find_program
 
 #: What each kind of device is called in a pod's resources.
 ACCELERATORS = {"cuda": "nvidia.com/gpu", "npu": "huawei.com/Ascend910"}
-
-
-@pytest.fixture(params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def objects(overlay: str) -> list[Object]:
-    return rendered(DIRECTORY / "overlays" / overlay)
 
 
 @pytest.fixture

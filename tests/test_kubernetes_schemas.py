@@ -13,24 +13,14 @@ import yaml
 from cloudcoil.models.keda.v1alpha1 import ScaledObject, TriggerAuthentication
 from cloudcoil.models.prometheus_operator.v1 import PodMonitor
 
-from tests.kustomizing import Object, rendered
-from tests.manifests import DIRECTORY, OVERLAYS, of_kind
+from tests.kustomizing import Object
+from tests.manifests import DIRECTORY, of_kind
 
 #: The oldest and the newest release that the objects are checked against.
 RELEASES = ("1.30", "1.37")
 
 #: Kinds that are not Kubernetes' own; each with its package's model.
 CUSTOM = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication, "PodMonitor": PodMonitor}
-
-
-@pytest.fixture(params=OVERLAYS)
-def overlay(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def objects(overlay: str) -> list[Object]:
-    return rendered(DIRECTORY / "overlays" / overlay)
 
 
 @pytest.mark.parametrize("release", RELEASES)

@@ -56,7 +56,7 @@ def test_a_burst_brings_a_second_worker_and_its_end_sends_it_away(server: str, m
         up = running.wait_for("action=scaled")[0]
         assert (field(up, "from"), field(up, "to")) == ("1", "2")
         assert "s of loading" in up
-        assert float(field(up, "tokens_s_per_worker")) > 0
+        assert float(field(up, "tokens_s_per_worker").removeprefix("burst:")) > 0
         running.wait_for("action=worker_up", count=2)
         assert answered(jobs, 20) == len(jobs)
         down = running.wait_for("from=2 to=1")[0]

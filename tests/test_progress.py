@@ -7,11 +7,11 @@ import pytest
 from workers.beats import DRAINING, LOADING, READY, Beat
 from workers.progress import Patience, Progress
 
-PATIENCE = Patience(silent_s=5, working_s=100)
+PATIENCE = Patience(silent_s=5, working_s=100, loading_s=1800)
 
 
 def progress(*beats: tuple[float, Beat], is_server_up: bool = True) -> Progress:
-    made = Progress()
+    made = Progress(0)
     for now_s, beat in beats:
         made.beat(beat, now_s, is_server_up)
     return made
@@ -45,11 +45,24 @@ def test_one_that_computes_or_answers_gets_on(counted: str) -> None:
     assert seen.standstill(200, PATIENCE) is None
 
 
-def test_an_idle_worker_one_that_loads_and_one_that_drains_do_not_stand_still() -> None:
+def test_an_idle_worker_and_one_that_drains_do_not_stand_still() -> None:
     assert progress(*beats()).standstill(200, PATIENCE) is None
-    assert progress().standstill(1e9, PATIENCE) is None
-    assert progress((0, Beat(LOADING))).standstill(1e9, PATIENCE) is None
     assert progress((0, Beat(READY)), (1, Beat(DRAINING, num_held=3))).standstill(1e9, PATIENCE) is None
+
+
+@pytest.mark.parametrize("told", [[], [(0, Beat(LOADING))], [(now, Beat(LOADING)) for now in range(1801)]])
+def test_loading_takes_its_time_and_not_for_ever(told: list[tuple[float, Beat]]) -> None:
+    seen = progress(*told)
+    assert seen.standstill(1800, PATIENCE) is None
+    assert seen.standstill(1801, PATIENCE) == (
+        "it has not loaded in 1800 s; where that is too short, raise EMBEDQ_LOAD_TIMEOUT_S"
+    )
+    seen.excuse(1801)
+    assert seen.standstill(3600, PATIENCE) is None
+
+
+def test_one_that_has_loaded_may_be_as_old_as_it_likes() -> None:
+    assert progress((1700, Beat(LOADING)), (1799, Beat(READY))).standstill(1802, PATIENCE) is None
 
 
 def test_what_waits_for_the_server_does_not_stand_still_and_has_its_time_afterwards() -> None:

@@ -67,6 +67,9 @@ class History:
         for is_bulk in (False, True):
             there = sum(one.length for one in self.waiting if one.is_bulk is is_bulk)
             assert self.scheduler.num_tokens(is_bulk) == there
+        for model in LIMITS:
+            there = sum(one.length for one in self.waiting if one.model == model)
+            assert self.scheduler.num_tokens_of(model) == there
 
     def change(self, what: str, one: Sequence) -> None:
         """Remove or promote one that waits, or has left already: then nothing happens."""

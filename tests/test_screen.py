@@ -22,7 +22,7 @@ from tests.running import ROOT
 from workers.beats import READY, Beat
 from workers.screen import Lines, row, table
 
-BEAT = Beat(READY, "m.cuda0@host", "m", num_held=12, waiting_tokens=34567, jobs_s=8.25, tokens_s=98765.4)
+BEAT = Beat(READY, "m.cuda0@host", "m", num_held=12, waiting={"m": 34000, "n": 567}, jobs_s=8.25, tokens_s=98765.4)
 
 #: Wide enough for every column.
 _SIZE = os.terminal_size((160, 50))

@@ -25,6 +25,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "cpu_streams": ("2", 2),
     "encode_threads": ("3", 3),
     "hang_timeout_s": ("60", 60.0),
+    "load_timeout_s": ("60", 60.0),
     "window_batches": ("4", 4),
     "max_jobs": ("8", 8),
     "drain_timeout_s": ("10", 10.0),

@@ -21,6 +21,7 @@ from tests.running import Running, children_of, is_alive, start_workers
 from workers import logs
 from workers.processes import spawn, stop
 from workers.server import with_server
+from workers.worker import EXIT_BROKEN, EXIT_CANNOT_START
 
 TIMEOUT_S = 60
 
@@ -206,3 +207,15 @@ def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: P
         starting.join(60)
         assert not starting.is_alive()
         assert len(tries) == 2
+
+
+def test_an_error_nobody_expected_is_no_refusal_to_start(own: dict[str, str]) -> None:
+    broken = (
+        "import sys, core, workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
+    )
+    with Running([sys.executable, "-c", broken], own) as running:
+        assert running.wait() == EXIT_BROKEN
+    assert "action=worker_broken" in running.output
+    assert "ZeroDivisionError" in running.output
+    assert "action=cannot_start" not in running.output
+    assert EXIT_BROKEN != EXIT_CANNOT_START

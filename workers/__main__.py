@@ -138,7 +138,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=["start", "devices", "status", "drain", "scale"],
         default="start",
         help="devices: list this machine's; status: a table of all workers that can be reached; "
-        "drain NAME: let a worker finish and end; scale N: have a launcher run N workers (auto: as the backlog asks)",
+        "drain NAME: let a worker finish and end; no other takes its place but where --min or the backlog asks for one. "
+        "scale N: have a launcher run N workers, whatever those say (auto: give the decision back)",
     )
     add("argument", nargs="?", help="of drain: the worker's name; of scale: a number, or auto")
     add("--launcher", metavar="NAME", help="of scale: which launcher, where several run")

@@ -1,58 +1,68 @@
-"""How much work waits: the lengths of the queues' lists on the server, asked by a thread of its own.
+"""What the server knows of waiting work: the lengths of the queues' lists and who works on them, asked by a thread.
 
-In go names of queues; out come jobs per queue, or nothing while the server does not answer. What workers hold is
-theirs to tell. Bytes are not asked for: the server has none but by reading every message.
+In go names of queues; out comes a `Look`, or nothing while the server does not answer. What workers hold is theirs to
+tell. Bytes are not asked for: the server has none but by reading every message.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
-from kombu.exceptions import OperationalError
 
-import tasks
-from core.settings import Settings
-from workers.beats import Beat
-
-log = logging.getLogger(__name__)
+from tasks.speeds import INTERVAL_S, Report, Speed, Speeds
+from workers.connected import Connected
 
 #: Seconds between two looks; each is one round trip.
 _INTERVAL_S = 1.0
 
 
-class BacklogSize(threading.Thread):
-    """Tells the lengths of the queues each second, None while the server is away."""
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The server at one moment."""
 
-    def __init__(self, queues: Sequence[str], tell: Callable[[dict[str, int] | None], None]) -> None:
-        super().__init__(name="backlog size", daemon=True)
+    #: Jobs by queue, all priorities together.
+    queued: dict[str, int] = field(default_factory=dict)
+    #: All workers that take jobs, of whichever launcher, by name; as they said within the last seconds.
+    workers: dict[str, Report] = field(default_factory=dict)
+    #: The speed last measured of each model, by whichever worker, also one that is gone.
+    latest: dict[str, Speed] = field(default_factory=dict)
+
+
+class BacklogSize(Connected):
+    """Tells what it sees each second, None while the server is away."""
+
+    def __init__(self, queues: Iterable[str], tell: Callable[[Look | None], None]) -> None:
+        super().__init__("backlog size")
         #: May be replaced at any time.
         self.queues = list(queues)
         self._tell = tell
-        self._is_over = threading.Event()
+        self._channel: Any = None
+        self._speeds: Speeds
+        self._look = Look()
+        self._num_looks = 0
 
-    def close(self) -> None:
-        """End after the present look."""
-        self._is_over.set()
+    def _begin(self, connection: Any) -> None:
+        self._channel = connection.channel()
+        client = redis.Redis(connection_pool=self._channel.pool)
+        self._speeds = Speeds(client, self._channel.global_keyprefix)
+        self._num_looks = 0
 
-    def run(self) -> None:
-        while not self._is_over.is_set():
-            try:
-                with tasks.app.connection_for_read() as connection:
-                    channel = connection.channel()
-                    while not self._is_over.is_set():
-                        self._tell(lengths(channel, self.queues))
-                        self._is_over.wait(_INTERVAL_S)
-            except (redis.RedisError, OperationalError, OSError) as error:
-                log.debug("the queues cannot be seen: %s", type(error).__name__)
-                self._tell(None)
-                self._is_over.wait(_INTERVAL_S)
+    def _step(self, connection: Any) -> None:
+        queued = lengths(self._channel, self.queues)
+        if self._num_looks % int(INTERVAL_S / _INTERVAL_S) == 0:  # workers say no more often how fast they are
+            self._look = Look({}, self._speeds.present(), self._speeds.latest())
+        self._num_looks += 1
+        self._tell(Look(queued, self._look.workers, self._look.latest))
+        self._is_over.wait(_INTERVAL_S)
+
+    def _lost(self) -> None:
+        self._tell(None)
 
 
-def lengths(channel: Any, queues: Sequence[str]) -> dict[str, int]:
+def lengths(channel: Any, queues: Iterable[str]) -> dict[str, int]:
     """Jobs in each of `queues`, all priorities together. What is in flight is not in the lists."""
     with redis.Redis(connection_pool=channel.pool) as client, client.pipeline(transaction=False) as pipe:
         for queue in queues:
@@ -65,35 +75,3 @@ def lengths(channel: Any, queues: Sequence[str]) -> dict[str, int]:
 def keys(channel: Any, queue: str) -> list[str]:
     """The lists of a queue, one per priority step."""
     return [f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in channel.priority_steps]
-
-
-def queues_of(settings: Settings) -> list[str]:
-    """The queues that workers with these settings serve, as far as settings tell; a worker that is ready knows better."""
-    names = [tasks.config.queue_name(kind, alias) for alias in settings.models for kind in ("embed", "rerank")]
-    defaults = {"embed": settings.default_embed, "rerank": settings.default_rerank}
-    for kind, alias in defaults.items():
-        if alias in settings.models or (alias is None and len(settings.models) == 1):
-            names.append(tasks.config.queue_name(kind))
-    return names
-
-
-def waiting_tokens(queued: Mapping[str, int], beats: Sequence[Beat]) -> float | None:
-    """Tokens that wait in queues and in workers; None if jobs wait whose size nobody can tell.
-
-    A job in a queue counts as one answered from there lately; if there was none, as the average of all queues, and
-    if none was answered at all, as those that workers hold.
-    """
-    held = sum(beat.waiting_tokens for beat in beats)
-    known: dict[str, list[float]] = {}
-    for beat in beats:
-        for queue, tokens in beat.tokens_per_job.items():
-            known.setdefault(queue, []).append(tokens)
-    sizes = {queue: sum(found) / len(found) for queue, found in known.items()}
-    usual = sum(sizes.values()) / len(sizes) if sizes else held / max(1, sum(beat.num_held for beat in beats))
-    total = float(held)
-    for queue, num_jobs in queued.items():
-        size = sizes.get(queue, usual)
-        if num_jobs and not size:
-            return None
-        total += num_jobs * size
-    return total

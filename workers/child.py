@@ -39,9 +39,11 @@ class Child:
         self.device = device
         #: The device's part of the worker's name; unlike the device's own where several workers share it.
         self.label = label
+        #: Its name as a worker, also while its next process loads; before the first is ready, its label.
+        self.name = label
         self.process: subprocess.Popen[bytes] | None = None
         self.beat = Beat()
-        self.progress = Progress()
+        self.progress = Progress(0.0)
         self.started_s = 0.0
         #: When to start it (again); None while it runs.
         self.due_s: float | None = 0.0
@@ -49,8 +51,9 @@ class Child:
         self.deadline_s: float | None = None
         #: The worker that takes its place once ready, and its own place among those wanted already.
         self.successor: Child | None = None
-        #: How often in a row it could not start.
+        #: How often in a row it could not start, and whether this time because it did not get on.
         self.num_refusals = 0
+        self.has_hung = False
         self._backoff_s = _FIRST_BACKOFF_S
 
     @property
@@ -69,11 +72,6 @@ class Child:
     def is_loading(self) -> bool:
         """Whether it is on its way to take jobs."""
         return self.state in ("waiting", LOADING)
-
-    @property
-    def name(self) -> str:
-        """Its name as a worker, or what there is of it before it is ready."""
-        return self.beat.worker or self.label
 
     def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], tell: Tell) -> int:
         """Start its process and return its id; must be called on the main thread, see `spawn`."""
@@ -94,7 +92,7 @@ class Child:
         finally:
             os.close(writing)
         tell.screen.follow(self.process)
-        self.beat, self.progress = Beat(), Progress()
+        self.beat, self.progress, self.has_hung = Beat(), Progress(now_s), False
         self.started_s, self.due_s = now_s, None
         arguments = (self.process, reading, tell)
         threading.Thread(target=self._follow, args=arguments, name=f"follow-{self.label}", daemon=True).start()

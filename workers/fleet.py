@@ -20,8 +20,8 @@ from workers.worker import EXIT_CANNOT_START
 
 log = logging.getLogger(__name__)
 
-#: Starts of a worker that cannot, while others could: what it needs may be back soon. Without others the first
-#: refusal is the last, for then it is the settings that are wrong.
+#: Starts of a worker that cannot, while others could, or that hangs while it loads: what it needs may be back soon.
+#: Without others the first refusal is the last, for then it is the settings that are wrong.
 _MAX_REFUSALS = 3
 
 
@@ -99,6 +99,7 @@ class Fleet:
     def beat(self, child: Child, beat: Beat, now_s: float, is_server_up: bool) -> None:
         """Take note of what a worker says."""
         last, child.beat = child.beat, beat
+        child.name = beat.worker or child.name
         child.progress.beat(beat, now_s, is_server_up)
         if beat.state == READY and last.state == LOADING:
             self._was_ready = True
@@ -124,6 +125,7 @@ class Fleet:
                 continue
             reason = child.progress.standstill(now_s, self._patience)
             if reason:
+                child.has_hung = child.progress.is_loading
                 self._kill(child, "worker_stalled", reason)
 
     def ended(self, child: Child, now_s: float) -> bool:
@@ -137,9 +139,10 @@ class Fleet:
             self.children.remove(child)
             log.info("worker ended", extra={"action": "worker_ended", **told})
             return True
-        if code == EXIT_CANNOT_START:
+        if code == EXIT_CANNOT_START or child.has_hung:
             child.num_refusals += 1
-            if not self._was_ready or child.num_refusals >= _MAX_REFUSALS:
+            is_wrong = not self._was_ready and not child.has_hung
+            if is_wrong or child.num_refusals >= _MAX_REFUSALS:
                 return False
         log.error(
             "worker crashed and is started again; its jobs go to other workers",

@@ -18,6 +18,7 @@ from core.memory import memory_bytes
 from workers import health as states
 from workers.beats import DRAINING, INTERVAL_S, READY, VARIABLE, Beat, Rates
 from workers.health import health
+from workers.queues import queues_of
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,6 @@ class Heart:
         self.last = Beat()
         self._descriptor = descriptor
         self._worker = ""
-        self._queues: list[str] = []
         self._pool: Any = None
         self._rates = Rates()
         self._is_news = threading.Event()
@@ -40,8 +40,7 @@ class Heart:
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def _ready(self, sender: Any = None, **_: Any) -> None:
-        self._worker, self._queues = sender.hostname, list(sender.app.amqp.queues.consume_from)
-        self._pool = sender.pool
+        self._worker, self._pool = sender.hostname, sender.pool
         self._is_news.set()
 
     def _run(self) -> None:
@@ -63,21 +62,23 @@ class Heart:
             return Beat()
         engine, counts = self._pool.engine, self._pool.counts
         totals = engine.backlog.totals
-        self._rates.add(time.monotonic(), counts.busy_s, counts.num_jobs, totals.num_tokens)
+        passes = {alias: (of_model.seconds, of_model.num_tokens) for alias, of_model in engine.meter.passes.items()}
+        self._rates.add(time.monotonic(), counts.busy_s, counts.num_jobs, passes)
         jobs_s, tokens_s = self._rates.per_second
         return Beat(
             state=DRAINING if health.state == states.DRAINING else READY,
             worker=self._worker,
             model="+".join(engine.models),
-            queues=self._queues,
+            queues=queues_of(engine),
             num_jobs=counts.num_jobs,
             num_batches=totals.num_batches,
             num_turns=counts.num_turns,
             num_held=self._pool.num_held,
-            waiting_tokens=engine.waiting_tokens(False) + engine.waiting_tokens(True),
+            waiting=engine.waiting_by_model(),
             jobs_s=round(jobs_s, 2),
             tokens_s=round(tokens_s, 1),
-            speed=round(self._rates.speed, 1),
+            busy=round(self._rates.busy, 3),
+            speeds={alias: round(speed, 1) for alias, speed in self._rates.speeds.items()},
             tokens_per_job=counts.tokens_per_job(),
             memory_bytes=sum(memory_bytes(device)[0] for device in {model.device for model in engine.models.values()}),
         )

@@ -32,7 +32,7 @@ from core.errors import InvalidInput, InvalidSettings, OperatorError
 from core.settings import Settings, read_settings
 from workers import mailbox, screen
 from workers.autoscaler import Autoscaler
-from workers.backlog_size import BacklogSize, queues_of
+from workers.backlog_size import BacklogSize, Look
 from workers.beats import INTERVAL_S, Beat
 from workers.child import Child, Event, Tell
 from workers.device_locks import locked
@@ -40,6 +40,7 @@ from workers.fleet import Fleet
 from workers.mailbox import Mailbox
 from workers.processes import spawn
 from workers.progress import Patience
+from workers.queues import likely_queues
 from workers.rolling import Rolling
 from workers.scaling import Policy
 from workers.worker import EXIT_CANNOT_START
@@ -89,8 +90,8 @@ class Launcher:
             )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._code: int | None = None
-        #: Jobs per queue; None while the server does not answer.
-        self._queued: dict[str, int] | None = None
+        #: Queues and workers as the server last knew them; None while it does not answer.
+        self._look: Look | None = None
         self._started_s = self._ticked_s = time.monotonic()
 
     def run(self) -> int:
@@ -114,15 +115,16 @@ class Launcher:
         plan, settings = self.plan, self.settings
         tell = Tell(self._events.put, self._beat, self._ended, self._screen)
         silent_s = max(_MIN_SILENT_S, tasks.config.wire["lease_s"])
-        patience = Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s)
+        patience = Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s, settings.load_timeout_s)
         self._fleet = Fleet(
             plan.devices, plan.per_device, self.environment, locks, tell, patience, settings.drain_timeout_s
         )
         self._rolling = Rolling(self._fleet, plan.drains_first)
         policy = plan.policy or Policy(self.num_places, self.num_places)
-        self._autoscaler = Autoscaler(policy, self._fleet, is_on=plan.policy is not None)
+        queues = likely_queues(settings)
+        self._autoscaler = Autoscaler(policy, self._fleet, queues, is_on=plan.policy is not None)
         self._fleet.wanted = policy.min_workers
-        self._backlog = BacklogSize(queues_of(settings), lambda found: self._events.put(partial(self._counted, found)))
+        self._backlog = BacklogSize(queues, lambda found: self._events.put(partial(self._counted, found)))
         handlers = {
             mailbox.STATUS: partial(self._answer, self._status),
             mailbox.SCALE: partial(self._answer, self._scale),
@@ -148,8 +150,8 @@ class Launcher:
             self._fleet.excuse(now_s)
         self._ticked_s = now_s
         self._fleet.watch(now_s)
-        if self._autoscaler.is_on and self._queued is not None and not self._rolling.is_under_way:
-            self._autoscaler.step(self._queued, now_s)
+        if self._autoscaler.is_on and self._look is not None and not self._rolling.is_under_way:
+            self._autoscaler.step(self._look, now_s)
         self._screen.show(self._rows(), self._caption(now_s), now_s - self._started_s)
 
     def _pause_s(self) -> float:
@@ -158,8 +160,8 @@ class Launcher:
 
     def _beat(self, child: Child, process: subprocess.Popen[bytes], beat: Beat) -> None:
         if child.process is process:
-            self._fleet.beat(child, beat, time.monotonic(), self._queued is not None)
-            self._backlog.queues = beat.queues or self._backlog.queues
+            self._fleet.beat(child, beat, time.monotonic(), self._look is not None)
+            self._backlog.queues = list(beat.queues) or self._backlog.queues
 
     def _ended(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         if child.process is process and not self._fleet.ended(child, time.monotonic()):
@@ -168,8 +170,8 @@ class Launcher:
             )
             self._code = EXIT_CANNOT_START
 
-    def _counted(self, queued: dict[str, int] | None) -> None:
-        self._queued = queued
+    def _counted(self, look: Look | None) -> None:
+        self._look = look
 
     def _listen_to_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -234,13 +236,11 @@ class Launcher:
         ]
 
     def _caption(self, now_s: float) -> str:
-        if self._queued is None:
+        if self._look is None:
             return "the server does not answer"
-        seen = self._autoscaler.seen(self._queued, now_s)
+        seen = self._autoscaler.seen(self._look, now_s)
         backlog = "unknown" if seen.work_s is None else f"{seen.work_s / max(1, seen.num_ready):.1f} s"
-        return (
-            f"{sum(self._queued.values()):,} jobs in the queues, backlog {backlog}, {self._fleet.wanted} workers wanted"
-        )
+        return f"{sum(self._look.queued.values()):,} jobs in the queues, backlog {backlog}, {self._fleet.wanted} workers wanted"
 
 
 def list_devices() -> list[Device]:

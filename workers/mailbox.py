@@ -7,20 +7,15 @@ Commands of others, such as Celery's `ping`, are none of its business.
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import redis
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 import tasks
 from core.errors import InvalidInput, ServerUnavailable
-
-log = logging.getLogger(__name__)
+from workers.connected import BROKEN, Connected
 
 #: First part of a launcher's name, to tell it from a worker's.
 PREFIX = "launcher."
@@ -34,40 +29,26 @@ _ANSWERS_S = 1.5
 #: Seconds one node has to answer.
 _ANSWER_S = 5.0
 
-#: Seconds between two looks whether to end, and between two tries to connect.
+#: Seconds between two looks whether to end.
 _LOOK_S = 1.0
 
-#: What a server that is away looks like.
-_BROKEN = (redis.RedisError, OperationalError, OSError)
 
-
-class Mailbox(threading.Thread):
+class Mailbox(Connected):
     """Answers commands until closed; each `handler` runs on this thread."""
 
     def __init__(self, name: str, handlers: Mapping[str, Callable[..., Any]], app: Celery = tasks.app) -> None:
-        super().__init__(name="mailbox", daemon=True)
-        self._app = app
+        super().__init__("mailbox", app)
         self._node = app.control.mailbox.Node(
             name, handlers={command: _without_state(handler) for command, handler in handlers.items()}
         )
-        self._is_over = threading.Event()
 
-    def close(self) -> None:
-        """Answer no more."""
-        self._is_over.set()
+    def _begin(self, connection: Any) -> None:
+        self._node.channel = connection.channel()
+        self._node.listen(callback=self._receive)
 
-    def run(self) -> None:
-        while not self._is_over.is_set():
-            try:
-                with self._app.connection_for_read() as connection:
-                    self._node.channel = connection.channel()
-                    self._node.listen(callback=self._receive)
-                    while not self._is_over.is_set():
-                        with suppress(TimeoutError):
-                            connection.drain_events(timeout=_LOOK_S)
-            except _BROKEN as error:
-                log.debug("remote control is away: %s", type(error).__name__)
-                self._is_over.wait(_LOOK_S)
+    def _step(self, connection: Any) -> None:
+        with suppress(TimeoutError):
+            connection.drain_events(timeout=_LOOK_S)
 
     def _receive(self, body: dict[str, Any], message: Any) -> None:
         if body.get("method") in self._node.handlers:
@@ -109,7 +90,7 @@ def _answer(name: str, answers: dict[str, dict[str, Any]]) -> str:
 def _ask(command: str, destination: list[str] | None = None, **sending: Any) -> dict[str, dict[str, Any]]:
     try:
         answers = tasks.app.control.broadcast(command, destination=destination, reply=True, **sending)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ServerUnavailable(
             f"no server answers to ask through; set EMBEDQ_REDIS_URL ({type(error).__name__})"
         ) from None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import redis
 
-import tasks
 from core.engine import Engine
 from tasks.speeds import INTERVAL_S, Speed, Speeds
 from workers.counts import Counts
 from workers.health import READY, Health
+from workers.queues import queues_of
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +20,8 @@ log = logging.getLogger(__name__)
 class Reports:
     """Tells while the worker takes jobs and gets on; a context manager that takes the report back."""
 
-    def __init__(self, client: Any, worker: str, health: Health, models: Callable[[], dict[str, Speed]]) -> None:
-        self._speeds = Speeds(client)
+    def __init__(self, speeds: Speeds, worker: str, health: Health, models: Callable[[], dict[str, Speed]]) -> None:
+        self._speeds = speeds
         self._worker = worker
         self._health = health
         self._models = models
@@ -42,7 +41,8 @@ class Reports:
         while not self._is_over.wait(INTERVAL_S if was_told else INTERVAL_S / 5):
             if self._health.state == READY and self._health.live()[0]:
                 was_told = self._try(lambda: self._speeds.tell(self._worker, self._models()))
-            else:
+            elif was_told:
+                self._try(lambda: self._speeds.leave(self._worker))  # it takes no jobs: nobody is to count on it
                 was_told = False
         self._try(lambda: self._speeds.leave(self._worker))
 
@@ -57,12 +57,9 @@ class Reports:
 
 def speeds_of(engine: Engine, counts: Counts) -> dict[str, Speed]:
     """What this worker measured, by model."""
-    sizes, queue_name = counts.tokens_per_job(), tasks.config.queue_name
-    defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
+    sizes, queues = counts.tokens_per_job(), queues_of(engine)
     speeds = {}
     for alias, passes in engine.meter.passes.items():
-        queues = [queue_name(kind, alias) for kind in defaults]
-        queues += [queue_name(kind) for kind, default in defaults.items() if default == alias]
-        known = {queue: sizes[queue] for queue in queues if queue in sizes}
+        known = {queue: sizes[queue] for queue, of in queues.items() if of == alias and queue in sizes}
         speeds[alias] = Speed(round(passes.tokens_per_second, 1), known)
     return speeds

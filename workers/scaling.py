@@ -1,7 +1,8 @@
 """How many workers there should be, by the work that waits. Pure: no clock, no process, no server.
 
-Work is counted in seconds of one worker, so that queues of models with jobs of any size add up. What decides is
-the backlog in seconds: that work, divided by the workers there are. More are started when a new one, which has to
+Work is counted in seconds of one worker, so that queues of models with jobs of any size add up; of what several
+launchers work on it is one launcher's part (`workers.work`). What decides is the backlog in seconds: that work, divided
+by the workers there are. More are started when a new one, which has to
 load first, would still find more than `target_s` of it; one is drained when the others have next to no backlog and
 hands free. Either must hold for a while, so that neither a short burst nor a short pause moves anything.
 """
@@ -53,13 +54,15 @@ class Seen:
     num_ready: int
     #: For each worker that loads, the seconds since it began.
     loading_s: tuple[float, ...]
-    #: Seconds that one worker would need for all that waits, in the queue and in workers; None if something
-    #: waits and no worker's speed is known yet.
+    #: Seconds that one worker would need for all that waits for these workers, in the queues and in them; None if
+    #: something waits and no worker's speed is known yet.
     work_s: float | None
     #: How many workers the work done lately has kept busy.
     num_busy: float
     #: Seconds from a worker's start to its first job; 0 if none has been seen to load.
     load_s: float
+    #: Seconds in which workers of other launchers are through with the queues; None if they are not there for all of it.
+    others_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def decide(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
             bounded, f"{present} workers, and {policy.min_workers} to {policy.max_workers} are allowed", Since()
         )
     if present == 0:
-        return _from_none(seen)
+        return _from_none(policy, seen)
     if seen.work_s is None:
         return Decision(present, "work waits, and no worker's speed is measured yet", Since())
     left_s = work_left_s(seen, seen.load_s)
@@ -108,10 +111,12 @@ def work_left_s(seen: Seen, after_s: float) -> float:
     return max(0.0, (seen.work_s or 0.0) - done_s)
 
 
-def _from_none(seen: Seen) -> Decision:
-    """Without any worker there is no speed and nothing to wait for: the first job starts one."""
+def _from_none(policy: Policy, seen: Seen) -> Decision:
+    """Without any worker there is no speed and nothing to wait for: the first job starts one, unless others do it."""
     if seen.work_s == 0:
         return Decision(0, "nothing waits", Since())
+    if seen.others_s is not None and seen.others_s <= policy.target_s:
+        return Decision(0, f"workers of others are through with it in {seen.others_s:.1f} s", Since())
     return Decision(1, "work waits, and there is no worker", Since())
 
 

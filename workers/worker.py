@@ -23,7 +23,8 @@ import tasks
 from core.engine import Engine
 from core.errors import EmbedqError
 from core.settings import Settings, read_settings
-from tasks.models import Registry, Served
+from tasks.models import Served
+from tasks.speeds import Speeds
 from workers import beats, control, heartbeat, logs, tracing, transport
 from workers.backend import use_batches
 from workers.dead_letters import failure_writer
@@ -33,6 +34,7 @@ from workers.health import Readiness, health
 from workers.leases import LeaseRenewal
 from workers.metrics import served as metrics_served
 from workers.pool import EnginePool
+from workers.queues import queues_of
 from workers.refusal import Refusal
 from workers.reports import Reports, speeds_of
 from workers.request import EngineRequest
@@ -46,7 +48,8 @@ EXIT_CANNOT_START = 1
 #: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
 EXIT_DEVICE_DEAD = 3
 
-#: Exit code of a worker whose event loop ended with an error, which a restart may cure; Celery's own is 1.
+#: Exit code of a worker that ended with an error nobody expected, before it took jobs or in its event loop: a restart
+#: may cure that. Python's own code for it is 1, and so is Celery's.
 EXIT_BROKEN = 4
 
 #: Of Python's garbage collector. A small job is some hundred objects and leaves no cycles; at Python's own 700 the
@@ -75,6 +78,9 @@ def main() -> int:
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
+    except Exception:
+        log.exception("this worker ends with an error nobody expected", extra={"action": "worker_broken"})
+        return EXIT_BROKEN
 
 
 def _run(settings: Settings) -> int:
@@ -88,7 +94,7 @@ def _run(settings: Settings) -> int:
             tracing.start(engine.meter, worker_name(engine))
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
-        with_server(url, lambda: Registry(tasks.app.backend.client).announce(served(engine)))
+        with_server(url, lambda: tasks.embed.registry.announce(served(engine)))
         return serve(engine, settings)
 
 
@@ -110,7 +116,7 @@ def serve(engine: Engine, settings: Settings) -> int:
         pool=EnginePool,
         concurrency=settings.max_jobs,
         prefetch_multiplier=0,  # the pool says how much is fetched, in tokens
-        queues=queues(engine),
+        queues=list(queues_of(engine)),
         loglevel="WARNING",
         quiet=True,
         task_events=True,
@@ -122,7 +128,8 @@ def serve(engine: Engine, settings: Settings) -> int:
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
     health.worker, health.pool = worker_name(engine), worker.pool
-    with Reports(tasks.app.backend.client, health.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
+    speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
+    with Reports(speeds, health.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
@@ -138,13 +145,6 @@ def worker_name(engine: Engine) -> str:
     """`<models>.<device>@<host>`, unique on a host because the launcher numbers CPU workers too."""
     device = os.environ.get("EMBEDQ_DEVICE_LABEL") or next(iter(engine.models.values())).device.replace(":", "")
     return f"{'+'.join(engine.models)}.{device}@{socket.gethostname()}"
-
-
-def queues(engine: Engine) -> list[str]:
-    """Both queues of each model, so that a call it cannot serve is answered; and the default ones."""
-    named = [tasks.config.queue_name(kind, alias) for alias in engine.models for kind in ("embed", "rerank")]
-    defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
-    return named + [tasks.config.queue_name(kind) for kind, alias in defaults.items() if alias]
 
 
 def served(engine: Engine) -> list[Served]:

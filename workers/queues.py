@@ -1,0 +1,26 @@
+"""Which queues there are, and the model that answers each: as a worker serves them, or as far as settings tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import tasks
+from core.engine import Engine
+from core.settings import Settings
+
+
+def queues_of(engine: Engine) -> dict[str, str]:
+    """Both queues of each model, so that a call it cannot serve is answered; and the default ones."""
+    return _queues(engine.models, {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank})
+
+
+def likely_queues(settings: Settings) -> dict[str, str]:
+    """Those of workers with these settings, as far as settings tell; a worker that is ready knows better."""
+    only = next(iter(settings.models)) if len(settings.models) == 1 else None
+    named = {"embed": settings.default_embed or only, "rerank": settings.default_rerank or only}
+    return _queues(settings.models, {kind: alias for kind, alias in named.items() if alias in settings.models})
+
+
+def _queues(models: Iterable[str], defaults: Mapping[str, str | None]) -> dict[str, str]:
+    named = {tasks.config.queue_name(kind, alias): alias for alias in models for kind in ("embed", "rerank")}
+    return named | {tasks.config.queue_name(kind): alias for kind, alias in defaults.items() if alias}
