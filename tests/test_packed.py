@@ -1,0 +1,166 @@
+"""Encoders without padding: the numbers of transformers' own module, or else that module itself."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, CamembertConfig, RobertaConfig, XLMRobertaConfig
+
+import core
+from core.engine import Engine
+from core.models import linear, network
+from core.models.layout import Layout
+from core.models.network import Padded
+from core.models.packed import PackedEncoder
+from core.sequence import Sequence, Tokens
+from tests import tiny_models
+from tests.conftest import GOLDEN
+
+if not linear.is_available():
+    pytest.skip("this CPU has no products in bfloat16", allow_module_level=True)
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+#: Types, each with a golden case that has its tokenizer.
+TYPES: dict[str, tuple[Any, str]] = {
+    "bert": (BertConfig, "flagmodel_mean"),
+    "roberta": (RobertaConfig, "bge_m3"),
+    "camembert": (CamembertConfig, "bge_m3"),
+    "xlm-roberta": (XLMRobertaConfig, "bge_m3"),
+}
+
+LENGTHS = (1, 2, 3, 16, 17, 30, 30, 60)
+
+#: Least cosine of a token's states in bfloat16 with those in float32, of tiny networks with large weights.
+MIN_COSINE = 0.998
+
+
+def save(directory: Path, kind: str = "bert", **more: Any) -> Path:
+    config, case = TYPES[kind]
+    pad = {"pad_token_id": 1} if kind != "bert" else {}
+    sizes = SIZES | {"vocab_size": 500, "max_position_embeddings": 80} | pad | more
+    return tiny_models.add_modules(tiny_models.save(directory, config(**sizes), case), "mean")
+
+
+def load(directory: Path, precision: str = "bfloat16") -> Engine:
+    return core.load(str(directory), device="cpu", precision=precision)
+
+
+def network_of(engine: Engine) -> Any:
+    return next(iter(engine.models.values()))._network  # type: ignore[attr-defined]
+
+
+def layout(lengths: tuple[int, ...] = LENGTHS, also: int | None = None) -> Layout:
+    """Sequences of random tokens; `also` is put in the middle of each."""
+    draw = np.random.default_rng(5)
+    ids = [draw.integers(5, 400, length).astype(np.int32) for length in lengths]
+    for one in ids:
+        if also is not None:
+            one[len(one) // 2] = also
+    return Layout([Sequence(Tokens(one)) for one in ids], "cpu")
+
+
+def cosines(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(found.float(), expected.float())
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("also", [None, 0, 1], ids=["words", "token 0", "token 1"])
+def test_states_are_those_of_transformers(kind: str, also: int | None, tmp_path: Path) -> None:
+    """Also for the padding token in a text, which RoBERTa counts no position for."""
+    directory = save(tmp_path, kind)
+    with load(directory) as engine, load(directory, "float32") as exact, torch.inference_mode():
+        assert isinstance(network_of(engine), PackedEncoder)
+        assert isinstance(network_of(exact), Padded)
+        each = [network_of(exact)(Layout([one], "cpu")) for one in layout(also=also).batch]
+        found = network_of(engine)(layout(also=also))
+    assert float(cosines(found, torch.cat(each)).min()) > MIN_COSINE
+
+
+def test_a_sequence_has_the_same_states_whatever_is_beside_it(tmp_path: Path) -> None:
+    with load(save(tmp_path)) as engine, torch.inference_mode():
+        packed = network_of(engine)
+        together = packed(layout()).float().split(list(LENGTHS))
+        for one, found in zip(layout().batch, together, strict=True):
+            alone = packed(Layout([one], "cpu")).float()
+            assert float(cosines(alone, found).min()) > 0.9995  # the last bits of bfloat16
+
+
+def test_a_text_that_breaks_the_network_breaks_no_neighbour(tmp_path: Path) -> None:
+    with load(save(tmp_path)) as engine, torch.inference_mode():
+        packed = network_of(engine)
+        whole = packed(layout()).float().split(list(LENGTHS))
+        broken = layout()
+        broken.batch[4].tokens.ids[:] = 7
+        packed._embeddings.word_embeddings.weight[7] = torch.nan
+        found = packed(broken).float().split(list(LENGTHS))
+    assert [bool(one.isnan().any()) for one in found] == [7 in one.tokens.ids for one in broken.batch]
+    for index, (one, other) in enumerate(zip(found, whole, strict=True)):
+        if 7 not in broken.batch[index].tokens.ids:
+            assert float(cosines(one, other).min()) > 0.9995
+
+
+@pytest.mark.parametrize("more", [{"hidden_act": "relu"}, {"is_decoder": True}])
+def test_other_layers_than_known_ones_run_as_transformers_has_them(more: dict[str, Any], tmp_path: Path) -> None:
+    with load(save(tmp_path, **more)) as engine:
+        assert isinstance(network_of(engine), Padded)
+
+
+@pytest.mark.parametrize("fault", ["raises", "is wrong"])
+def test_a_machine_whose_kernels_fail_runs_padded_and_says_so(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        if fault == "raises":
+            raise RuntimeError("no kernel for this CPU")
+        return self(rows)  # without the GELU
+
+    directory = save(tmp_path)
+    texts = ["a ferry", "a boat and a garden in the rain"]
+    with load(directory) as engine:
+        expected = np.asarray(engine.embed(texts))
+    monkeypatch.setattr(linear.LaidOut, "gelu", broken)
+    with caplog.at_level(logging.WARNING), load(directory) as engine:
+        assert isinstance(network_of(engine), Padded)
+        found = np.asarray(engine.embed(texts))
+    assert np.sum(found * expected, axis=1).min() > MIN_COSINE
+    (record,) = [record for record in caplog.records if getattr(record, "action", "") == "padded"]
+    assert ("no kernel for this CPU" if fault == "raises" else "cosine") in record.getMessage()
+
+
+def test_weights_are_not_kept_twice() -> None:
+    """A cross-encoder keeps transformers' module for its head."""
+    with core.load(str(GOLDEN / "flagreranker_bert" / "model"), device="cpu", precision="bfloat16") as engine:
+        (model,) = engine.models.values()
+        assert isinstance(model._network, PackedEncoder)  # type: ignore[attr-defined]
+        kept = [name for name, _ in model._module.named_parameters()]  # type: ignore[attr-defined]
+    assert "classifier.weight" in kept
+    assert not [name for name in kept if ".layer." in name]
+
+
+def test_products_are_those_of_torch() -> None:
+    draw = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(48, 32, generator=draw).bfloat16() / 6, torch.randn(48, generator=draw).bfloat16()
+    laid_out, plain = linear.LaidOut(weight, bias), linear.Plain(weight, bias)
+    for num_rows in (1, 16, 100):
+        rows = torch.randn(num_rows, 32, generator=draw).bfloat16()
+        other = torch.randn(num_rows, 48, generator=draw).bfloat16()
+        for found, expected in (
+            (laid_out(rows), plain(rows)),
+            (laid_out.gelu(rows), plain.gelu(rows)),
+            (laid_out.plus(rows, other), plain.plus(rows, other)),
+        ):
+            torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_the_probe_is_of_tokens_that_every_model_of_its_size_has(tmp_path: Path) -> None:
+    with load(save(tmp_path, max_position_embeddings=40)) as engine:
+        (model,) = engine.models.values()
+        probe = network._probe(model.spec)
+    assert max(one.length for one in probe) == 40
+    assert all((one.tokens.ids != model.spec.pad_token_id).all() for one in probe)
