@@ -72,9 +72,10 @@ def save(shape: str, directory: Path, is_scored: bool = False) -> Path:
 def save_scored(embedder: Path, directory: Path) -> Path:
     """Write a cross-encoder: the weights of an embedder below a head with random ones; returns `directory`."""
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, logging
 
     torch.manual_seed(0)
+    logging.set_verbosity_error()  # that there is no head is the point
     AutoModelForSequenceClassification.from_pretrained(embedder, num_labels=1).save_pretrained(directory)
     _copy_tokenizer(embedder, directory)
     return directory

@@ -96,15 +96,20 @@ def compare(case: Case, systems: list[System], num_rounds: int) -> Compared:
     rows = {(system.name, way): Row(system.name, way) for system in systems for way in system.ways}
     limits: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="embedq-bench-") as directory:
-        round_ = _Round(case, rows, Path(directory))
         matrices = Program(Path(sys.executable), "matrices")
+        turns = _Turns(case, rows, Path(directory))
         try:
             for number in range(num_rounds):
-                limits.append(matrices.ask({"action": "measure"}))
-                told = ", ".join(f"{name} {value:,.0f}" for name, value in limits[-1].items())
-                say(f"{case.key}, round {number + 1} of {num_rounds}: products of matrices: {told} GFLOP/s")
+                say(f"{case.key}, round {number + 1} of {num_rounds}")
+                limits.append({})
                 for system in systems:
-                    round_.take(system, limits[-1])
+                    # Before every turn, the best of the round: one moment may be another program's.
+                    found = matrices.ask({"action": "measure"})
+                    limits[-1] |= {name: max(value, limits[-1].get(name, 0)) for name, value in found.items()}
+                    turns.take(system)
+                told = ", ".join(f"{name} {value:,.0f}" for name, value in limits[-1].items())
+                say(f"  products of matrices: {told} GFLOP/s")
+                _note_shares(case, rows, number, limits[-1])
         finally:
             matrices.close()
             for system in systems:
@@ -113,14 +118,14 @@ def compare(case: Case, systems: list[System], num_rounds: int) -> Compared:
     return Compared(case, list(rows.values()), limits)
 
 
-class _Round:
+class _Turns:
     """Takes systems through their turns."""
 
     def __init__(self, case: Case, rows: dict[tuple[str, str], Row], directory: Path) -> None:
         self._case, self._rows, self._directory = case, rows, directory
         self._started: set[str] = set()
 
-    def take(self, system: System, limits: dict[str, float]) -> None:
+    def take(self, system: System) -> None:
         """One turn; what cannot be measured says why in its rows and is left out from then on."""
         rows = [self._rows[system.name, way] for way in system.ways]
         if rows[0].reason:
@@ -132,7 +137,7 @@ class _Round:
                 for row in rows:
                     row.about = about
             for row in rows:
-                self._measure(system, row, limits)
+                self._measure(system, row)
         except CannotMeasure as error:
             for row in rows:
                 row.reason = str(error)
@@ -141,13 +146,11 @@ class _Round:
         if self._case.model.is_large:
             self._stop(system)
 
-    def _measure(self, system: System, row: Row, limits: dict[str, float]) -> None:
+    def _measure(self, system: System, row: Row) -> None:
         save = None if row.seconds else _file(self._directory, row)
         seconds = system.measure(row.way, self._case.work, save)
         row.seconds.append(seconds)
         row.texts_per_s.append(self._case.work.num_sequences / seconds)
-        if row.precision in limits:
-            row.shares.append(self._case.flops / seconds / 1e9 / limits[row.precision])
         say(f"  {row.name}: {row.texts_per_s[-1]:,.1f} texts/s")
 
     def _stop(self, system: System) -> None:
@@ -167,6 +170,13 @@ def describe(case: Case) -> str:
         f"{case.model.name}, {case.model.task}, {case.kind}: {case.work.num_sequences:,} {what}, "
         f"{texts.distribution(case.work.lengths)}; {case.flops / 1e9:,.0f} GFLOP"
     )
+
+
+def _note_shares(case: Case, rows: dict[tuple[str, str], Row], number: int, limits: dict[str, float]) -> None:
+    """Hold what each computed in this round against what the machine multiplied at most in it."""
+    for row in rows.values():
+        if len(row.seconds) > number and row.precision in limits:
+            row.shares.append(case.flops / row.seconds[number] / 1e9 / limits[row.precision])
 
 
 def _note_agreement(case: Case, rows: dict[tuple[str, str], Row], directory: Path) -> None:

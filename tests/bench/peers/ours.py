@@ -40,11 +40,13 @@ class Ours:
 
     def start(self, model: Model, first: Work) -> dict[str, Any]:
         """As `System.start`."""
-        subject = Subject(model.directory, precision=self._precision, max_length=model.max_length)
+        settings = {"default_embed": "none"} if model.task == "rerank" else {}
+        subject = Subject(model.directory, "cpu", self._precision, settings, model.max_length)
         try:
             self._worker = self._stack.enter_context(worker(subject, self._url))
-        except AssertionError as error:  # it did not become ready; the last line of its log says why
-            raise CannotMeasure(str(error).splitlines()[-1][:300]) from None
+        except AssertionError as error:  # it did not become ready; its log says why
+            lines = str(error).splitlines()
+            raise CannotMeasure(next((line for line in lines if "ERROR" in line), lines[-1])[:300]) from None
         self.measure(LARGE, first.first(PASSAGES_PER_CALL), None)
         words = dict(word.split("=", 1) for word in self._worker.model_line.split() if "=" in word)
         return {"precision": words.get("precision", "unknown"), "line": self._worker.model_line}

@@ -6,11 +6,14 @@ The client writes and reads HTTP by itself: a general one would take more of the
 from __future__ import annotations
 
 import asyncio
+import atexit
 import base64
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from importlib.metadata import version
@@ -35,18 +38,28 @@ class Infinity:
 
     def __init__(self) -> None:
         self._server: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile(prefix="embedq-bench-")  # noqa: SIM115 - as long as this process
 
-    def load(self, model: str, task: str, engine: str, precision: str, batch_size: int, **_: Any) -> dict[str, Any]:
+    def load(
+        self, model: str, task: str, engine: str, precision: str, batch_size: int, pooling: str, **_: Any
+    ) -> dict[str, Any]:
         self.close()
+        directory = _exported(model) if engine == "optimum" else model
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
-        command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", model]
+        command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", "."]
         command += ["--engine", engine, "--device", "cpu", "--dtype", precision, "--batch-size", str(batch_size)]
         command += ["--host", "127.0.0.1", "--port", str(self._port), "--log-level", "warning"]
+        command += ["--pooling-method", pooling]
         # What it offers beside: the one is broken with current transformers, the other made for accelerators.
         command += ["--no-bettertransformer", "--no-compile"]
-        self._server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2)
+        self._log.truncate(0)
+        self._log.seek(0)
+        # From within the directory: of a longer name its ONNX engine makes a path that it does not find.
+        self._server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, cwd=directory
+        )
         self._wait()
         return {"version": version("infinity_emb"), "precision": precision, "engine": engine}
 
@@ -88,13 +101,32 @@ class Infinity:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         while time.monotonic() < deadline_s:
             if self._server.poll() is not None:
-                raise RuntimeError(f"the server ended with code {self._server.returncode}")
+                raise RuntimeError(f"the server ended: {self._reason()}")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self._port}/health", timeout=1)
                 return
             except OSError:
                 time.sleep(0.1)
         raise TimeoutError(f"the server did not answer within {_START_TIMEOUT_S:.0f} s")
+
+    def _reason(self) -> str:
+        """The last line of its log that names an error."""
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no word")[:300]
+
+
+def _exported(model: str) -> str:
+    """A directory that this server can open: it makes no export of its own, and finds one beside the tokenizer only."""
+    exported = Path(f"{model}.onnx")
+    if not exported.is_dir():
+        raise FileNotFoundError('no ONNX file; the peer "onnx" makes one')
+    flat = tempfile.mkdtemp(prefix="embedq-bench-")
+    atexit.register(shutil.rmtree, flat, ignore_errors=True)
+    for file in [*exported.iterdir(), *(exported / "onnx").iterdir()]:
+        if file.is_file() and "qint8" not in file.name:
+            (Path(flat) / file.name).symlink_to(file)
+    return flat
 
 
 async def _all(port: int, path: str, bodies: list[dict[str, Any]], concurrency: int) -> list[Any]:
