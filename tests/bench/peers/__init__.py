@@ -50,13 +50,13 @@ def main(arguments: list[str]) -> int:
 def _measure(given: argparse.Namespace) -> list[Compared]:
     """All comparisons, each told as soon as it is done, for a run may take hours."""
     found = []
-    peers = all_peers(given.concurrency)
+    peers = all_peers(given.concurrency, given.folder)
     with server() as url:
         for model_name in given.models:
             for task in given.tasks:
                 if task not in models.TASKS[model_name]:
                     continue
-                model = models.prepare(model_name, task)
+                model = models.prepare(model_name, task, given.folder / "models")
                 for kind in given.kinds:
                     if texts.SPREADS[kind][-1] > model.max_length:
                         continue
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--texts", type=int, metavar="N", help="texts of each kind (as many as take 6.4 TFLOP, 32 to 5,000)")
     add("--rounds", type=int, default=3, metavar="N", help="rounds of which the median is told (%(default)s)")
     add("--concurrency", type=int, default=256, metavar="N", help="one-text jobs and requests at once (%(default)s)")
+    add("--folder", type=Path, default=models.PEERS, metavar="PATH", help="the peers' environments and models")
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return parser
 

@@ -25,6 +25,26 @@ BATCH_SIZES = (8, 32, 128)
 _NUM_FIRST, _NUM_TRIED = 16, 160
 
 
+#: How a server is asked, and ours: jobs or requests of so many texts.
+LARGE, SMALL = f"by {PASSAGES_PER_CALL}", "by one"
+
+_ST = "sentence_transformer"
+
+#: By name: environment, program, and what the program is told.
+_PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "st-float32": ("sentence-transformers", _ST, {"backend": "torch", "precision": "float32"}),
+    "st-bfloat16": ("sentence-transformers", _ST, {"backend": "torch", "precision": "bfloat16"}),
+    "onnx": ("onnx", _ST, {"backend": "onnx", "precision": "float32"}),
+    "onnx-int8": ("onnx", _ST, {"backend": "onnx", "precision": "int8"}),
+    "openvino": ("openvino", _ST, {"backend": "openvino", "precision": "auto"}),
+    "flag-float32": ("flagembedding", "flag_embedding", {"precision": "float32"}),
+    "flag-bfloat16": ("flagembedding", "flag_embedding", {"precision": "bfloat16"}),
+    "infinity-float32": ("infinity", "infinity", {"engine": "torch", "precision": "float32"}),
+    "infinity-bfloat16": ("infinity", "infinity", {"engine": "torch", "precision": "bfloat16"}),
+    "infinity-optimum": ("infinity", "infinity", {"engine": "optimum", "precision": "float32"}),
+}
+
+
 class System(Protocol):
     """Whatever is measured: a peer, or ours."""
 
@@ -50,6 +70,8 @@ class Peer:
     environment: str
     program: str
     loading: dict[str, Any]
+    #: Where the environments are.
+    folder: Path = PEERS
     ways: tuple[str, ...] = ("",)
     #: Entries of its requests by way.
     asking: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -61,7 +83,7 @@ class Peer:
     def start(self, model: Model, first: Work) -> dict[str, Any]:
         """As `System.start`. CannotMeasure if it is not installed or cannot do this."""
         self._model = model
-        self._running = Program(interpreter(self.environment), self.program)
+        self._running = Program(interpreter(self.environment, self.folder), self.program)
         about = self._try_sizes(first) if self._batch_size is None else self._load(self._batch_size)
         self.measure(self.ways[0], first.first(_NUM_FIRST), None)
         return about | {"batch_size": self._batch_size}
@@ -103,13 +125,13 @@ class Peer:
 
 
 @cache
-def interpreter(environment: str) -> Path:
+def interpreter(environment: str, folder: Path) -> Path:
     """The Python of a peer's environment. CannotMeasure, with the reason, if it was not built."""
-    folder = PEERS / environment
-    if (folder / ".done").is_file():
-        return folder / "bin" / "python"
-    if (folder / "failed").is_file():
-        lines = (folder / "failed").read_text(encoding="utf-8").strip().splitlines()
+    found = folder / environment
+    if (found / ".done").is_file():
+        return found / "bin" / "python"
+    if (found / "failed").is_file():
+        lines = (found / "failed").read_text(encoding="utf-8").strip().splitlines()
         raise CannotMeasure(f"could not be installed: {lines[-1][:200] if lines else 'no reason was given'}")
     if environment == "sentence-transformers" and _has_own_transformers():
         return Path(sys.executable)
@@ -122,35 +144,18 @@ def _has_own_transformers() -> bool:
     return subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
 
 
-def all_peers(concurrency: int) -> dict[str, Peer]:
-    """Every peer there is, by name. `concurrency` requests of a server's are under way at once."""
-    peers = [
-        _transformer("st-float32", "sentence-transformers", "torch", "float32"),
-        _transformer("st-bfloat16", "sentence-transformers", "torch", "bfloat16"),
-        _transformer("onnx", "onnx", "onnx", "float32"),
-        _transformer("onnx-int8", "onnx", "onnx", "int8"),
-        _transformer("openvino", "openvino", "openvino", "auto"),
-        Peer("flag-float32", "flagembedding", "flag_embedding", {"precision": "float32"}),
-        Peer("flag-bfloat16", "flagembedding", "flag_embedding", {"precision": "bfloat16"}),
-        _infinity("infinity-float32", "torch", "float32", concurrency),
-        _infinity("infinity-bfloat16", "torch", "bfloat16", concurrency),
-        _infinity("infinity-optimum", "optimum", "float32", concurrency),
-    ]
-    return {peer.name: peer for peer in peers}
-
-
-def _transformer(name: str, environment: str, backend: str, precision: str) -> Peer:
-    return Peer(name, environment, "sentence_transformer", {"backend": backend, "precision": precision})
-
-
-def _infinity(name: str, engine: str, precision: str, concurrency: int) -> Peer:
-    sizes = {LARGE: PASSAGES_PER_CALL, SMALL: 1}
-    asking = {way: {"per_request": size, "concurrency": concurrency} for way, size in sizes.items()}
-    return Peer(name, "infinity", "infinity", {"engine": engine, "precision": precision}, (LARGE, SMALL), asking, True)
-
-
-#: How a server is asked, and ours: jobs or requests of so many texts.
-LARGE, SMALL = f"by {PASSAGES_PER_CALL}", "by one"
+def all_peers(concurrency: int, folder: Path = PEERS) -> dict[str, Peer]:
+    """Every peer there is, by name, its environment in `folder`. A server has `concurrency` requests under way."""
+    asking = {
+        way: {"per_request": size, "concurrency": concurrency}
+        for way, size in {LARGE: PASSAGES_PER_CALL, SMALL: 1}.items()
+    }
+    peers = {}
+    for name, (environment, program, loading) in _PEERS.items():
+        peers[name] = Peer(name, environment, program, loading, folder)
+        if program == "infinity":
+            peers[name].ways, peers[name].asking, peers[name].is_loaded_by_size = (LARGE, SMALL), asking, True
+    return peers
 
 
 def cosines(found: np.ndarray, expected: np.ndarray, work: Work) -> np.ndarray:

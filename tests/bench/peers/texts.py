@@ -7,7 +7,9 @@ what the model reads: no system cuts a text, so that all compute the same tokens
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ from core.errors import OperatorError
 from deploy.demo import texts
 from tests.bench import real_texts
 
-#: Tokens of a text at least and at most, by kind. Lengths are drawn evenly from the first to the second and cut to
-#: the third: mixed texts have 145 tokens on average, a few of them all 256.
+#: Tokens of a text at least and at most, by kind. Lengths are spread evenly from the first to the second and cut to
+#: the third, in random order: mixed texts have 145 tokens on average, a few of them all 256.
 SPREADS = {"short": (0, 0, real_texts.MAX_SHORT_TOKENS), "mixed": (20, 270, 256), "long": (512, 2_048, 2_048)}
 
 #: Passages of one rerank.
@@ -28,6 +30,11 @@ PASSAGES_PER_CALL = 256
 _NUM_SPECIAL = 2
 
 _SEED = 7
+
+#: Tokens of a docstring on average, or less: so many more are read than are wanted.
+_EACH_TOKENS = 64
+
+_ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -76,34 +83,50 @@ def _read(kind: str, num_texts: int, model: Path) -> list[str]:
     if kind == "short":
         return real_texts.read(num_texts, model).short
     low, high, limit = SPREADS[kind]
-    drawn = random.Random(_SEED)
-    wanted = [min(drawn.randint(low, high), limit) for _ in range(num_texts)]
-    found = _joined(wanted, _tokenizer(model))
-    if len(found) < num_texts:
-        raise OperatorError(
-            f"the standard library has {len(found):,} {kind} texts to measure with; {num_texts:,} were asked for"
-        )
-    return found
+    wanted = [min(low + (high - low) * (2 * number + 1) // (2 * num_texts), limit) for number in range(num_texts)]
+    random.Random(_SEED).shuffle(wanted)
+    tokenizer, num_read = _tokenizer(model), 1 << (sum(wanted) // _EACH_TOKENS).bit_length()
+    while True:
+        prose = _prose(num_read)
+        found = _joined(wanted, prose, tokenizer)
+        if len(found) == num_texts:
+            return found
+        if len(prose) < num_read:
+            raise OperatorError(
+                f"the standard library has {len(found):,} {kind} texts to measure with; {num_texts:,} were asked for"
+            )
+        num_read *= 2
 
 
-def _joined(wanted: list[int], tokenizer: Tokenizer) -> list[str]:
+@cache
+def _prose(max_texts: int) -> list[str]:
+    return [text.text for text in texts.read(max_texts)]
+
+
+def _joined(wanted: list[int], prose: list[str], tokenizer: Tokenizer) -> list[str]:
     """A text for each number of tokens, while there are docstrings: whole ones, the last of each text cut."""
-    prose = [text.text for text in texts.read(1_000_000)]
-    encoded = iter(zip(prose, tokenizer.encode_batch(prose, add_special_tokens=False), strict=True))
+    encoded = _encoded(prose, tokenizer)
     found = []
     for num_tokens in wanted:
         parts, left = [], num_tokens - _NUM_SPECIAL
         while left > 0:
-            text, encoding = next(encoded, (None, None))
-            if text is None:
+            text, offsets = next(encoded, ("", []))
+            if not offsets:
                 return found
-            if not encoding.ids:
-                continue
-            last = min(left, len(encoding.ids)) - 1
-            parts.append(text[: encoding.offsets[last][1]])
+            last = min(left, len(offsets)) - 1
+            parts.append(text[: offsets[last][1]])
             left -= last + 1
         found.append("\n\n".join(parts))
     return found
+
+
+def _encoded(prose: list[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[tuple[int, int]]]]:
+    """Docstrings with their tokens' places, some at a time: most runs need few of them."""
+    for start in range(0, len(prose), _ENCODED_AT_ONCE):
+        several = prose[start : start + _ENCODED_AT_ONCE]
+        for text, encoding in zip(several, tokenizer.encode_batch(several, add_special_tokens=False), strict=True):
+            if encoding.ids:
+                yield text, encoding.offsets
 
 
 def _lengths(model: Path, of: list[str] | list[tuple[str, str]]) -> np.ndarray:
