@@ -1,6 +1,7 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
 # make test    the whole suite, against a real server and real workers
 # make check   formatter, linter, type checker
+# make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" tells the options)
 #
 # TORCH picks the build of torch. The default takes what pip finds for this machine; for a chosen
 # accelerator give pip's arguments:  make demo TORCH="torch==2.13.0 --index-url <the vendor's index>"
@@ -12,7 +13,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test check format clean
+# Each has a file of pinned requirements in tests/bench/peers/requirements.
+PEERS  := sentence-transformers onnx openvino flagembedding infinity
+
+.PHONY: demo test check format bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
@@ -28,6 +32,9 @@ check: $(VENV)/.test
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-peers: $(VENV)/.test $(PEERS:%=$(VENV)/peers/%/.done)
+	$(BIN)/python -m tests.bench peers $(ARGS)
 
 clean:
 	rm -rf $(VENV) .demo
@@ -53,3 +60,12 @@ $(VENV)/producer/.done: pyproject.toml constraints.txt $(VENV)/.torch
 $(VENV)/.test: $(VENV)/.demo $(VENV)/producer/.done
 	$(PIP) -c constraints.txt -e ".[test]"
 	touch $@
+
+# --no-deps: the files name everything, and a resolver would pull a torch of another build for torchvision, which
+# OpenVINO's exporter asks for and text models never use. A peer that cannot be installed is told so in the table.
+$(VENV)/peers/%/.done: tests/bench/peers/requirements/%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	{ $(@D)/bin/pip --disable-pip-version-check install --quiet $(TORCH) && \
+	  $(@D)/bin/pip --disable-pip-version-check install --quiet --no-deps -r $<; } 2> $(@D)/log \
+	  && touch $@ || { tail -n 3 $(@D)/log; mv $(@D)/log $(@D)/failed; }

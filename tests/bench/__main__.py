@@ -1,6 +1,7 @@
 """`python -m tests.bench <command>`: measurements against real servers and real worker processes.
 
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
+    peers     the whole path against sentence-transformers, ONNX Runtime, OpenVINO, FlagEmbedding, Infinity
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
     metrics   what counting costs each job, each batch and each scrape
@@ -17,7 +18,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "jobs", "growth", "metrics", "flower", "scale")
+COMMANDS = ("engine", "peers", "jobs", "growth", "metrics", "flower", "scale")
 
 
 def main(arguments: list[str]) -> int:

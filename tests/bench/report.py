@@ -56,9 +56,24 @@ def show(title: str, figures: list[Figure]) -> None:
     table.add_column("", no_wrap=True)
     for figure in figures:
         verdict = {True: "met", False: "missed", None: ""}[figure.is_met]
-        target = "" if figure.target is None else f"{'≤' if figure.is_limit else '≥'} {_shown(figure.target)}"
-        table.add_row(figure.what, _shown(figure.value), figure.unit, target, verdict)
+        target = "" if figure.target is None else f"{'≤' if figure.is_limit else '≥'} {shown(figure.target)}"
+        table.add_row(figure.what, shown(figure.value), figure.unit, target, verdict)
     Console().print(table)
+
+
+#: Columns of a wide table where nobody's terminal says how many there are.
+_WIDTH = 150
+
+
+def show_rows(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table whose first column is text, and all others figures as they shall be read."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
 
 
 def write(file: Path, run: dict[str, Any], figures: list[Figure]) -> None:
@@ -67,7 +82,8 @@ def write(file: Path, run: dict[str, Any], figures: list[Figure]) -> None:
     file.write_text(json.dumps({**run, "machine": machine(), "figures": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def _shown(value: float | None) -> str:
+def shown(value: float | None) -> str:
+    """A number with as many digits as say something."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -41,10 +41,12 @@ class Subject:
     precision: str = "auto"
     #: Settings of the worker by their names ("max_batch_tokens").
     settings: dict[str, str] = field(default_factory=dict)
+    #: Tokens that a sequence is cut to.
+    max_length: int = MAX_TOKENS
 
     def environment(self, url: str, **more: str) -> dict[str, str]:
         """Variables of one worker."""
-        model = {"path": str(self.model), "precision": self.precision, "max_length": MAX_TOKENS}
+        model = {"path": str(self.model), "precision": self.precision, "max_length": self.max_length}
         settings = {f"EMBEDQ_{name.upper()}": value for name, value in (self.settings | more).items()}
         defaults = {"EMBEDQ_DEFAULT_EMBED": ALIAS, "EMBEDQ_DEFAULT_RERANK": ALIAS}
         return {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": json.dumps({ALIAS: model}), **defaults, **settings}

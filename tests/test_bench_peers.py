@@ -1,0 +1,141 @@
+"""The comparison with the peers runs where none is installed, and counts lengths and FLOPs as it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.bench.peers import flops, models, systems, texts
+from tests.bench.peers.comparing import Case, Compared, Row
+from tests.bench.peers.models import Model
+from tests.bench.peers.process import CannotMeasure
+from tests.bench.peers.table import best_peer, figures
+from tests.running import Running
+
+#: What a busy machine may need for a quick run; a quiet one needs a fifth of it.
+TIMEOUT_S = 110
+
+CONFIG = {"hidden_size": 8, "intermediate_size": 32, "num_hidden_layers": 3}
+
+
+def test_ours_is_measured_and_a_peer_that_is_not_installed_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "peers", "--quick", "--kinds", "short", "--texts", "16"]
+    command += ["--peers", "st-float32,openvino", "--folder", str(tmp_path / "peers"), "--json", str(file)]
+    with Running(command) as running:
+        assert running.wait(TIMEOUT_S) == 0, running.output
+    told = json.loads(file.read_text())
+    (case,) = told["cases"]
+    rows = {(row["system"], row["way"]): row for row in case["rows"]}
+    assert "not installed" in rows["openvino", ""]["reason"]
+    assert "openvino: not available: not installed; run: make bench-peers" in running.output
+    for system, way in (("st-float32", ""), ("embedq", systems.LARGE), ("embedq", systems.SMALL)):
+        row = rows[system, way]
+        assert row["lowest_cosine"] >= 0.999
+        (seconds,), (share,) = row["seconds"], row["shares"]
+        limit = case["limits"][0][row["about"]["precision"]]
+        assert share == pytest.approx(case["gflops"] / seconds / limit)
+    measured = {figure["key"]: figure["value"] for figure in told["figures"]}
+    ours, theirs = (measured[f"minilm_embed_short_{name}_texts_per_s"] for name in ("embedq_by_256", "st-float32"))
+    assert measured["minilm_embed_short_embedq_by_256_ratio"] == pytest.approx(ours / theirs)
+
+
+def test_flops_are_those_of_the_products_of_matrices() -> None:
+    width, inner, layers = 8, 32, 3
+    num_tokens = 5
+    linear = 4 * (2 * num_tokens * width * width) + 2 * (2 * num_tokens * width * inner)
+    attention = 2 * (2 * num_tokens * num_tokens * width)  # scores, and their sum over the values
+    assert flops.of_sequences(CONFIG, [num_tokens]) == layers * (linear + attention)
+    assert flops.of_sequences(CONFIG, [num_tokens] * 4) == 4 * layers * (linear + attention)
+    head = 2 * width * width + 2 * width
+    assert flops.of_sequences(CONFIG, [num_tokens], is_scored=True) == layers * (linear + attention) + head
+
+
+def test_texts_have_the_lengths_that_their_kind_states(minilm: Path) -> None:
+    mixed, short = texts.to_embed("mixed", 300, minilm), texts.to_embed("short", 32, minilm)
+    long = texts.to_embed("long", 4, minilm)
+    assert len(set(mixed.texts)) == mixed.num_sequences == 300
+    assert mixed.lengths.mean() == pytest.approx(145, abs=2)
+    assert mixed.lengths.min() == 20
+    assert mixed.lengths.max() == 256
+    quartiles = np.percentile(mixed.lengths, [25, 50, 75])
+    assert quartiles == pytest.approx([82, 145, 207], abs=3)
+    assert short.lengths.max() <= 16
+    assert long.lengths.min() >= 512
+    assert long.lengths.max() <= 2_048
+    assert texts.to_embed("mixed", 300, minilm).texts == mixed.texts
+    assert "145 tokens" in texts.distribution(np.array([40, 145, 250]))
+
+
+def test_pairs_are_counted_with_their_query(minilm: Path) -> None:
+    alone, pairs = texts.to_embed("mixed", 260, minilm), texts.to_rerank("mixed", 260, minilm)
+    assert [len(passages) for _, passages in pairs.calls] == [256, 4]
+    assert [passage for _, passages in pairs.calls for passage in passages] == alone.texts
+    beside = pairs.lengths - alone.lengths  # a query of 16 tokens at most, without its own [CLS]
+    assert (beside >= 2).all()
+    assert (beside <= 15).all()
+    assert pairs.first(10).num_sequences == len(pairs.first(10).calls[0][1]) == 10
+
+
+def test_cosines_are_those_of_each_vector_and_of_each_calls_scores() -> None:
+    work = texts.Work([], [("q", ["a", "b"]), ("r", ["c", "d"])], np.array([1, 1, 1, 1]))
+    vectors = np.array([[1.0, 0], [0, 2]])
+    assert systems.cosines(vectors, np.array([[3.0, 0], [1, 1]]), work) == pytest.approx([1, math.sqrt(0.5)])
+    scores, expected = np.array([1.0, 0, 0, 2]), np.array([3.0, 0, 1, 1])
+    assert systems.cosines(scores, expected, work) == pytest.approx([1, math.sqrt(0.5)])
+
+
+def test_ours_is_held_against_the_fastest_peer_in_floating_point(tmp_path: Path) -> None:
+    model = Model("minilm", "embed", tmp_path, "mean", 256)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    case = Case(model, "mixed", texts.Work(["a"], [], np.array([3])))
+    rates = {"st-float32": 10.0, "openvino": 40.0, "onnx-int8": 90.0, "embedq": 60.0}
+    rows = [
+        Row(name, systems.LARGE if name == "embedq" else "", {"precision": "int8" if "int8" in name else "float32"})
+        for name in rates
+    ]
+    for row in rows:
+        row.texts_per_s = [rates[row.system] - 5, rates[row.system], rates[row.system] + 50]
+    compared = Compared(case, rows, [{"float32": 100.0}])
+    best = best_peer(compared)
+    assert best
+    assert best.system == "openvino"
+    told = {figure.key: figure for figure in figures(compared)}
+    ratio = told["minilm_embed_mixed_embedq_by_256_ratio"]
+    assert (ratio.value, ratio.target, ratio.is_met) == (1.5, 1.4, True)
+    assert told["minilm_embed_mixed_embedq_by_256_to_st-float32"].value == 6.0
+
+
+def test_a_peer_whose_installation_failed_says_why(tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "failed").write_text("first line\nERROR: no such version\n")
+    with pytest.raises(CannotMeasure, match="could not be installed: ERROR: no such version"):
+        systems.interpreter("onnx", tmp_path)
+    with pytest.raises(CannotMeasure, match="not installed; run: make bench-peers"):
+        systems.interpreter("infinity", tmp_path)
+
+
+def test_a_program_that_ends_says_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.bench.peers import process
+
+    (tmp_path / "ending.py").write_text("import sys\nsys.exit('it could not begin')\n")
+    monkeypatch.setattr(process, "PROGRAMS", tmp_path)
+    program = process.Program(Path(sys.executable), "ending")
+    with pytest.raises(CannotMeasure, match="it could not begin"):
+        program.ask({"action": "load"})
+    program.close()
+
+
+def test_every_peers_environment_has_its_requirements_and_its_rule() -> None:
+    wanted = {peer.environment for peer in systems.all_peers(1, models.PEERS).values()}
+    files = {file.stem for file in (Path(systems.__file__).parent / "requirements").glob("*.txt")}
+    assert files == wanted
+    rule = next(line for line in (models.ROOT / "Makefile").read_text().splitlines() if line.startswith("PEERS "))
+    assert set(rule.partition(":=")[2].split()) == wanted
+    programs = {peer.program for peer in systems.all_peers(1, models.PEERS).values()}
+    assert all((Path(systems.__file__).parent / "programs" / f"{name}.py").is_file() for name in programs)
