@@ -52,6 +52,18 @@ def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_
     assert left == {"embedq:models", "embedq:workers", "embedq:speeds", "kombu's lists of queues"}
 
 
+def test_the_cost_of_many_texts_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "linear", "--texts", "1000", "--json", str(file)]
+    with Running(command) as running:
+        assert running.wait(TIMEOUT_S) == 0, running.output
+    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    assert figures["texts_s_1000"] > 0
+    assert 4 * 384 < figures["vector_bytes"] < 4 * 384 + 16
+    assert figures["weights_mib"] < figures["worker_peak_mib"]
+    assert figures["worker_mib_1000"] <= figures["worker_peak_mib"]
+
+
 @pytest.fixture
 def echo() -> Iterator[int]:
     """The port of a server that sends back what it gets, to one caller."""

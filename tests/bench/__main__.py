@@ -4,6 +4,7 @@
     peers     the whole path against sentence-transformers, ONNX Runtime, OpenVINO, FlagEmbedding, Infinity
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
+    linear    a thousand texts to a million: the same cost each, the same memory
     metrics   what counting costs each job, each batch and each scrape
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
@@ -18,7 +19,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "peers", "jobs", "growth", "metrics", "flower", "scale")
+COMMANDS = ("engine", "peers", "jobs", "growth", "linear", "metrics", "flower", "scale")
 
 
 def main(arguments: list[str]) -> int:
