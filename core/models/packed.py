@@ -53,13 +53,10 @@ class PackedEncoder(nn.Module):
         module.encoder.layer = nn.ModuleList()
 
     def _embed(self, layout: Layout, num_rows: int) -> torch.Tensor:
-        def filled(values: np.ndarray) -> torch.Tensor:
-            return layout.on_device(np.pad(values, (0, num_rows - len(values)))).unsqueeze(0)
-
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
-        embedded: torch.Tensor = self._embeddings(
-            input_ids=filled(layout.ids), token_type_ids=filled(layout.types), position_ids=filled(positions)
-        )
+        filled = [np.pad(each, (0, num_rows - len(each))) for each in (layout.ids, layout.types, positions)]
+        ids, types, positions_there = (each.unsqueeze(0) for each in layout.on_device(*filled))
+        embedded: torch.Tensor = self._embeddings(input_ids=ids, token_type_ids=types, position_ids=positions_there)
         return embedded.squeeze(0)
 
 
