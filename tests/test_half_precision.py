@@ -74,10 +74,10 @@ def save(directory: Path, kind: str) -> Path:
     return directory
 
 
-def texts() -> list[str]:
+def texts(count: int = 60) -> list[str]:
     draw = random.Random(5)
     words = ["ferry", "garden", "rain", "map", "boat", "the", "island"]
-    return [" ".join(draw.choices(words, k=draw.randint(1, 60))) for _ in range(60)]
+    return [" ".join(draw.choices(words, k=draw.randint(1, 60))) for _ in range(count)]
 
 
 def answers(engine: Engine) -> list[np.ndarray]:
@@ -195,7 +195,7 @@ def test_a_pass_is_launched_without_waiting_for_the_device(
 @CUDA
 def test_real_memory_that_runs_out_costs_halved_batches_and_no_answer(tmp_path: Path) -> None:
     path, begun, gate = save(tmp_path, "bert"), threading.Semaphore(0), threading.Event()
-    many = [f"{text} {number}" for number in range(400) for text in texts()[:40]]  # some 500,000 tokens
+    many = texts(15_000)  # some 450,000 tokens
     sizes: Any = {"max_batch_tokens": 1 << 19, "max_batch_sequences": 1 << 15, "max_batch_s": 1e6}
 
     def hold(*_: Any) -> None:
@@ -212,7 +212,9 @@ def test_real_memory_that_runs_out_costs_halved_batches_and_no_answer(tmp_path: 
             first = engine.submit(lambda: engine.calls.embed(["holds the device while the others come"]))
             assert begun.acquire(timeout=PATIENCE_S)
             job = engine.submit(lambda: engine.calls.embed(many))
-            wait_for_waiting(engine.backlog, len(many))
+            model: Any = engine.models["model"]
+            different = {one.ids.tobytes() for one in model.encode_texts(many, EmbedOptions())}
+            wait_for_waiting(engine.backlog, len(different))
             gate.set()
             found = list(np.asarray(job.answer.result(PATIENCE_S)))
             assert len(first.answer.result(PATIENCE_S)) == 1
