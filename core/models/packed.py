@@ -35,7 +35,9 @@ class PackedEncoder(nn.Module):
         self._is_cpu = device == "cpu"
         product = linear.LaidOut if self._is_cpu else linear.Plain
         layers = module.encoder.layer
-        self._layers = [_Layer(layers[index], self._num_heads, product) for index in range(len(layers))]
+        # Scores are queries times keys over the root of a head's width. CUDA's kernel sees to that.
+        scale = (int(config.hidden_size) // self._num_heads) ** -0.5 if self._is_cpu else 1.0
+        self._layers = [_Layer(layers[index], scale, product) for index in range(len(layers))]
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
@@ -64,12 +66,10 @@ class _Layer:
     """Attention, then two products with GELU between; each is added to what came in, and normalised."""
 
     def __init__(
-        self, layer: Any, num_heads: int, product: Callable[[torch.Tensor, torch.Tensor], linear.Linear]
+        self, layer: Any, scale: float, product: Callable[[torch.Tensor, torch.Tensor], linear.Linear]
     ) -> None:
         attention, self_attention = layer.attention, layer.attention.self
         parts = (self_attention.query, self_attention.key, self_attention.value)
-        # Scores are queries times keys over the root of a head's width: taken into the query's weights, in float32.
-        scale = (self_attention.query.out_features // num_heads) ** -0.5
         self._states = product(
             *(_joined([getattr(part, name) for part in parts], scale) for name in ("weight", "bias"))
         )
@@ -87,7 +87,7 @@ class _Layer:
 
 
 def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
-    """Query's, key's and value's weights as one, the query's times `scale`."""
+    """Query's, key's and value's weights as one, the query's times `scale`, in float32."""
     query, key, value = parts
     return torch.cat([(query.float() * scale).to(query.dtype), key, value])
 
