@@ -34,11 +34,9 @@ class Layout:
     @cached_property
     def types(self) -> np.ndarray:
         """(num_tokens,) int64 segment of each token; 0 where a sequence names none."""
-        rows = np.zeros(self.num_tokens, np.int64)
-        for start, sequence in zip(self.starts, self.batch, strict=True):
-            if sequence.tokens.type_ids is not None:
-                rows[start : start + sequence.length] = sequence.tokens.type_ids
-        return rows
+        given = ((sequence.tokens.type_ids, sequence.length) for sequence in self.batch)
+        each = [np.zeros(length, np.int32) if types is None else types for types, length in given]
+        return np.concatenate(each, dtype=np.int64)
 
     @cached_property
     def places(self) -> np.ndarray:
