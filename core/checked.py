@@ -10,7 +10,7 @@ import numpy as np
 from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
 from core.memory import is_out_of_memory
 from core.models import Model, Outputs
-from core.sequence import Sequence
+from core.sequence import Sequence, num_computed_tokens
 
 
 def check_rows(model: Model, rows: Outputs, outputs: frozenset[str], num_sequences: int) -> None:
@@ -40,17 +40,12 @@ def as_failure(model: Model, piece: list[Sequence], error: Exception) -> EmbedqE
         return error.with_traceback(None)
     if is_out_of_memory(error):
         return DeviceOutOfMemory(
-            f"{padded_tokens(piece)} tokens of one text or pair do not fit the memory of {model.device} beside model "
+            f"{num_computed_tokens(piece, model.is_padded)} tokens of one text or pair do not fit the memory of {model.device} beside model "
             f"{model.spec.alias}; lower max_length, or use a device with more memory"
         )
     return DeviceFailure(
         f"the forward pass of model {model.spec.alias} failed on a single sequence: {type(error).__name__}: {error}"
     )
-
-
-def padded_tokens(piece: list[Sequence]) -> int:
-    """Tokens of a pass, padding included."""
-    return len(piece) * max(sequence.length for sequence in piece)
 
 
 def _arrays(row: Any) -> Iterable[np.ndarray]:

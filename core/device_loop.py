@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.backlog import Backlog
-from core.checked import as_failure, check_rows, padded_tokens
+from core.checked import as_failure, check_rows
 from core.completion import CompletionThread
 from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
 from core.memory import free_cache, reduced_budget
 from core.meter import Batch, Meter
 from core.models import Launched, Model, Outputs
-from core.sequence import Sequence, Tokens, Wanted
+from core.sequence import Sequence, Tokens, Wanted, num_computed_tokens
 from core.streams import Cores
 from core.watchdog import Watchdog
 
@@ -131,7 +131,8 @@ class DeviceLoop:
         if failure:
             self._retry(batch, failure)
         else:
-            self._backlog.finished(batch[0].model, padded_tokens(batch), seconds)
+            num_tokens = num_computed_tokens(batch, launched.model.is_padded)
+            self._backlog.finished(batch[0].model, num_tokens, seconds)
 
     def _finish(self, model: Model, batch: list[Sequence], finish: Launched, started_s: float) -> EmbedqError | None:
         """Hand the rows of a launched pass to completion, or return what its jobs are to be told."""
@@ -162,7 +163,8 @@ class DeviceLoop:
             if not piece:
                 continue
             # The budget may have fallen since this piece was made; run as it is, it would fail like the one before.
-            if len(piece) > 1 and padded_tokens(piece) > self._backlog.max_tokens(piece[0].model):
+            num_tokens = num_computed_tokens(piece, model.is_padded)
+            if len(piece) > 1 and num_tokens > self._backlog.max_tokens(piece[0].model):
                 pieces += _halves(piece)
                 continue
             again = self._forward(model, piece)
@@ -215,7 +217,7 @@ class DeviceLoop:
 
         One sequence that did not fit alone says nothing about batches: it would have failed under any budget.
         """
-        alias, failed_tokens = piece[0].model, padded_tokens(piece)
+        alias, failed_tokens = piece[0].model, num_computed_tokens(piece, model.is_padded)
         free_cache(model.device)
         if len(piece) > 1:
             self._backlog.lower_budget(alias, reduced_budget(self._backlog.max_tokens(alias), failed_tokens))

@@ -219,7 +219,9 @@ def _limits(model: Model, settings: Settings, num_streams: int) -> Limits:
             f"max_batch_tokens is {max_tokens} and a sequence may have {longest} tokens; "
             f"raise EMBEDQ_MAX_BATCH_TOKENS to {longest}, or lower the model's max_length"
         )
-    return Limits(max_tokens, settings.max_batch_sequences, overhead_tokens=64 if is_cpu else 2_048)
+    # A CPU's attention takes sequences of like length together, also where nothing is padded.
+    how = {"is_padded": model.is_padded, "has_like_lengths": is_cpu}
+    return Limits(max_tokens, settings.max_batch_sequences, 64 if is_cpu else 2_048, **how)
 
 
 def _num_encode_threads(settings: Settings) -> int:

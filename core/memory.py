@@ -58,8 +58,7 @@ def free_cache(device: str) -> None:
 def reduced_budget(max_tokens: int, failed_tokens: int) -> int:
     """The budget after a batch of `failed_tokens`, padding included, did not fit: a quarter less than those.
 
-    Never more than `max_tokens`. A batch of several that failed is at least twice its longest
-    sequence, so the budget stays above that sequence without a rule.
+    Never more than `max_tokens`. Of sequences without padding one may be longer than what is left: it runs alone.
     """
     return min(max_tokens, max(MIN_BUDGET_TOKENS, failed_tokens * 3 // 4))
 

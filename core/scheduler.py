@@ -1,7 +1,7 @@
 """Waiting sequences -> the next batch. Pure policy: no threads, no clock, no tensors.
 
-A batch is whatever waits when the device becomes free, up to a budget of tokens counted after
-padding, and no more than the device computes in a stated time.
+A batch is whatever waits when the device becomes free, up to a budget of tokens, padding included
+where the model pads, and no more than the device computes in a stated time.
 
 - Who goes first: interactive before bulk. Bulk that interactive work was preferred to for
   `max_bulk_wait_s` gets one batch, then interactive work is first again: a bulk job of an hour takes
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from core.runs import Bounds, choose_run
-from core.sequence import Sequence, Wanted
+from core.sequence import Sequence, Wanted, num_computed_tokens
 from core.totals import ModelTotals, Totals
 
 #: Tokens a batch may have however slow the device was measured: below it, what starting a batch costs outweighs
@@ -43,6 +43,13 @@ class Limits:
     overhead_tokens: int
     #: Whether all of a batch are as long as its longest: tokens are then longest x count, else the sum.
     is_padded: bool = True
+    #: Whether batches are of like lengths though nothing is padded. What is padded always has such.
+    has_like_lengths: bool = False
+
+    @property
+    def is_by_length(self) -> bool:
+        """Whether lengths decide what shares a batch; where not, age alone does."""
+        return self.is_padded or self.has_like_lengths
 
 
 class Scheduler:
@@ -110,7 +117,7 @@ class Scheduler:
         model = waiting.oldest.model
         limits, budget = self._limits[model], self.budget(model)
         bounds = Bounds(budget, limits.max_batch_sequences, limits.overhead_tokens)
-        batch = waiting.take_run(bounds) if limits.is_padded else waiting.take_oldest(bounds)
+        batch = waiting.take_run(bounds) if limits.is_by_length else waiting.take_oldest(bounds)
         self._count(batch, limits.is_padded, budget)
         return batch
 
@@ -140,7 +147,7 @@ class Scheduler:
 
     def _bucket(self, sequence: Sequence) -> int:
         """Where length does not matter to the device, all are in one bucket, in order of age."""
-        return sequence.length if self._limits[sequence.model].is_padded else 0
+        return sequence.length if self._limits[sequence.model].is_by_length else 0
 
     def _next_class(self, now_s: float) -> _Class:
         if len(self._bulk) and len(self._interactive):
@@ -154,9 +161,9 @@ class Scheduler:
         return self._bulk if len(self._bulk) else self._interactive
 
     def _count(self, batch: list[Sequence], is_padded: bool, budget: int) -> None:
-        lengths = [sequence.length for sequence in batch]
-        num_padded_tokens = max(lengths) * len(batch) if is_padded else sum(lengths)
-        self.totals_by_model[batch[0].model].add(len(batch), sum(lengths), num_padded_tokens, budget)
+        num_tokens = sum(sequence.length for sequence in batch)
+        num_computed = num_computed_tokens(batch, is_padded)
+        self.totals_by_model[batch[0].model].add(len(batch), num_tokens, num_computed, budget)
 
 
 class _Speed:

@@ -65,3 +65,9 @@ class Sequence:
     @property
     def key(self) -> Key:
         return self.model, self.wanted
+
+
+def num_computed_tokens(batch: list[Sequence], is_padded: bool) -> int:
+    """Tokens of a pass over `batch`: where it is padded, all are as long as the longest."""
+    lengths = [sequence.length for sequence in batch]
+    return max(lengths) * len(batch) if is_padded else sum(lengths)

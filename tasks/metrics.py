@@ -38,7 +38,7 @@ WORKER: dict[str, Metric] = {
     "embedq_jobs_total": Metric("counter", (*_OF_MODEL, "kind", "outcome"), "jobs that this worker ended"),
     "embedq_sequences_total": Metric("counter", _OF_MODEL, "sequences put into batches"),
     "embedq_tokens_total": Metric("counter", _OF_MODEL, "their tokens, without padding"),
-    "embedq_padded_tokens_total": Metric("counter", _OF_MODEL, "their tokens, with padding"),
+    "embedq_padded_tokens_total": Metric("counter", _OF_MODEL, "their tokens, with padding where the model pads"),
     "embedq_batches_total": Metric("counter", _OF_MODEL, "batches"),
     "embedq_job_seconds": Metric("histogram", (*_OF_MODEL, "stage"), "seconds of answered jobs in each stage"),
     "embedq_batch_sequences": Metric("histogram", _OF_MODEL, "sequences of a batch"),

@@ -176,6 +176,7 @@ class FakeModel:
         )
         self.outputs = frozenset({"dense", "colbert"} if family == "encoder" else {"score"})
         self.device, self.precision, self.reason = "cpu", "float32", "asked for"
+        self.is_padded = True
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Semaphore(0)

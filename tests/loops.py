@@ -52,7 +52,7 @@ class Loop:
         self.is_dead.set()
 
 
-def backlog_of(*aliases: str, max_waiting_tokens: int = 100_000, **limits: int) -> Backlog:
+def backlog_of(*aliases: str, max_waiting_tokens: int = 100_000, **limits: Any) -> Backlog:
     """A backlog for models of these names, whose batches are as full as they may be."""
     bounds = {"max_batch_tokens": 2048, "max_batch_sequences": 512, "overhead_tokens": _FULL_BATCHES} | limits
     return Backlog(Scheduler({alias: Limits(**bounds) for alias in aliases}, 1e9, 1e9), max_waiting_tokens)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.checked import as_failure, check_rows, padded_tokens
+from core.checked import as_failure, check_rows
 from core.errors import DeviceFailure, DeviceOutOfMemory
 from core.results import Sparse
-from core.sequence import Sequence
+from core.sequence import Sequence, num_computed_tokens
 from tests.checkpoints import FakeModel
 from tests.loops import tokens_of
 
@@ -66,14 +66,22 @@ def piece(*lengths: int) -> list[Sequence]:
     return [Sequence(tokens) for tokens in tokens_of(*lengths)]
 
 
-def test_a_pass_has_the_tokens_of_its_longest_for_each() -> None:
-    assert padded_tokens(piece(3, 9, 4)) == 27
+def test_a_padded_pass_has_the_tokens_of_its_longest_for_each_another_those_of_each() -> None:
+    assert num_computed_tokens(piece(3, 9, 4), is_padded=True) == 27
+    assert num_computed_tokens(piece(3, 9, 4), is_padded=False) == 16
 
 
 def test_a_failed_allocation_says_what_did_not_fit_and_what_to_do() -> None:
     failure = as_failure(FakeModel(), piece(7), MemoryError())
     assert isinstance(failure, DeviceOutOfMemory)
     assert str(failure).startswith("7 tokens of one text or pair do not fit the memory of cpu beside model fake; lower")
+
+
+def test_what_did_not_fit_is_counted_as_the_model_computes_it() -> None:
+    model = FakeModel()
+    told = str(as_failure(model, piece(7, 2), MemoryError()))
+    model.is_padded = False
+    assert (told[:9], str(as_failure(model, piece(7, 2), MemoryError()))[:8]) == ("14 tokens", "9 tokens")
 
 
 def test_any_other_error_is_the_devices_and_named() -> None:

@@ -13,7 +13,7 @@ import pytest
 from core.engine import Engine
 from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
-from tests.engines import NEAR, running, settings, texts_of
+from tests.engines import NEAR, busy, running, settings, texts_of
 from tests.loops import wait_for_waiting
 
 
@@ -221,6 +221,26 @@ def test_the_budget_is_the_settings_or_the_devices_whatever_the_longest_sequence
     with running(model, max_batch_tokens=asked) as engine:
         assert engine.backlog.max_tokens("fake") == budget
         assert engine.stats()["max_batch_tokens"] == {"fake": budget}
+
+
+def test_a_model_without_padding_takes_the_oldest_on_an_accelerator_and_like_lengths_on_a_cpu() -> None:
+    lengths = [60, 3] * 20
+    texts = [f"{number:0{length}}" for number, length in enumerate(lengths)]
+    taken = {}
+    for device in ("cuda:0", "cpu"):
+        model = FakeModel()
+        model.device, model.is_padded = device, False
+        with running(model, max_batch_tokens=600) as engine:
+            with busy(engine, model):
+                job = engine.submit(lambda engine=engine: engine.calls.embed(texts))
+                wait_for_waiting(engine.backlog, len(texts))
+            assert len(job.answer.result(PATIENCE_S)) == len(texts)
+            stats = engine.stats()
+        assert stats["padded_tokens"] == stats["tokens"] == sum(lengths) + len("blocker")
+        taken[device] = [[one.length for one in batch] for batch in model.batches[1:]]
+    assert [length for batch in taken["cuda:0"] for length in batch] == lengths
+    assert max(map(sum, taken["cuda:0"])) in (567, 597, 600)  # as many as fit, whichever is next
+    assert taken["cpu"][0] == [60] * 10
 
 
 def test_passes_beside_each_other_are_smaller() -> None:

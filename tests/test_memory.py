@@ -119,6 +119,30 @@ def test_what_does_not_fit_runs_in_parts_and_the_rows_are_the_same(device: str) 
         assert loop.backlog.max_tokens("fake") == 384
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_without_padding_what_failed_is_counted_by_its_tokens(device: str) -> None:
+    model = FakeModel(max_length=1000)
+    model.device, model.is_padded = device, False
+    failed: list[int] = []
+
+    def allocate(batch: list[Sequence]) -> None:
+        num_tokens = sum(one.length for one in batch)
+        if num_tokens > 900:
+            failed.append(num_tokens)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.before_rows = allocate
+    lengths = [800, *[8] * 40, *[60] * 14]  # 1,960 tokens, and one batch: padded, it would have 44,000
+    with running(model, is_padded=False) as loop:
+        job = submit(loop, *lengths)
+        np.testing.assert_array_equal(rows_of(job), expected_of(*lengths))
+        # The first 27 of 55 have 1,008 tokens; what is left of the budget still lets the longest run, alone.
+        assert failed == [1960, 1008]
+        assert loop.backlog.max_tokens("fake") == 756
+        rows_of(submit(loop, 790))
+        assert failed == [1960, 1008]
+
+
 def test_the_budget_is_remembered(caplog: pytest.LogCaptureFixture) -> None:
     model = FakeModel()
     failed = limit(model, 700)

@@ -155,6 +155,18 @@ def test_without_padding_order_of_age_decides_and_tokens_are_summed() -> None:
     assert drain(scheduler) == [added[:3], added[3:]]
 
 
+def test_where_like_lengths_are_better_without_padding_they_share_batches_and_only_tokens_are_counted() -> None:
+    lengths_ = (20, 1, 22, 2, 21, 3)
+    padded, alike = scheduler_of(), scheduler_of()
+    add_all(padded, (sequence(length, "small") for length in lengths_))
+    add_all(alike, (sequence(length, "alike") for length in lengths_))
+    batches = [lengths(batch) for batch in drain(alike)]
+    assert batches == [lengths(batch) for batch in drain(padded)]
+    assert len(batches) == 2
+    assert (alike.totals.num_padded_tokens, alike.totals.padding_share) == (sum(lengths_), 0.0)
+    assert padded.totals.padding_share > 0
+
+
 def test_equal_lengths_leave_in_the_order_they_came() -> None:
     scheduler = scheduler_of()
     added = add_all(scheduler, (sequence(30) for _ in range(10)))
@@ -167,7 +179,7 @@ def test_removed_ones_never_come_and_their_place_is_free() -> None:
     for one in added[::2]:
         scheduler.remove(one)
         scheduler.remove(one)  # gone already: nothing happens
-    assert (scheduler.num_tokens(False), scheduler.num_tokens(True)) == (0, 12)
+    assert (scheduler.num_tokens(False), scheduler.num_tokens(True)) == (0, 4 * len(LIMITS))
     assert [one for batch in drain(scheduler) for one in batch] == added[1::2]
     assert holds_nothing(scheduler)
 

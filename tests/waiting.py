@@ -11,11 +11,12 @@ from core.sequence import Sequence, Tokens, Wanted
 
 MAX_BULK_WAIT_S = 5.0
 
-#: One model as on a CPU, one with other limits, and one whose batches are not padded.
+#: One model as on a CPU, one with other limits, and two whose batches are not padded, the last of like lengths.
 LIMITS = {
     "small": Limits(max_batch_tokens=100, max_batch_sequences=7, overhead_tokens=8),
     "large": Limits(max_batch_tokens=400, max_batch_sequences=20, overhead_tokens=40),
     "unpadded": Limits(max_batch_tokens=100, max_batch_sequences=7, overhead_tokens=8, is_padded=False),
+    "alike": Limits(100, 7, overhead_tokens=8, is_padded=False, has_like_lengths=True),
 }
 DENSE, SPARSE = Wanted(frozenset({"dense"})), Wanted(frozenset({"sparse"}))
 

@@ -52,6 +52,9 @@ class Model(Protocol):
     device: str
     precision: str
     reason: str
+    #: Whether all of a batch are computed as long as its longest. Where not, a batch has the tokens of its sequences,
+    #: and no padding: that a CPU's attention rounds lengths up, and products their rows, to the next 16 is not counted.
+    is_padded: bool
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """What a call wants of a forward pass. InvalidInput if this model cannot give it."""

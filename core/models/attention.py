@@ -1,6 +1,6 @@
 """Attention over sequences that lie in one line: each token sees the tokens of its own sequence, all of them.
 
-Comes in: queries, keys and values of all tokens, (num_rows, 3 * dim), queries scaled already. Goes out:
+Comes in: queries, keys and values of all tokens, (num_rows, 3 * dim), for a CPU queries scaled already. Goes out:
 (num_rows, dim). On CUDA torch's kernel for sequences of different lengths does it. On a CPU sequences of like
 length are taken together, with three products of matrices, which is 1.5 to 3 times as fast as torch's fused
 kernel up to 512 tokens (docs/measurements.md, "a pass without padding").
@@ -34,16 +34,17 @@ class Varlen:
 
     def __init__(self, layout: Layout, num_heads: int) -> None:
         self._num_heads = num_heads
-        self._longest = int(layout.lengths.max())
-        self._ends = layout.on_device(np.append(0, np.cumsum(layout.lengths)).astype(np.int32))
+        longest = int(layout.lengths.max())
+        self._bounds = (layout.bounds, layout.bounds, longest, longest)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim)."""
         from torch.nn.attention.varlen import varlen_attn
 
         queries, keys, values = states.view(len(states), 3, self._num_heads, -1).unbind(1)
-        bounds = (self._ends, self._ends, self._longest, self._longest)
-        attended = varlen_attn(queries, keys, values, *bounds, scale=1.0)
+        # Seen through the joined rows, not copied: the kernel wants no more than a head's values side by side. And no
+        # scale of ours: torch 2.10 takes none, and its own is the right one.
+        attended = varlen_attn(queries, keys, values, *self._bounds)
         assert isinstance(attended, torch.Tensor)
         return attended.flatten(1)
 

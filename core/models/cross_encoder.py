@@ -32,6 +32,7 @@ class CrossEncoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._module = load(AutoModelForSequenceClassification, spec, device, self.precision)
         self._network = packed(self._module.base_model, spec, device, self.precision)
+        self.is_padded = self._network is None
         self._tokenizer = Tokenizer(spec)
         # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1

@@ -34,6 +34,7 @@ class Decoder:
     """A decoder, its pooling, and what sentence-transformers puts behind it."""
 
     outputs = frozenset({"dense"})
+    is_padded = True
 
     def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
         self.spec = spec

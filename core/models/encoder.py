@@ -13,7 +13,7 @@ from core.checks import EmbedOptions, RerankOptions
 from core.devices import choose_precision
 from core.models import Launched
 from core.models.layout import Layout
-from core.models.network import build
+from core.models.network import Padded, build
 from core.models.pooling import Pooling
 from core.models.transfer import to_host
 from core.models.wanted import of_embedder
@@ -37,6 +37,7 @@ class Encoder:
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
         module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
+        self.is_padded = isinstance(self._network, Padded)
         self._pool = Pooling(spec, device)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:

@@ -27,6 +27,7 @@ class LayerwiseReranker:
     """MiniCPM with a head per layer; each layer asked for gives one score."""
 
     outputs = frozenset({"score"})
+    is_padded = True
 
     def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
         self.spec = spec

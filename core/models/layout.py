@@ -34,11 +34,9 @@ class Layout:
     @cached_property
     def types(self) -> np.ndarray:
         """(num_tokens,) int64 segment of each token; 0 where a sequence names none."""
-        rows = np.zeros(self.num_tokens, np.int64)
-        for start, sequence in zip(self.starts, self.batch, strict=True):
-            if sequence.tokens.type_ids is not None:
-                rows[start : start + sequence.length] = sequence.tokens.type_ids
-        return rows
+        given = ((sequence.tokens.type_ids, sequence.length) for sequence in self.batch)
+        each = [np.zeros(length, np.int32) if types is None else types for types, length in given]
+        return np.concatenate(each, dtype=np.int64)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -46,21 +44,28 @@ class Layout:
         places: np.ndarray = np.arange(self.num_tokens) - np.repeat(self.starts, self.lengths)
         return places
 
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """(num_sequences + 1,) int32, on the device: each sequence's first row, and the one behind the last."""
+        (bounds,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
+        return bounds
+
     def first(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's first: (num_sequences, dim)."""
-        return rows.index_select(0, self.on_device(self.starts))
+        return rows.index_select(0, self.bounds[:-1])
 
     def last(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's last: (num_sequences, dim)."""
-        return rows.index_select(0, self.on_device(self.starts + self.lengths - 1))
+        return rows.index_select(0, self.bounds[1:] - 1)
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
-        lengths = self.on_device(self.lengths)
+        lengths = self.bounds.diff()
         if self.device == "cpu" or self.device.startswith("cuda"):
-            # Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others.
-            return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0)
-        owners = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
+            # Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others. Unsafe,
+            # since to look at the lengths first the host would wait for all that the device has been given.
+            return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)
+        (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
         sums = torch.zeros(len(self.lengths), rows.shape[1], device=rows.device)
         return sums.index_add_(0, owners, rows.float()) / lengths.unsqueeze(1)
 
@@ -71,7 +76,7 @@ class Layout:
         if self.num_tokens == len(rows):
             return rows
         places = np.repeat(np.arange(len(self.lengths)) * longest, self.lengths) + self.places
-        return rows.index_select(0, self.on_device(places))
+        return rows.index_select(0, *self.on_device(places))
 
     def split(self, rows: np.ndarray, num_left_out: int = 0) -> list[np.ndarray]:
         """(num_tokens, ...) on the host -> per sequence its own, without its first `num_left_out`."""
@@ -80,6 +85,7 @@ class Layout:
             for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         ]
 
-    def on_device(self, array: np.ndarray) -> torch.Tensor:
-        """A host array where the batch is computed."""
-        return to_device(torch.from_numpy(array), self.device)
+    def on_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Host arrays (n,) of one type where the batch is computed. In one copy: each costs the host the same again."""
+        whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
+        return torch.split(whole, [len(array) for array in arrays])

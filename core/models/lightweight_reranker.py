@@ -32,6 +32,7 @@ class LightweightReranker:
     """Gemma-2 with heads and compression; each layer asked for gives one score."""
 
     outputs = frozenset({"score"})
+    is_padded = True
 
     def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
         self.spec = spec

@@ -30,6 +30,7 @@ class LlmReranker:
     """A causal language model; its logit of `Yes` behind the prompt is the score."""
 
     outputs = frozenset({"score"})
+    is_padded = True
 
     def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
         self.spec = spec

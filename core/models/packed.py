@@ -35,7 +35,9 @@ class PackedEncoder(nn.Module):
         self._is_cpu = device == "cpu"
         product = linear.LaidOut if self._is_cpu else linear.Plain
         layers = module.encoder.layer
-        self._layers = [_Layer(layers[index], self._num_heads, product) for index in range(len(layers))]
+        # Scores are queries times keys over the root of a head's width. CUDA's kernel sees to that.
+        scale = (int(config.hidden_size) // self._num_heads) ** -0.5 if self._is_cpu else 1.0
+        self._layers = [_Layer(layers[index], scale, product) for index in range(len(layers))]
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
@@ -53,13 +55,10 @@ class PackedEncoder(nn.Module):
         module.encoder.layer = nn.ModuleList()
 
     def _embed(self, layout: Layout, num_rows: int) -> torch.Tensor:
-        def filled(values: np.ndarray) -> torch.Tensor:
-            return layout.on_device(np.pad(values, (0, num_rows - len(values)))).unsqueeze(0)
-
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
-        embedded: torch.Tensor = self._embeddings(
-            input_ids=filled(layout.ids), token_type_ids=filled(layout.types), position_ids=filled(positions)
-        )
+        filled = [np.pad(each, (0, num_rows - len(each))) for each in (layout.ids, layout.types, positions)]
+        ids, types, positions_there = (each.unsqueeze(0) for each in layout.on_device(*filled))
+        embedded: torch.Tensor = self._embeddings(input_ids=ids, token_type_ids=types, position_ids=positions_there)
         return embedded.squeeze(0)
 
 
@@ -67,12 +66,10 @@ class _Layer:
     """Attention, then two products with GELU between; each is added to what came in, and normalised."""
 
     def __init__(
-        self, layer: Any, num_heads: int, product: Callable[[torch.Tensor, torch.Tensor], linear.Linear]
+        self, layer: Any, scale: float, product: Callable[[torch.Tensor, torch.Tensor], linear.Linear]
     ) -> None:
         attention, self_attention = layer.attention, layer.attention.self
         parts = (self_attention.query, self_attention.key, self_attention.value)
-        # Scores are queries times keys over the root of a head's width: taken into the query's weights, in float32.
-        scale = (self_attention.query.out_features // num_heads) ** -0.5
         self._states = product(
             *(_joined([getattr(part, name) for part in parts], scale) for name in ("weight", "bias"))
         )
@@ -90,7 +87,7 @@ class _Layer:
 
 
 def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
-    """Query's, key's and value's weights as one, the query's times `scale`."""
+    """Query's, key's and value's weights as one, the query's times `scale`, in float32."""
     query, key, value = parts
     return torch.cat([(query.float() * scale).to(query.dtype), key, value])
 

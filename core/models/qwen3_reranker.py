@@ -33,6 +33,7 @@ class Qwen3Reranker:
     """A Qwen3 language model; how much rather than no it says yes is the score."""
 
     outputs = frozenset({"score"})
+    is_padded = True
 
     def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
         self.spec = spec

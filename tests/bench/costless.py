@@ -43,6 +43,7 @@ class Costless:
 
     outputs = frozenset({"dense"})
     device, precision, reason = "cpu", "float32", "it computes nothing"
+    is_padded = False
 
     def __init__(self, max_sequences: int) -> None:
         self.spec = ModelSpec(

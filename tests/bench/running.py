@@ -119,6 +119,10 @@ class Worker:
             state = tasks.app.AsyncResult(job_id).state
             if state != "SUCCESS":
                 raise RuntimeError(f"job {job_id} is {state}; the worker's log ends:\n" + "\n".join(self.log[-15:]))
+        self.drop(ids)
+
+    def drop(self, ids: list[str]) -> None:
+        """Drop results, whatever they are."""
         self.client.unlink(*map(_key, ids))
 
     def stats(self) -> dict[str, float]:
