@@ -29,7 +29,7 @@ VISIBILITY = {
 }
 
 #: What a CPU calls its products of 8-bit integers; without one of them int8 is slower than float32.
-_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 #: Variables that fix how many threads the CPU libraries start; read when torch loads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -139,7 +139,6 @@ def choose_device(wanted: str) -> str:
 def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
     """Choose the arithmetic for a device: (precision, reason). An explicit choice is kept if possible."""
     kind = device.partition(":")[0]
-    native_bf16 = _has_native_bf16(device)
     if wanted == "float16" and kind == "cpu":
         raise InvalidSettings(
             "precision float16 on a CPU would be slower than float32 and less exact; use auto or float32"
@@ -148,11 +147,11 @@ def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
         raise InvalidSettings(f"precision int8 is for CPUs; the device is {device}. Use auto or a half precision")
     if wanted == "int8" and not _has_int8():
         raise InvalidSettings(
-            f"precision int8 needs a CPU with one of {', '.join(sorted(_INT8_FLAGS))}, which this one does not list; use auto"
+            f"precision int8 needs a CPU with one of {', '.join(sorted(INT8_FLAGS))}, which this one does not list; use auto"
         )
     if wanted != "auto":
         return wanted, "asked for"
-    if native_bf16:
+    if _has_native_bf16(device):
         return "bfloat16", f"{kind} multiplies bfloat16 natively"
     if kind == "cpu":
         return "float32", "this CPU has no native bfloat16 products"
@@ -206,7 +205,7 @@ def _host_memory_bytes() -> int:
 
 def _has_int8() -> bool:
     """Whether the CPU multiplies 8-bit integers natively; asked as for bfloat16."""
-    return bool(cpu_flags() & _INT8_FLAGS)
+    return bool(cpu_flags() & INT8_FLAGS)
 
 
 def _has_native_bf16(device: str) -> bool:

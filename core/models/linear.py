@@ -9,7 +9,6 @@ compares what they compute.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -72,26 +71,24 @@ class LaidOut:
         return product
 
 
-@dataclass(frozen=True)
 class Steps:
-    """How rows of a product are written as bytes: value / (scale * factors), from `zero` on, cut at both ends."""
+    """How rows of a product are written as bytes: value / (scale * factors), from `zero` on, cut at both ends.
 
-    scale: float
-    zero: int
-    #: (in_features,) of each channel its own, on top of the common scale; 1 where they cannot be.
-    factors: torch.Tensor
+    `factors` are (in_features,), 1 where channels cannot have their own.
+    """
+
+    def __init__(self, scale: float, zero: int, factors: torch.Tensor) -> None:
+        self.scale, self.zero, self.factors = scale, zero, factors
+        self._per_value = 1 / (scale * factors)
+        # Conversion drops what is behind the point: a half more, and it rounds.
+        self._offset = torch.tensor(zero + 0.5)
 
     def write(self, rows: torch.Tensor) -> torch.Tensor:
         """(num_rows, in_features) float32 or half -> the same in uint8, rounded to the nearest step."""
         steps = torch.addcmul(self._offset, rows.float(), self._per_value)
-        # Through 16 bits: floats become bytes seven times more slowly. Nothing is near 32,768 steps. NaN becomes some
+        # Through 16 bits: floats become bytes four times more slowly. Nothing is near 32,768 steps. NaN becomes some
         # byte: what is added to the product keeps it.
         return steps.to(torch.int16).clamp_(0, 255).to(torch.uint8)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_per_value", 1 / (self.scale * self.factors))
-        # Conversion drops what is behind the point: a half more, and it rounds.
-        object.__setattr__(self, "_offset", torch.tensor(self.zero + 0.5))
 
 
 class Quantized:

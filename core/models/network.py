@@ -119,10 +119,8 @@ def _cosines(one: nn.Module, other: nn.Module, layout: Layout) -> torch.Tensor:
 
 def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: str) -> Layout:
     """One batch of `texts`; for a reranker of each with the next one."""
-    if spec.family in RERANKERS:
-        tokens = tokenizer.encode_pairs(list(pairwise(texts)))
-    else:
-        tokens = tokenizer.encode(texts)
+    is_pairs = spec.family in RERANKERS
+    tokens = tokenizer.encode_pairs(list(pairwise(texts))) if is_pairs else tokenizer.encode(texts)
     return Layout([Sequence(one) for one in tokens], device)
 
 

@@ -6,6 +6,7 @@
     metrics   what counting costs each job, each batch and each scrape
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
+    quality   what bfloat16 and int8 cost in search, against float32
 
 `python -m tests.bench <command> --help` tells a command's options.
 """
@@ -17,7 +18,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "jobs", "growth", "metrics", "flower", "scale")
+COMMANDS = ("engine", "jobs", "growth", "metrics", "flower", "scale", "quality")
 
 
 def main(arguments: list[str]) -> int:
