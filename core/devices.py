@@ -28,6 +28,9 @@ VISIBILITY = {
     "cpu": None,
 }
 
+#: What a CPU calls its products of 8-bit integers; without one of them int8 is slower than float32.
+INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
 #: Variables that fix how many threads the CPU libraries start; read when torch loads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -136,18 +139,28 @@ def choose_device(wanted: str) -> str:
 def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
     """Choose the arithmetic for a device: (precision, reason). An explicit choice is kept if possible."""
     kind = device.partition(":")[0]
-    native_bf16 = _has_native_bf16(device)
     if wanted == "float16" and kind == "cpu":
         raise InvalidSettings(
             "precision float16 on a CPU would be slower than float32 and less exact; use auto or float32"
         )
+    if wanted == "int8" and kind != "cpu":
+        raise InvalidSettings(f"precision int8 is for CPUs; the device is {device}. Use auto or a half precision")
+    if wanted == "int8" and not _has_int8():
+        raise InvalidSettings(
+            f"precision int8 needs a CPU with one of {', '.join(sorted(INT8_FLAGS))}, which this one does not list; use auto"
+        )
     if wanted != "auto":
         return wanted, "asked for"
-    if native_bf16:
+    if _has_native_bf16(device):
         return "bfloat16", f"{kind} multiplies bfloat16 natively"
     if kind == "cpu":
         return "float32", "this CPU has no native bfloat16 products"
     return "float16", f"{kind} has no native bfloat16"
+
+
+def around_products(device: str, precision: str) -> str:
+    """The dtype, by torch's name, of what is no product with weights: `precision`, with int8 what `auto` takes."""
+    return choose_precision(device, "auto")[0] if precision == "int8" else precision
 
 
 def cpu_flags() -> frozenset[str]:
@@ -176,6 +189,7 @@ def _with_precisions(device: Device) -> Device:
         "float32",
         *(["float16"] if device.kind != "cpu" else []),  # refused on a CPU, see choose_precision
         *(["bfloat16"] if has_bf16 else []),
+        *(["int8"] if device.kind == "cpu" and _has_int8() else []),
     )
     chosen, reason = choose_precision(str(device), "auto")
     return replace(device, precisions=precisions, chosen=chosen, reason=reason)
@@ -187,6 +201,11 @@ def _host_memory_bytes() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+def _has_int8() -> bool:
+    """Whether the CPU multiplies 8-bit integers natively; asked as for bfloat16."""
+    return bool(cpu_flags() & INT8_FLAGS)
 
 
 def _has_native_bf16(device: str) -> bool:

@@ -26,8 +26,8 @@ from pydantic_settings import (
 from core.checks import ALIAS
 from core.errors import InvalidSettings
 
-#: Arithmetic a model may run in; "auto" asks the device.
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+#: Arithmetic a model may run in; "auto" asks the device, and never takes int8.
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
 class ModelSettings(BaseModel):

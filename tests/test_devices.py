@@ -270,6 +270,7 @@ def test_the_command_line_prints_what_this_machine_has() -> None:
         assert first == f"cpu  {devices.cpu_name()}  {len(cpu.cores)} cores  {memory_gib:.0f} GiB"
         precision, reason = choose_precision("cpu", "auto")
         can = "float32, bfloat16" if precision == "bfloat16" else "float32"
+        can += ", int8" if devices.cpu_flags() & devices.INT8_FLAGS else ""
         assert second == f"  computes in {can}; auto takes {precision}: {reason}"
     else:
         assert second.startswith("  computes in float32, float16")

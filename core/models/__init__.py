@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from core.checks import EmbedOptions, RerankOptions
+from core.errors import InvalidSettings
 from core.sequence import Sequence, Tokens, Wanted
 from core.spec import ModelSpec
 
@@ -30,6 +31,8 @@ FAMILIES = {
     "qwen3_reranker": "core.models.qwen3_reranker:Qwen3Reranker",
 }
 
+#: Families whose networks can run in int8; which types of them, `core.models.network` says.
+INT8_FAMILIES = frozenset({"encoder", "m3", "cross_encoder"})
 
 #: For each output, as many rows as a batch has sequences: one array, or a list of arrays of different lengths.
 Outputs = Mapping[str, Any]
@@ -90,6 +93,13 @@ class Reranker(Model, Protocol):
 
 
 def load_model(spec: ModelSpec, device: str, precision: Precision) -> Model:
-    """Put the checkpoint's weights on the device. CannotLoadModel if they do not fit the family."""
+    """Put the checkpoint's weights on the device.
+
+    CannotLoadModel if they do not fit the family, InvalidSettings if the device or the family has not the precision.
+    """
+    if precision == "int8" and spec.family not in INT8_FAMILIES:
+        raise InvalidSettings(
+            f"precision int8 is for the families {', '.join(sorted(INT8_FAMILIES))}; {spec.path} is of {spec.family}"
+        )
     module, _, name = FAMILIES[spec.family].partition(":")
     return cast(Model, getattr(importlib.import_module(module), name)(spec, device, precision))

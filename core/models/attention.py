@@ -135,13 +135,22 @@ def _softmax_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token
     """exp(q k) v over the sum of exp(q k).
 
     Not less their largest, as is usual: that would be another pass over the scores. It only matters for
-    sums that leave the range of numbers, and for those it is done.
+    sums that leave the range of numbers, and it is done for the sequences and heads that have such a sum: in some
+    networks one head of a hundred.
     """
     found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp_(), v)
     sums = found[..., -1:]
     smallest, largest = torch.aminmax(sums)
-    if float(smallest) > _MIN_SUM and float(largest) < _MAX_SUM:
-        return found[..., :-1] * sums.reciprocal()
+    weighted = found[..., :-1] * sums.reciprocal()
+    if not (float(smallest) > _MIN_SUM and float(largest) < _MAX_SUM):
+        is_exact = ((sums > _MIN_SUM) & (sums < _MAX_SUM)).flatten(1).all(dim=1)  # False for NaN
+        (others,) = torch.nonzero(~is_exact, as_tuple=True)
+        weighted[others] = _softmax_less_largest(q[others], k[others], v[others], is_token[others])
+    return weighted
+
+
+def _softmax_less_largest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+    """The same for any scores, in float32."""
     scores = torch.bmm(q, k.transpose(1, 2)).float()
     scores.masked_fill_(is_token.unsqueeze(1) == 0, -math.inf)
     return torch.bmm(functional.softmax(scores, dim=-1).to(v.dtype), v[..., :-1])

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from core.checks import EmbedOptions, RerankOptions
-from core.devices import choose_precision
+from core.devices import around_products, choose_precision
 from core.models import Launched
 from core.models.layout import Layout
 from core.models.network import packed
@@ -30,7 +30,8 @@ class CrossEncoder:
         self.spec = spec
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
-        self._module = load(AutoModelForSequenceClassification, spec, device, self.precision)
+        dtype = around_products(device, self.precision)
+        self._module = load(AutoModelForSequenceClassification, spec, device, dtype)
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
         self._tokenizer = Tokenizer(spec)

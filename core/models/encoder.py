@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel
 
 from core.checks import EmbedOptions, RerankOptions
-from core.devices import choose_precision
+from core.devices import around_products, choose_precision
 from core.models import Launched
 from core.models.layout import Layout
 from core.models.network import Padded, build
@@ -35,7 +35,7 @@ class Encoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
-        module = load(AutoModel, spec, device, self.precision, unused=("pooler.",))
+        module = load(AutoModel, spec, device, around_products(device, self.precision), unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
         self.is_padded = isinstance(self._network, Padded)
         self._pool = Pooling(spec, device)

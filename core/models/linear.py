@@ -1,9 +1,10 @@
 """Products of a batch's rows with a layer's weights, and what follows them in the same pass over memory.
 
 On a CPU in bfloat16 the weights are laid out once as oneDNN's kernels read them: torch's own operation
-does that anew at every call, and builds a kernel for each number of rows it has not seen. The operations for it
-are those that torch's compiler uses; they are not public, and this is the one place that names them.
-`is_available` tells whether they are there, and `core.models.network` compares what they compute.
+does that anew at every call, and builds a kernel for each number of rows it has not seen. The operations for it,
+and for products in int8, are those that torch's compiler uses; they are not public, and this is the one place
+that names them. `is_available` and `is_int8_available` tell whether they are there, and `core.models.network`
+compares what they compute.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch.nn import functional
 
 #: Rows that the layout of weights is chosen for: a batch's usual number. Any other number is computed, too.
 _ROWS = 1_024
+
+#: A weight's largest step: -128 is left out, so that both signs reach as far.
+_MAX_WEIGHT = 127
 
 
 class Linear(Protocol):
@@ -65,6 +69,78 @@ class LaidOut:
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "gelu", [], "none")
         return product
+
+
+class Steps:
+    """How rows of a product are written as bytes: value / (scale * factors), from `zero` on, cut at both ends.
+
+    `factors` are (in_features,), 1 where channels cannot have their own.
+    """
+
+    def __init__(self, scale: float, zero: int, factors: torch.Tensor) -> None:
+        self.scale, self.zero, self.factors = scale, zero, factors
+        self._per_value = 1 / (scale * factors)
+        # Conversion drops what is behind the point: a half more, and it rounds.
+        self._offset = torch.tensor(zero + 0.5)
+
+    def write(self, rows: torch.Tensor) -> torch.Tensor:
+        """(num_rows, in_features) float32 or half -> the same in uint8, rounded to the nearest step."""
+        steps = torch.addcmul(self._offset, rows.float(), self._per_value)
+        # Through 16 bits: floats become bytes four times more slowly. Nothing is near 32,768 steps. NaN becomes some
+        # byte: what is added to the product keeps it.
+        return steps.to(torch.int16).clamp_(0, 255).to(torch.uint8)
+
+
+class Quantized:
+    """A CPU's product in int8, of rows written as bytes and weights with a scale for each output channel.
+
+    Takes rows of any dtype, bytes of `steps` included, and adds float32 to float32. `gelu` gives the bytes of
+    the product that comes next, `following`.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor, steps: Steps, dtype: torch.dtype, following: Steps | None
+    ) -> None:
+        self._steps, self._following, self._dtype = steps, following, dtype
+        weight = weight.float() * steps.factors
+        self._scales = (weight.abs().amax(1) / _MAX_WEIGHT).clamp_(min=torch.finfo(torch.float32).tiny)
+        rounded = (weight / self._scales.unsqueeze(1)).round_().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
+        self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        self._bias = bias.float()
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._product(rows, 1.0, 0, self._dtype, "none", "")
+
+    def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        read = (self._bytes(rows), self._steps.scale, self._steps.zero, self._weight, self._scales, self._zeros)
+        written = (1.0, 0, torch.float32, 1.0, 0)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+            *read, other, self._bias, *written, "add", 1.0, "none", [], ""
+        )
+        return product
+
+    def gelu(self, rows: torch.Tensor) -> torch.Tensor:
+        assert self._following is not None
+        return self._product(rows, self._following.scale, self._following.zero, torch.uint8, "gelu", "none")
+
+    def _product(
+        self, rows: torch.Tensor, scale: float, zero: int, dtype: torch.dtype, then: str, how: str
+    ) -> torch.Tensor:
+        read = (self._bytes(rows), self._steps.scale, self._steps.zero, self._weight, self._scales, self._zeros)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(*read, self._bias, scale, zero, dtype, then, [], how)
+        return product
+
+    def _bytes(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if rows.dtype == torch.uint8 else self._steps.write(rows)
+
+
+def is_int8_available() -> bool:
+    """Whether this torch has the operations of `Quantized`; whether the CPU is quick at them, `core.devices` says."""
+    names = ("qlinear_prepack", "qlinear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
+        hasattr(torch.ops.onednn, name) for name in names
+    )
 
 
 def is_available() -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from core.checks import EmbedOptions, RerankOptions
+from core.devices import around_products
 from core.errors import CannotLoadModel
 from core.models import Launched
 from core.models.encoder import Encoder
@@ -79,7 +80,7 @@ class M3(Encoder):
         layer = read_linear(read_state(file), file, int(self.spec.config["hidden_size"]))
         if name == FILES["sparse"] and layer.out_features != 1:
             raise CannotLoadModel(f"{file} gives {layer.out_features} values per token; a token has 1 weight")
-        layer.to(getattr(torch, self.precision))
+        layer.to(getattr(torch, around_products(self.device, self.precision)))
         round_weights(layer, self.spec)
         return layer.to(self.device).eval()
 

@@ -9,6 +9,7 @@
     metrics   what counting costs each job, each batch and each scrape
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
+    quality   what bfloat16 and int8 cost in search, against float32
 
 `python -m tests.bench <command> --help` tells a command's options.
 """
@@ -20,7 +21,7 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "peers", "accelerator", "jobs", "growth", "linear", "metrics", "flower", "scale")
+COMMANDS = ("engine", "peers", "accelerator", "quality", "jobs", "growth", "linear", "metrics", "flower", "scale")
 
 
 def main(arguments: list[str]) -> int:

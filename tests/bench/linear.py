@@ -129,7 +129,14 @@ def _figures(runs: list[Run]) -> list[Figure]:
     return [
         *figures,
         Figure("flat", "texts/s of the largest run, of the best of all", share, "", _LEAST_SHARE),
-        Figure("growth", "worker: growth between the ends of the last two runs", growth, "MiB", _MAX_GROWTH_MIB, is_limit=True),
+        Figure(
+            "growth",
+            "worker: growth between the ends of the last two runs",
+            growth,
+            "MiB",
+            _MAX_GROWTH_MIB,
+            is_limit=True,
+        ),
     ]
 
 

@@ -46,8 +46,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(title: str, figures: list[Figure]) -> None:
-    """Print the table."""
+def show(title: str, figures: list[Figure], digits: int = 3) -> None:
+    """Print the table, values below 100 with so many digits."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("what")
     table.add_column("value", justify="right", no_wrap=True)
@@ -56,8 +56,8 @@ def show(title: str, figures: list[Figure]) -> None:
     table.add_column("", no_wrap=True)
     for figure in figures:
         verdict = {True: "met", False: "missed", None: ""}[figure.is_met]
-        target = "" if figure.target is None else f"{'≤' if figure.is_limit else '≥'} {shown(figure.target)}"
-        table.add_row(figure.what, shown(figure.value), figure.unit, target, verdict)
+        target = "" if figure.target is None else f"{'≤' if figure.is_limit else '≥'} {shown(figure.target, digits)}"
+        table.add_row(figure.what, shown(figure.value, digits), figure.unit, target, verdict)
     Console().print(table)
 
 
@@ -82,8 +82,8 @@ def write(file: Path, run: dict[str, Any], figures: list[Figure]) -> None:
     file.write_text(json.dumps({**run, "machine": machine(), "figures": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def shown(value: float | None) -> str:
+def shown(value: float | None, digits: int = 3) -> str:
     """A number with as many digits as say something."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.{digits}g}"
