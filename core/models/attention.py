@@ -24,9 +24,9 @@ _STEP = 16
 #: Scores that are in memory at a time: 16 MiB of bfloat16. More sequences and heads than that go in parts.
 _MAX_SCORES = 8_000_000
 
-#: Sums of exponentials within these are exact enough; beyond them a row is computed again, more slowly. bfloat16 and
-#: float32 reach 1e-38 and 3e38; values, weighted by exponentials, must stay below that too.
-_MIN_SUM, _MAX_SUM = 1e-25, 1e25
+#: Sums of exponentials within these are used as they are; beyond them they are made again, more slowly. bfloat16 and
+#: float32 reach from 1e-38 to 3e38, and values of some 100,000, weighted by exponentials, must fit below that too.
+_MIN_SUM, _MAX_SUM = 1e-33, 1e33
 
 
 class Varlen:
