@@ -62,7 +62,8 @@ def _measure(given: argparse.Namespace) -> list[Compared]:
                         continue
                     case = _case(model, kind, given.texts)
                     comparing.say(comparing.describe(case))
-                    ours = [Ours(url, precision, given.concurrency) for precision in given.precision]
+                    are_several = len(given.precision) > 1
+                    ours = [Ours(url, each, given.concurrency, are_several) for each in given.precision]
                     found.append(_compare(case, [*(peers[name] for name in given.peers), *ours], given.rounds))
     return found
 

@@ -143,7 +143,7 @@ class _Turns:
                 row.reason = str(error)
             say(f"  {system.name}: not available: {error}")
             self._stop(system)
-        if self._case.model.is_large:
+        if self._case.model.is_large or system.stops_after_turn:
             self._stop(system)
 
     def _measure(self, system: System, row: Row) -> None:

@@ -31,7 +31,9 @@ class Ours:
 
     ways = (LARGE, SMALL)
 
-    def __init__(self, url: str, precision: str, concurrency: int) -> None:
+    def __init__(self, url: str, precision: str, concurrency: int, stops_after_turn: bool = False) -> None:
+        """`stops_after_turn` where others of ours are measured: they would take jobs from the same queue."""
+        self.stops_after_turn = stops_after_turn
         self.name = "embedq" if precision == "auto" else f"embedq-{precision}"
         self._url = url
         self._precision = precision

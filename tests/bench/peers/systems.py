@@ -51,6 +51,8 @@ class System(Protocol):
     name: str
     #: Ways of asking it; each is measured by itself. "" where there is one only.
     ways: tuple[str, ...]
+    #: Whether it must not be there while another has its turn.
+    stops_after_turn: bool
 
     def start(self, model: Model, first: Work) -> dict[str, Any]:
         """Load and warm up, outside all measured time; tells precision and whatever else is of interest."""
@@ -73,6 +75,7 @@ class Peer:
     #: Where the environments are.
     folder: Path = PEERS
     ways: tuple[str, ...] = ("",)
+    stops_after_turn: bool = False
     #: Entries of its requests by way.
     asking: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Whether a batch size is chosen when it loads, not with each request.
