@@ -34,6 +34,10 @@ INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 #: Variables that fix how many threads the CPU libraries start; read when torch loads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+#: A pass takes and frees megabytes for each operation; given back to the kernel each time, they are mapped and cleared
+#: anew: 1 to 2 % of a CPU's time (docs/measurements.md). So glibc keeps up to half a GiB.
+_ALLOCATING = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
+
 #: Between two operations the threads of a CPU's libraries sleep instead of spinning: a worker's other threads need
 #: the cores. One-text jobs came through a tenth to a fifth faster, large jobs as fast (docs/measurements.md).
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -71,7 +75,7 @@ class Device:
         pinned = {variable: self._name_in(os.environ.get(variable, ""))} if variable else {}
         if self.cores:
             pinned |= dict.fromkeys(_THREADS, str(len(self.cores)))
-            pinned |= {name: os.environ.get(name, value) for name, value in _WAITING.items()}
+            pinned |= {name: os.environ.get(name, value) for name, value in (_WAITING | _ALLOCATING).items()}
         return pinned
 
     def _name_in(self, visible: str) -> str:

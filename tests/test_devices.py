@@ -103,7 +103,13 @@ def test_every_accelerator_is_listed_with_name_and_memory(kind: str, monkeypatch
             Device("cpu", 1, "A", cores=(2, 3, 5)),
             "cpu",
             "cpu1",
-            {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3", "OMP_WAIT_POLICY": "PASSIVE"},
+            {
+                "OMP_NUM_THREADS": "3",
+                "MKL_NUM_THREADS": "3",
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "MALLOC_MMAP_THRESHOLD_": "67108864",
+                "MALLOC_TRIM_THRESHOLD_": "536870912",
+            },
         ),
     ],
 )
