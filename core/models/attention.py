@@ -9,7 +9,6 @@ kernel up to 512 tokens (docs/measurements.md, "a pass without padding").
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -49,22 +48,13 @@ class Varlen:
         return attended.flatten(1)
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Sequences of like length, padded to one length for attention alone."""
-
-    count: int
-    length: int
-    #: (count, 1, length, 1) 1 where there is a token, 0 where the sequence has ended.
-    is_token: torch.Tensor
-
-
 class ByLength:
     """A CPU's attention for one batch: made once, called for each layer."""
 
     def __init__(self, layout: Layout, num_rows: int, num_heads: int, dtype: torch.dtype) -> None:
         self._num_heads = num_heads
-        self._groups: list[_Alike] = []
+        #: Of each group of like lengths (count, 1, length, 1): 1 where there is a token, 0 where a sequence has ended.
+        self._is_token: list[torch.Tensor] = []
         sources, targets, num_places = [], np.zeros(num_rows, np.int64), 0
         steps = -(-layout.lengths // _STEP) * _STEP
         for length in np.unique(steps).tolist():
@@ -79,31 +69,29 @@ class ByLength:
             is_own = is_token[: len(those)]
             targets[(starts + places)[: len(those)][is_own]] = num_places + np.flatnonzero(is_own)
             num_places += is_token.size
-            mask = torch.from_numpy(is_token).to(dtype).view(-1, 1, length, 1)
-            self._groups.append(_Alike(len(is_token), length, mask))
+            self._is_token.append(torch.from_numpy(is_token).to(dtype).view(-1, 1, length, 1))
         #: (num_places,) the row of each place, any where the sequence has ended; (num_rows,) the place of each row.
         self._rows, self._places = torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim); rows behind the last token get something that nobody reads."""
-        placed = torch.split(states.index_select(0, self._rows), [one.count * one.length for one in self._groups])
-        found = [self._attend(part, group) for part, group in zip(placed, self._groups, strict=True)]
+        placed = torch.split(states.index_select(0, self._rows), [group.numel() for group in self._is_token])
+        found = [self._attend(part, group) for part, group in zip(placed, self._is_token, strict=True)]
         return (torch.cat(found) if len(found) > 1 else found[0]).index_select(0, self._places)
 
-    def _attend(self, states: torch.Tensor, group: _Alike) -> torch.Tensor:
+    def _attend(self, states: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
         """(count * length, 3 * dim) of one group -> (count * length, dim)."""
-        count, length, heads = group.count, group.length, self._num_heads
+        (count, _, length, _), heads = is_token.shape, self._num_heads
         width = states.shape[1] // 3 // heads
         apart = states.view(count, length, 3, heads, width).permute(2, 0, 3, 1, 4)
         queries, keys = apart[:2].reshape(2, count * heads, length, width)
         # Behind each value a 1, which counts exponentials as the product goes; where the sequence has ended, all 0: so
         # what is there counts nothing, without a mask over the scores.
         values = states.new_empty(count, heads, length, width + 1)
-        torch.mul(apart[2], group.is_token, out=values[..., :width])
-        values[..., width:] = group.is_token
+        torch.mul(apart[2], is_token, out=values[..., :width])
+        values[..., width:] = is_token
         values = values.view(count * heads, length, width + 1)
-        is_token = group.is_token.expand(count, heads, length, 1).reshape(count * heads, length)
-        found = _weighted(queries, keys, values, is_token)
+        found = _weighted(queries, keys, values, is_token.expand(count, heads, length, 1).reshape(-1, length))
         return found.view(count, heads, length, width).transpose(1, 2).reshape(count * length, heads * width)
 
 
