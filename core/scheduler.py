@@ -86,7 +86,7 @@ class Scheduler:
 
     def num_tokens(self, is_bulk: bool) -> int:
         """Tokens that wait in one class, without padding."""
-        return self._class(is_bulk).num_tokens
+        return self._class(is_bulk).by_model.total()
 
     def num_tokens_of(self, model: str) -> int:
         """Tokens that wait for one model, without padding."""
@@ -186,8 +186,7 @@ class _Class:
     """The waiting sequences of one class: all by age, and those of each key by length and then by age."""
 
     def __init__(self, may_pass_over: bool) -> None:
-        self.num_tokens = 0
-        #: The same by model.
+        #: Tokens without padding, by model.
         self.by_model: Counter[str] = Counter()
         self._may_pass_over = may_pass_over
         self._by_age: _Queue = OrderedDict()
@@ -207,7 +206,6 @@ class _Class:
         if bucket not in buckets:
             buckets[bucket] = OrderedDict()
         buckets[bucket][sequence] = self._by_age[sequence] = None
-        self.num_tokens += sequence.length
         self.by_model[sequence.model] += sequence.length
 
     def remove(self, sequence: Sequence, bucket: int) -> bool:
@@ -250,7 +248,6 @@ class _Class:
     def _forget(self, sequence: Sequence, buckets: dict[int, _Queue], bucket: int) -> None:
         """Drop what else is known of one that left its bucket. Nothing empty stays: keys are callers' options."""
         del self._by_age[sequence]
-        self.num_tokens -= sequence.length
         self.by_model[sequence.model] -= sequence.length
         if not buckets[bucket]:
             del buckets[bucket]

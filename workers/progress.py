@@ -1,7 +1,8 @@
 """Whether a worker gets on, by what its heartbeats say. Pure: times come in as arguments.
 
 Three clocks, because three things can stop: the process (it is silent), its event loop (it does not turn), and the
-work (jobs are held, and none is computed or answered). Before it has loaded there is one: that takes its time, and ends. What waits for the server is no standstill of the worker's.
+work (jobs are held, and none is computed or answered). Before it has loaded there is one: that takes its time, and
+ends. What waits for the server is no standstill of the worker's.
 """
 
 from __future__ import annotations

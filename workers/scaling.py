@@ -2,9 +2,9 @@
 
 Work is counted in seconds of one worker, so that queues of models with jobs of any size add up; of what several
 launchers work on it is one launcher's part (`workers.work`). What decides is the backlog in seconds: that work, divided
-by the workers there are. More are started when a new one, which has to
-load first, would still find more than `target_s` of it; one is drained when the others have next to no backlog and
-hands free. Either must hold for a while, so that neither a short burst nor a short pause moves anything.
+by the workers there are. More are started when a new one, which has to load first, would still find more than
+`target_s` of it; one is drained when the others have next to no backlog and hands free. Either must hold for a while,
+so that neither a short burst nor a short pause moves anything.
 """
 
 from __future__ import annotations
