@@ -202,6 +202,15 @@ worker_send_task_events = True  # Flower
 event_serializer = "json"
 result_expires = wire["result_expires_s"]
 
+# How often a job is sent again when the server cannot be reached. Sentinels take seconds to name another server,
+# and a web application must not fail all its requests meanwhile: behind them a send goes on for some 17 s.
+task_publish_retry_policy = {
+    "max_retries": 20 if broker_url.startswith("sentinel://") else 3,
+    "interval_start": 0,
+    "interval_step": 0.2,
+    "interval_max": 1,
+}
+
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_channel_error_retry = True

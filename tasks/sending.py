@@ -25,9 +25,6 @@ COMPRESS_FROM_BYTES = 64 * 1024
 #: held in memory, encoded.
 _MAX_JOBS_PER_WRITE, _MAX_BYTES_PER_WRITE = 1000, 8 * 1024 * 1024
 
-#: How often a write is tried, as often as Celery tries to send one job.
-_MAX_TRIES = 4
-
 #: Milliseconds of the first pause between two tries, and of the longest it doubles to.
 _FIRST_PAUSE_MS, _MAX_PAUSE_MS = 100, 1000
 
@@ -56,15 +53,16 @@ def send_many(task: Task, calls: Sequence[Call]) -> list[AsyncResult]:
     if it keeps failing.
     """
     jobs: list[AsyncResult] = []
+    max_tries = 1 + task.app.conf.task_publish_retry_policy["max_retries"]  # as often as Celery tries to send one job
     with task.app.producer_or_acquire() as producer:
         for write in _writes(calls):
             ids = [uuid() for _ in write]
-            for num_tries in range(1, _MAX_TRIES + 1):
+            for num_tries in range(1, max_tries + 1):
                 try:
                     jobs += _send(task, producer, write, ids)
                     break
                 except (BatchPublishError, OperationalError):
-                    if num_tries == _MAX_TRIES:
+                    if num_tries == max_tries:
                         raise
                 pause_ms = get_exponential_backoff_interval(_FIRST_PAUSE_MS, num_tries, _MAX_PAUSE_MS, True)
                 time.sleep(pause_ms / 1000)

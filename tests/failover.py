@@ -64,16 +64,16 @@ class Failover:
         return redis.Redis(port=port or self.master(), password=PASSWORD)
 
     def kill_master(self) -> int:
-        """Kill it once its replica has all it has; returns the port of the new one, when it is one."""
+        """Kill it once its replica has all it has; returns its port. The Sentinels name another after some seconds."""
         dead = self.master()
         with self.client(dead) as client:
             assert client.wait(1, 1000 * _TIMEOUT_S) == 1
         self._servers[dead].process.kill()
-        self._until(lambda: self.master() != dead)
-        return self.master()
+        return dead
 
     def start_again(self, port: int) -> None:
-        """Start a killed server where it was; the Sentinels make it a replica."""
+        """Start a killed server where it was, when another is in its place; the Sentinels make it a replica."""
+        self._until(lambda: self.master() != port)
         self._start_server("--primaryauth", PASSWORD, port=port)
         self._until(lambda: self.client(port).info("replication")["role"] == "slave")
 

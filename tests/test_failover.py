@@ -72,10 +72,9 @@ def test_jobs_sent_before_and_after_a_failover_are_answered(
         before = "jobs.update(before=tasks.embed_many([['a text, repeated ' * 40] * 40 for _ in range(40)]))"
         producer.do(before)
         producer.do("jobs.update(first=jobs['before'][0].get(timeout=60))")  # the worker is in the midst of them
-        dead = failover.master()
         with failover.client() as client:
             assert client.hlen("unacked") > 0
-        failover.kill_master()
+        dead = failover.kill_master()
         producer.do("jobs.update(after=[tasks.embed.delay(['a', str(number)]) for number in range(20)])")
         assert producer.do("{len(job.get(timeout=120)) for job in jobs['before']}") == {40}
         assert producer.do("{len(job.get(timeout=120)) for job in jobs['after']}") == {2}
