@@ -40,7 +40,10 @@ def batch_tokens(batch: list[Sequence]) -> int:
 def holds_nothing(scheduler: Scheduler) -> bool:
     """Whether no trace of a sequence or a key is left."""
     classes = (scheduler._interactive, scheduler._bulk)
-    return not any(one._by_age or one._by_key or any(one.by_model.values()) for one in classes) and scheduler.num_sequences == 0
+    return (
+        not any(one._by_age or one._by_key or any(one.by_model.values()) for one in classes)
+        and scheduler.num_sequences == 0
+    )
 
 
 class History:
