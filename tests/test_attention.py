@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from core.models import attention
-from core.models.attention import ByLength
+from core.models.attention import ByLength, plan
 from core.models.layout import Layout
 from core.sequence import Sequence, Tokens
 
@@ -38,8 +37,9 @@ def one_by_one(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     return torch.cat(found).reshape(-1, HEADS * WIDTH)
 
 
-def attend(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    return ByLength(layout_of(lengths), len(states), HEADS, states.dtype)(states)[: sum(lengths)]
+def attend(states: torch.Tensor, lengths: list[int], max_scores: int = 1_000_000) -> torch.Tensor:
+    there = plan(layout_of(lengths), len(states), states.dtype)
+    return ByLength(HEADS, max_scores)(states, there)[: sum(lengths)]
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 99), num_filling=st.integers(0, 20))
@@ -53,9 +53,7 @@ def test_each_token_sees_its_own_sequence_and_nothing_else(lengths: list[int], s
 @settings(deadline=None, max_examples=40)
 def test_scores_in_parts_give_the_same(lengths: list[int], max_scores: int) -> None:
     states = states_of(sum(lengths), 1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_MAX_SCORES", max_scores)
-        found = attend(states, lengths)
+    found = attend(states, lengths, max_scores)
     torch.testing.assert_close(found, one_by_one(states, lengths), rtol=1e-5, atol=1e-5)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +100,7 @@ def test_a_text_that_breaks_the_network_breaks_no_neighbour(tmp_path: Path) -> N
         whole = packed(layout()).float().split(list(LENGTHS))
         broken = layout()
         broken.batch[4].tokens.ids[:] = 7
-        packed._embeddings.word_embeddings.weight[7] = torch.nan
+        packed._embeddings.words.weight[7] = torch.nan
         found = packed(broken).float().split(list(LENGTHS))
     assert [bool(one.isnan().any()) for one in found] == [7 in one.tokens.ids for one in broken.batch]
     for index, (one, other) in enumerate(zip(found, whole, strict=True)):
@@ -115,22 +118,69 @@ def test_other_layers_than_known_ones_run_as_transformers_has_them(more: dict[st
 def test_a_machine_whose_kernels_fail_runs_padded_and_says_so(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(self: Any, rows: torch.Tensor) -> torch.Tensor:
+    make = linear.LaidOut.__init__
+
+    def broken(self: Any, weight: torch.Tensor, bias: torch.Tensor) -> None:
         if fault == "raises":
             raise RuntimeError("no kernel for this CPU")
-        return self(rows)  # without the GELU
+        make(self, -weight, bias)
 
     directory = save(tmp_path)
     texts = ["a ferry", "a boat and a garden in the rain"]
     with load(directory) as engine:
         expected = np.asarray(engine.embed(texts))
-    monkeypatch.setattr(linear.LaidOut, "gelu", broken)
+    monkeypatch.setattr(linear.LaidOut, "__init__", broken)
     with caplog.at_level(logging.WARNING), load(directory) as engine:
         assert isinstance(network_of(engine), Padded)
         found = np.asarray(engine.embed(texts))
     assert np.sum(found * expected, axis=1).min() > MIN_COSINE
     (record,) = [record for record in caplog.records if getattr(record, "action", "") == "padded"]
     assert ("no kernel for this CPU" if fault == "raises" else "cosine") in record.getMessage()
+
+
+def test_a_pass_is_one_call_and_elsewhere_says_that_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(module: Any) -> Any:
+        raise RuntimeError("no TorchScript on this Python")
+
+    directory = save(tmp_path)
+    with load(directory) as engine, torch.inference_mode():
+        assert isinstance(network_of(engine)._layers, torch.jit.ScriptModule)
+        expected = network_of(engine)(layout())
+    monkeypatch.setattr(torch.jit, "script", fails)
+    with caplog.at_level(logging.WARNING), load(directory) as engine, torch.inference_mode():
+        assert isinstance(network_of(engine), PackedEncoder)
+        torch.testing.assert_close(network_of(engine)(layout()), expected, rtol=0, atol=0)
+    (record,) = caplog.records
+    assert vars(record)["action"] == "unscripted"
+    assert "no TorchScript on this Python" in record.getMessage()
+
+
+def test_a_pass_does_not_wait_for_other_threads_between_its_operations(minilm: Path) -> None:
+    """Another thread keeps the interpreter for as long as it may, each time that it has it."""
+    interval_s, usual_s, ended = 0.05, sys.getswitchinterval(), threading.Event()
+
+    def hog() -> None:
+        while not ended.is_set():
+            pass
+
+    with load(minilm) as engine, torch.inference_mode():
+        packed, batch = network_of(engine), layout((30,) * 30)
+        packed(batch)
+        other = threading.Thread(target=hog)
+        try:
+            sys.setswitchinterval(interval_s)
+            other.start()
+            started_s = time.monotonic()
+            packed(batch)
+            num_waits = (time.monotonic() - started_s) / interval_s
+        finally:
+            ended.set()
+            sys.setswitchinterval(usual_s)
+            other.join()
+    print(f"\na pass waited for the interpreter {num_waits:.0f} times")
+    assert num_waits < 25  # 5 to 15; hundreds where each operation waits
 
 
 def test_weights_are_not_kept_twice() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 from core.checkpoint import read_spec
 from core.models import layout as layout_module
 from core.models import network, weights
-from core.models.attention import ByLength, Varlen
+from core.models.attention import ByLength, Varlen, plan
 from core.models.layout import Layout
 from core.models.network import Padded
 from core.models.packed import PackedEncoder
@@ -121,7 +121,7 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
     within = {"rtol": TOLERANCE[device], "atol": TOLERANCE[device]}
     torch.testing.assert_close(found.cpu().double(), torch.cat(expected), **within)
     states[:, : num_heads * width] /= width**0.5  # what the weights do for a CPU
-    by_length = ByLength(Layout(batch_of(), "cpu"), len(states), num_heads, states.dtype)(states)
+    by_length = ByLength(num_heads)(states, plan(Layout(batch_of(), "cpu"), len(states), states.dtype))
     torch.testing.assert_close(found.cpu().float(), by_length, **within)
 
 

@@ -9,9 +9,11 @@ kernel up to 512 tokens (docs/measurements.md, "a pass without padding").
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from core.models.layout import Layout
@@ -48,51 +50,101 @@ class Varlen:
         return attended.flatten(1)
 
 
-class ByLength:
-    """A CPU's attention for one batch: made once, called for each layer."""
+class Plan(NamedTuple):
+    """How a batch's rows are grouped for a CPU's attention."""
 
-    def __init__(self, layout: Layout, num_rows: int, num_heads: int, dtype: torch.dtype) -> None:
+    #: (num_places,) the row of each place, any where the sequence has ended; (num_rows,) the place of each row.
+    rows: torch.Tensor
+    places: torch.Tensor
+    #: Of each group of like lengths (count, 1, length, 1): 1 where there is a token, 0 where a sequence has ended.
+    is_token: list[torch.Tensor]
+
+
+def plan(layout: Layout, num_rows: int, dtype: torch.dtype) -> Plan:
+    """Made once for a batch: sequences of like length together, one group's places behind the other's."""
+    sources, targets, groups, num_places = [], np.zeros(num_rows, np.int64), [], 0
+    steps = -(-layout.lengths // _STEP) * _STEP
+    for length in np.unique(steps).tolist():
+        those = np.flatnonzero(steps == length)
+        num_more = _rounded(len(those)) - len(those)
+        # What fills up is a sequence of one token, any: without a token its sum would be 0.
+        starts = np.append(layout.starts[those], np.zeros(num_more, np.int64))[:, np.newaxis]
+        lengths = np.append(layout.lengths[those], np.ones(num_more, np.int64))[:, np.newaxis]
+        places = np.arange(length)
+        is_token = places < lengths  # (count, length)
+        sources.append(np.where(is_token, starts + places, 0).ravel())
+        is_own = is_token[: len(those)]
+        targets[(starts + places)[: len(those)][is_own]] = num_places + np.flatnonzero(is_own)
+        num_places += is_token.size
+        groups.append(torch.from_numpy(is_token).to(dtype).view(-1, 1, length, 1))
+    return Plan(torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups)
+
+
+class ByLength(nn.Module):
+    """A CPU's attention. TorchScript reads all of it (`core.models.packed`)."""
+
+    def __init__(self, num_heads: int, max_scores: int = _MAX_SCORES) -> None:
+        super().__init__()
         self._num_heads = num_heads
-        #: Of each group of like lengths (count, 1, length, 1): 1 where there is a token, 0 where a sequence has ended.
-        self._is_token: list[torch.Tensor] = []
-        sources, targets, num_places = [], np.zeros(num_rows, np.int64), 0
-        steps = -(-layout.lengths // _STEP) * _STEP
-        for length in np.unique(steps).tolist():
-            those = np.flatnonzero(steps == length)
-            num_more = _rounded(len(those)) - len(those)
-            # What fills up is a sequence of one token, any: without a token its sum would be 0.
-            starts = np.append(layout.starts[those], np.zeros(num_more, np.int64))[:, np.newaxis]
-            lengths = np.append(layout.lengths[those], np.ones(num_more, np.int64))[:, np.newaxis]
-            places = np.arange(length)
-            is_token = places < lengths  # (count, length)
-            sources.append(np.where(is_token, starts + places, 0).ravel())
-            is_own = is_token[: len(those)]
-            targets[(starts + places)[: len(those)][is_own]] = num_places + np.flatnonzero(is_own)
-            num_places += is_token.size
-            self._is_token.append(torch.from_numpy(is_token).to(dtype).view(-1, 1, length, 1))
-        #: (num_places,) the row of each place, any where the sequence has ended; (num_rows,) the place of each row.
-        self._rows, self._places = torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets)
+        self._max_scores = max_scores
+        self._min_sum, self._max_sum = _MIN_SUM, _MAX_SUM
 
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, plan: Plan) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim); rows behind the last token get something that nobody reads."""
-        placed = torch.split(states.index_select(0, self._rows), [group.numel() for group in self._is_token])
-        found = [self._attend(part, group) for part, group in zip(placed, self._is_token, strict=True)]
-        return (torch.cat(found) if len(found) > 1 else found[0]).index_select(0, self._places)
+        placed = torch.split(states.index_select(0, plan.rows), [group.numel() for group in plan.is_token])
+        found = [self._attend(part, group) for part, group in zip(placed, plan.is_token)]  # noqa: B905  (TorchScript)
+        return (torch.cat(found) if len(found) > 1 else found[0]).index_select(0, plan.places)
 
     def _attend(self, states: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
         """(count * length, 3 * dim) of one group -> (count * length, dim)."""
-        (count, _, length, _), heads = is_token.shape, self._num_heads
-        width = states.shape[1] // 3 // heads
+        count, length, heads = is_token.size(0), is_token.size(2), self._num_heads
+        width = states.size(1) // 3 // heads
         apart = states.view(count, length, 3, heads, width).permute(2, 0, 3, 1, 4)
-        queries, keys = apart[:2].reshape(2, count * heads, length, width)
+        queries_keys = apart[:2].reshape(2, count * heads, length, width)
         # Behind each value a 1, which counts exponentials as the product goes; where the sequence has ended, all 0: so
         # what is there counts nothing, without a mask over the scores.
-        values = states.new_empty(count, heads, length, width + 1)
+        values = states.new_empty([count, heads, length, width + 1])
         torch.mul(apart[2], is_token, out=values[..., :width])
         values[..., width:] = is_token
         values = values.view(count * heads, length, width + 1)
-        found = _weighted(queries, keys, values, is_token.expand(count, heads, length, 1).reshape(-1, length))
+        is_token = is_token.expand(count, heads, length, 1).reshape(-1, length)
+        found = self._weighted(queries_keys[0], queries_keys[1], values, is_token)
         return found.view(count, heads, length, width).transpose(1, 2).reshape(count * length, heads * width)
+
+    def _weighted(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
+        """Values weighted by the softmax of scores, in parts: (n, length, width), of values (n, length, width + 1)."""
+        num, length = q.size(0), q.size(1)
+        num_at_once = max(1, self._max_scores // (length * length))
+        rows_at_once = min(length, max(1, self._max_scores // length))
+        if num_at_once >= num:
+            return self._softmax_product(q, k, v, is_token)
+        found = v.new_empty([num, length, v.size(2) - 1])
+        for first in range(0, num, num_at_once):
+            last = first + num_at_once
+            for row in range(0, length, rows_at_once):
+                end = row + rows_at_once
+                part = self._softmax_product(q[first:last, row:end], k[first:last], v[first:last], is_token[first:last])
+                found[first:last, row:end] = part
+        return found
+
+    def _softmax_product(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor
+    ) -> torch.Tensor:
+        """exp(q k) v over the sum of exp(q k).
+
+        Not less their largest, as is usual: that would be another pass over the scores. It only matters for
+        sums that leave the range of numbers, and it is done for the sequences and heads that have such a sum: in some
+        networks one head of a hundred.
+        """
+        found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp_(), v)
+        sums = found[..., -1:]
+        smallest, largest = torch.aminmax(sums)
+        weighted = found[..., :-1] * sums.reciprocal()
+        if not (float(smallest) > self._min_sum and float(largest) < self._max_sum):
+            is_exact = ((sums > self._min_sum) & (sums < self._max_sum)).flatten(1).all(dim=1)  # False for NaN
+            others = torch.nonzero(~is_exact).flatten()
+            weighted[others] = _softmax_less_largest(q[others], k[others], v[others], is_token[others])
+        return weighted
 
 
 def _rounded(count: int) -> int:
@@ -102,39 +154,6 @@ def _rounded(count: int) -> int:
     """
     step = max(1, 1 << (count.bit_length() - 3)) if count > 3 else 1
     return -(-count // step) * step
-
-
-def _weighted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-    """Values weighted by the softmax of scores, in parts: (n, length, width), of values (n, length, width + 1)."""
-    num, length = q.shape[:2]
-    num_at_once, rows_at_once = max(1, _MAX_SCORES // length**2), min(length, max(1, _MAX_SCORES // length))
-    if num_at_once >= num:
-        return _softmax_product(q, k, v, is_token)
-    found = v.new_empty(num, length, v.shape[2] - 1)
-    for first in range(0, num, num_at_once):
-        some = slice(first, first + num_at_once)
-        for row in range(0, length, rows_at_once):
-            queries = q[some, row : row + rows_at_once]
-            found[some, row : row + rows_at_once] = _softmax_product(queries, k[some], v[some], is_token[some])
-    return found
-
-
-def _softmax_product(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-    """exp(q k) v over the sum of exp(q k).
-
-    Not less their largest, as is usual: that would be another pass over the scores. It only matters for
-    sums that leave the range of numbers, and it is done for the sequences and heads that have such a sum: in some
-    networks one head of a hundred.
-    """
-    found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp_(), v)
-    sums = found[..., -1:]
-    smallest, largest = torch.aminmax(sums)
-    weighted = found[..., :-1] * sums.reciprocal()
-    if not (float(smallest) > _MIN_SUM and float(largest) < _MAX_SUM):
-        is_exact = ((sums > _MIN_SUM) & (sums < _MAX_SUM)).flatten(1).all(dim=1)  # False for NaN
-        (others,) = torch.nonzero(~is_exact, as_tuple=True)
-        weighted[others] = _softmax_less_largest(q[others], k[others], v[others], is_token[others])
-    return weighted
 
 
 def _softmax_less_largest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:

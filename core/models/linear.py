@@ -9,9 +9,8 @@ compares what they compute.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
+from torch import nn
 from torch.nn import functional
 
 #: Rows that the layout of weights is chosen for: a batch's usual number. Any other number is computed, too.
@@ -21,49 +20,56 @@ _ROWS = 1_024
 _MAX_WEIGHT = 127
 
 
-class Linear(Protocol):
-    """Rows (num_rows, in_features) -> (num_rows, out_features), bias included."""
+class Linear(nn.Module):
+    """Rows (num_rows, in_features) -> (num_rows, out_features), bias included.
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor: ...
+    TorchScript reads the classes of a CPU (`core.models.packed`): what they do is in the part of Python that it knows.
+    """
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """The product."""
+        raise NotImplementedError
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """The product, and `other` added to it."""
-        ...
+        raise NotImplementedError
 
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
         """GELU, by the error function, of the product."""
-        ...
+        raise NotImplementedError
 
 
-class Plain:
+class Plain(Linear):
     """torch's own product, for devices whose libraries lay weights out themselves."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self._weight, self._bias = weight, bias
+        super().__init__()
+        self._weight, self._bias = weight.detach(), bias.detach()
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         return functional.linear(rows, self._weight, self._bias)
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        return self(rows) + other
+        return self.forward(rows) + other
 
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
         return functional.gelu(self(rows))
 
 
-class LaidOut:
+class LaidOut(Linear):
     """A CPU's product in bfloat16, weights laid out for its kernels."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS)
-        self._bias = bias
+        self._bias = bias.detach()
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
         return product
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(rows, other, self._weight, self._bias, "add")
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, other, self._weight, self._bias, "add")
         return product
 
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
@@ -71,13 +77,14 @@ class LaidOut:
         return product
 
 
-class Steps:
+class Steps(nn.Module):
     """How rows of a product are written as bytes: value / (scale * factors), from `zero` on, cut at both ends.
 
     `factors` are (in_features,), 1 where channels cannot have their own.
     """
 
     def __init__(self, scale: float, zero: int, factors: torch.Tensor) -> None:
+        super().__init__()
         self.scale, self.zero, self.factors = scale, zero, factors
         self._per_value = 1 / (scale * factors)
         # Conversion drops what is behind the point: a half more, and it rounds.
@@ -91,7 +98,7 @@ class Steps:
         return steps.to(torch.int16).clamp_(0, 255).to(torch.uint8)
 
 
-class Quantized:
+class Quantized(Linear):
     """A CPU's product in int8, of rows written as bytes and weights with a scale for each output channel.
 
     Takes rows of any dtype, bytes of `steps` included, and adds float32 to float32. `gelu` gives the bytes of
@@ -101,6 +108,7 @@ class Quantized:
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor, steps: Steps, dtype: torch.dtype, following: Steps | None
     ) -> None:
+        super().__init__()
         self._steps, self._following, self._dtype = steps, following, dtype
         weight = weight.float() * steps.factors
         self._scales = (weight.abs().amax(1) / _MAX_WEIGHT).clamp_(min=torch.finfo(torch.float32).tiny)
@@ -109,13 +117,13 @@ class Quantized:
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         self._bias = bias.float()
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         return self._product(rows, 1.0, 0, self._dtype, "none", "")
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         read = (self._bytes(rows), self._steps.scale, self._steps.zero, self._weight, self._scales, self._zeros)
         written = (1.0, 0, torch.float32, 1.0, 0)
-        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *read, other, self._bias, *written, "add", 1.0, "none", [], ""
         )
         return product

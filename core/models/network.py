@@ -72,6 +72,8 @@ def packed(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedE
     layout = Layout(_probe(spec), device)
     try:
         network = PackedEncoder(module, device)
+        if device == "cpu":
+            network.script()
         cosine = float(_cosines(network, Padded(module, spec.pad_token_id), layout).min())
     except Exception as error:  # a library without a kernel for this device says so in many ways; there is another way
         reason = f"{type(error).__name__}: {error!s:.200}"
@@ -97,6 +99,7 @@ def _in_int8(module: Any, spec: ModelSpec, device: str) -> PackedEncoder:
         raise CannotLoadModel(f"{spec.path} has weights that are NaN or infinite, which int8 would hide")
     tokenizer = Tokenizer(spec)
     network = quantize(module, _sampled(sample.MEASURED, tokenizer, spec, device))
+    network.script()
     exact = PackedEncoder(module, device, linear.Plain)
     same = float(_cosines(exact, Padded(module, spec.pad_token_id), Layout(_probe(spec), device)).min())
     if not same >= _MIN_COSINE:

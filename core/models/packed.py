@@ -6,17 +6,21 @@ that do more at once. Which types these are, and that the numbers are the same, 
 
 from __future__ import annotations
 
+import copy
+import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from core.models import linear
-from core.models.attention import ByLength, Varlen
+from core.models.attention import ByLength, Plan, Varlen, plan
 from core.models.layout import Layout
+
+log = logging.getLogger(__name__)
 
 #: What makes a product of its weight (out_features, in_features) and its bias.
 Product = Callable[[torch.Tensor, torch.Tensor], linear.Linear]
@@ -36,75 +40,123 @@ class PackedEncoder(nn.Module):
         """
         super().__init__()
         config = module.config
-        self._embeddings = module.embeddings
         self._num_heads = int(config.num_attention_heads)
         #: RoBERTa counts positions from behind the padding's id, and only tokens that are not padding.
         self._padding_id = getattr(module.embeddings, "padding_idx", None)
         self._is_cpu = device == "cpu"
         #: Rows are filled up to a multiple of this.
         self.rows_step = _ROWS_STEP if self._is_cpu else 1
-        self._dtype = torch.float32 if is_wide else module.dtype
+        self._dtype: torch.dtype = module.dtype
         product = product or (linear.LaidOut if self._is_cpu else linear.Plain)
         # Scores are queries times keys over the root of a head's width. CUDA's kernel sees to that.
         scale = (int(config.hidden_size) // self._num_heads) ** -0.5 if self._is_cpu else 1.0
-        self._layers = [_Layer(layer, scale, product, self._dtype) for layer in module.encoder.layer]
+        self._embeddings = _Embeddings(module.embeddings)
+        dtype = torch.float32 if is_wide else module.dtype
+        layers = nn.ModuleList(_Layer(layer, scale, product, dtype) for layer in module.encoder.layer)
+        self._layers: Callable[..., torch.Tensor]
+        if self._is_cpu:
+            self._layers = _OnCpu(self._embeddings, layers, self._num_heads, self._dtype, dtype)
+        else:
+            self._layers = _OnCuda(self._embeddings, layers)
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
         num_rows = -(-layout.num_tokens // self.rows_step) * self.rows_step
-        embedded = self._embed(layout, num_rows)
-        attention: Callable[[torch.Tensor], torch.Tensor] = (
-            ByLength(layout, num_rows, self._num_heads, embedded.dtype)
-            if self._is_cpu
-            else Varlen(layout, self._num_heads)
-        )
-        rows = embedded.to(self._dtype)
-        for layer in self._layers:
-            rows = layer(rows, attention)
-        return rows[: layout.num_tokens].to(embedded.dtype)
+        positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
+        filled = [np.pad(each, (0, num_rows - len(each))) for each in (layout.ids, layout.types, positions)]
+        rows = layout.on_device(*filled)
+        attention = plan(layout, num_rows, self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
+        return self._layers(*rows, attention)[: layout.num_tokens]
+
+    def script(self) -> None:
+        """From now on a CPU's pass is one call that holds no interpreter lock; where torch cannot do that, as before.
+
+        A pass of MiniLM is 250 operations, and Python's other threads made it wait before many of them.
+        """
+        try:
+            with warnings.catch_warnings():
+                # torch would rather have a compiler on every machine; this torch is pinned, and the other way is there.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._layers = torch.jit.script(self._layers)
+        except Exception as error:  # TorchScript has no class of its own for what it cannot read
+            told = f"{type(error).__name__}: {str(error).strip():.200}"
+            log.warning("passes hold the interpreter lock, which is slower: %s", told, extra={"action": "unscripted"})
 
     def take_weights(self, module: Any) -> None:
         """Let `module` forget its layers, which would take the memory a second time. It cannot run any more."""
         module.encoder.layer = nn.ModuleList()
 
-    def _embed(self, layout: Layout, num_rows: int) -> torch.Tensor:
-        positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
-        filled = [np.pad(each, (0, num_rows - len(each))) for each in (layout.ids, layout.types, positions)]
-        ids, types, positions_there = (each.unsqueeze(0) for each in layout.on_device(*filled))
-        embedded: torch.Tensor = self._embeddings(input_ids=ids, token_type_ids=types, position_ids=positions_there)
-        return embedded.squeeze(0)
+
+class _OnCpu(nn.Module):
+    """All of a pass that is torch's. TorchScript reads it, and what it is made of."""
+
+    def __init__(
+        self, embeddings: _Embeddings, layers: nn.ModuleList, num_heads: int, dtype: torch.dtype, between: torch.dtype
+    ) -> None:
+        """`dtype` is that of embeddings and of what comes out, `between` that of the rows between layers."""
+        super().__init__()
+        self._embeddings, self._layers, self._attention = embeddings, layers, ByLength(num_heads)
+        self._dtype, self._between = dtype, between
+
+    def forward(self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """(num_rows,) each -> (num_rows, dim)."""
+        rows = self._embeddings(ids, types, positions).to(self._between)
+        for layer in self._layers:
+            rows = layer(rows, self._attention(layer.states(rows), plan))  # type: ignore[operator]
+        states: torch.Tensor = rows.to(self._dtype)
+        return states
 
 
-class _Norm:
-    """A LayerNorm in the dtype of the rows."""
+class _OnCuda(nn.Module):
+    """The same with CUDA's attention, whose operations torch queues without waiting for any."""
 
-    def __init__(self, norm: Any, dtype: torch.dtype) -> None:
-        self._shape, self._eps = norm.normalized_shape, norm.eps
-        self._weight, self._bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+    def __init__(self, embeddings: _Embeddings, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self._embeddings, self._layers = embeddings, layers
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(rows, self._shape, self._weight, self._bias, self._eps)
+    def forward(
+        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, attention: Varlen
+    ) -> torch.Tensor:
+        """(num_rows,) each -> (num_rows, dim)."""
+        rows: torch.Tensor = self._embeddings(ids, types, positions)
+        for layer in self._layers:
+            rows = layer(rows, attention(layer.states(rows)))  # type: ignore[operator]
+        return rows
 
 
-class _Layer:
-    """Attention, then two products with GELU between; each is added to what came in, and normalised."""
+class _Embeddings(nn.Module):
+    """The sum of what a token, its segment and its place bring, normalised. transformers' weights, shared."""
+
+    def __init__(self, embeddings: Any) -> None:
+        super().__init__()
+        self.words, self.types = embeddings.word_embeddings, embeddings.token_type_embeddings
+        self.positions, self.norm = embeddings.position_embeddings, embeddings.LayerNorm
+
+    def forward(self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.norm(self.words(ids) + self.types(types) + self.positions(positions))
+        return rows
+
+
+class _Layer(nn.Module):
+    """Two products with GELU between, behind attention; each is added to what came in, and normalised."""
 
     def __init__(self, layer: Any, scale: float, product: Product, dtype: torch.dtype) -> None:
+        super().__init__()
         attention, self_attention = layer.attention, layer.attention.self
         parts = (self_attention.query, self_attention.key, self_attention.value)
-        self._states = product(
-            *(_joined([getattr(part, name) for part in parts], scale) for name in ("weight", "bias"))
-        )
+        #: Queries, keys and values: (num_rows, dim) -> (num_rows, 3 * dim).
+        self.states = product(*(_joined([getattr(part, name) for part in parts], scale) for name in ("weight", "bias")))
         self._attended = product(attention.output.dense.weight, attention.output.dense.bias)
         self._wide = product(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
         self._narrow = product(layer.output.dense.weight, layer.output.dense.bias)
-        self._norms = [_Norm(norm, dtype) for norm in (attention.output.LayerNorm, layer.output.LayerNorm)]
+        self._first, self._second = (
+            copy.deepcopy(norm).to(dtype) for norm in (attention.output.LayerNorm, layer.output.LayerNorm)
+        )
 
-    def __call__(self, rows: torch.Tensor, attention: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """(num_rows, dim) -> (num_rows, dim)."""
-        first, second = self._norms
-        rows = first(self._attended.plus(attention(self._states(rows)), rows))
-        normed: torch.Tensor = second(self._narrow.plus(self._wide.gelu(rows), rows))
+    def forward(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """(num_rows, dim) each -> (num_rows, dim)."""
+        rows = self._first(self._attended.plus(attended, rows))
+        normed: torch.Tensor = self._second(self._narrow.plus(self._wide.gelu(rows), rows))
         return normed
 
 

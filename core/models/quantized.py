@@ -56,11 +56,11 @@ class Watched(linear.Plain):
         self.lowest = torch.zeros(weight.shape[1])
         self.highest = torch.zeros(weight.shape[1])
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
         lowest, highest = torch.aminmax(rows.float(), dim=0)
         torch.minimum(self.lowest, lowest, out=self.lowest)
         torch.maximum(self.highest, highest, out=self.highest)
-        return super().__call__(rows)
+        return super().forward(rows)
 
     def steps(self, spread: Spread | None = None) -> linear.Steps:
         """The steps for such rows, channels divided by factors of their own; for a GELU's units, as `spread`, not."""
