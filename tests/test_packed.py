@@ -85,6 +85,15 @@ def test_states_are_those_of_transformers(kind: str, also: int | None, tmp_path:
     assert float(cosines(found, torch.cat(each)).min()) > MIN_COSINE
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (5,), (16,) * 3, (16,) * 20])
+def test_first_tokens_alone_have_the_states_they_have_among_all(lengths: tuple[int, ...], tmp_path: Path) -> None:
+    with load(save(tmp_path)) as engine, torch.inference_mode():
+        packed, batch = network_of(engine), layout(lengths)
+        found, expected = packed.first(batch), batch.first(packed(batch))
+    assert found.shape == expected.shape
+    assert float(cosines(found, expected).min()) > 0.9995  # products of fewer rows are rounded elsewhere
+
+
 def test_a_sequence_has_the_same_states_whatever_is_beside_it(tmp_path: Path) -> None:
     with load(save(tmp_path)) as engine, torch.inference_mode():
         packed = network_of(engine)

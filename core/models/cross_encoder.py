@@ -59,7 +59,7 @@ class CrossEncoder:
     def _from_states(self, layout: Layout) -> torch.Tensor:
         """What the classifier makes of each sequence's first token, the only one it reads."""
         assert self._network is not None
-        first = layout.first(self._network(layout)).unsqueeze(1)  # (num_sequences, 1, dim)
+        first = self._network.first(layout).unsqueeze(1)  # (num_sequences, 1, dim)
         pooler: Any = getattr(self._module.base_model, "pooler", None)  # BERT's; others have it in their classifier
         classifier: Any = self._module.classifier
         logits: torch.Tensor = classifier(pooler(first) if pooler else first)

@@ -15,7 +15,7 @@ from core.models import Launched
 from core.models.layout import Layout
 from core.models.network import Padded, build
 from core.models.pooling import Pooling
-from core.models.transfer import to_host
+from core.models.transfer import launched_as, to_host
 from core.models.wanted import of_embedder
 from core.models.weights import load
 from core.sequence import Sequence, Tokens, Wanted
@@ -52,6 +52,8 @@ class Encoder:
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
         layout = Layout(batch, self.device)
+        if wanted.outputs == {"dense"}:
+            return launched_as("dense", self._dense(layout))
         states = self._network(layout)  # (num_tokens, dim)
         dense = to_host(self._pool(states, layout)) if "dense" in wanted.outputs else None
         tokens = to_host(states.float()) if "colbert" in wanted.outputs else None
@@ -66,3 +68,9 @@ class Encoder:
             return rows
 
         return finish
+
+    def _dense(self, layout: Layout) -> torch.Tensor:
+        """Vectors (num_sequences, dim) alone, for which a model may need but the first token's states."""
+        if self._pool.is_of_first:
+            return self._pool.project(self._network.first(layout))
+        return self._pool(self._network(layout), layout)

@@ -69,8 +69,13 @@ class LaidOut(Linear):
         return product
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, other, self._weight, self._bias, "add")
-        return product
+        given = (rows, other, self._weight, self._bias, "add")
+        # TorchScript knows no names of overloads, and Python would try them in turn, for a millisecond.
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(*given)
+            return product
+        added: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(*given)
+        return added
 
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "gelu", [], "none")
@@ -122,11 +127,12 @@ class Quantized(Linear):
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         read = (self._bytes(rows), self._steps.scale, self._steps.zero, self._weight, self._scales, self._zeros)
-        written = (1.0, 0, torch.float32, 1.0, 0)
-        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            *read, other, self._bias, *written, "add", 1.0, "none", [], ""
-        )
-        return product
+        given = (*read, other, self._bias, 1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none")
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(*given, [], "")
+            return product
+        added: torch.Tensor = torch.ops.onednn.qlinear_pointwise.binary(*given, [], "")
+        return added
 
     def gelu(self, rows: torch.Tensor) -> torch.Tensor:
         assert self._following is not None

@@ -20,7 +20,7 @@ from core.models import Launched
 from core.models.encoder import Encoder
 from core.models.layout import Layout
 from core.models.pooling import read_linear, read_state
-from core.models.transfer import to_host
+from core.models.transfer import launched_as, to_host
 from core.models.wanted import of_embedder
 from core.models.weights import round_weights
 from core.results import Sparse
@@ -54,6 +54,8 @@ class M3(Encoder):
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
         layout = Layout(batch, self.device)
+        if wanted.outputs == {"dense"}:
+            return launched_as("dense", self._dense(layout))
         states = self._network(layout)  # (num_tokens, dim)
         dense, weights, tokens = None, None, None
         if "dense" in wanted.outputs:

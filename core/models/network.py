@@ -56,8 +56,12 @@ class Padded(nn.Module):
         hidden: torch.Tensor = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
         return layout.without_padding(hidden)
 
+    def first(self, layout: Layout) -> torch.Tensor:
+        """Those of each sequence's first token: (num_sequences, dim)."""
+        return layout.first(self(layout))
 
-def build(module: Any, spec: ModelSpec, device: str, precision: str) -> nn.Module:
+
+def build(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedEncoder | Padded:
     """The faster way to run `module`, an encoder without a head."""
     return packed(module, spec, device, precision) or Padded(module, spec.pad_token_id)
 

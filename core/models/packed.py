@@ -10,14 +10,14 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from torch import nn
 
 from core.models import linear
-from core.models.attention import ByLength, Plan, Varlen, plan
+from core.models.attention import ByLength, Plan, Varlen, cpu_scale, needs_spare_row, plan
 from core.models.layout import Layout
 
 log = logging.getLogger(__name__)
@@ -45,28 +45,40 @@ class PackedEncoder(nn.Module):
         self._padding_id = getattr(module.embeddings, "padding_idx", None)
         self._is_cpu = device == "cpu"
         #: Rows are filled up to a multiple of this.
-        self.rows_step = _ROWS_STEP if self._is_cpu else 1
+        self._rows_step = _ROWS_STEP if self._is_cpu else 1
         self._dtype: torch.dtype = module.dtype
         product = product or (linear.LaidOut if self._is_cpu else linear.Plain)
-        # Scores are queries times keys over the root of a head's width. CUDA's kernel sees to that.
-        scale = (int(config.hidden_size) // self._num_heads) ** -0.5 if self._is_cpu else 1.0
+        scale = cpu_scale(int(config.hidden_size) // self._num_heads) if self._is_cpu else 1.0  # CUDA's kernel scales
         self._embeddings = _Embeddings(module.embeddings)
-        dtype = torch.float32 if is_wide else module.dtype
-        layers = nn.ModuleList(_Layer(layer, scale, product, dtype) for layer in module.encoder.layer)
+        layers = nn.ModuleList(_Layer(layer, scale, product, self._is_cpu) for layer in module.encoder.layer)
         self._layers: Callable[..., torch.Tensor]
         if self._is_cpu:
-            self._layers = _OnCpu(self._embeddings, layers, self._num_heads, self._dtype, dtype)
+            between = torch.float32 if is_wide else self._dtype
+            self._layers = _OnCpu(self._embeddings, layers, self._num_heads, self._dtype, between)
         else:
             self._layers = _OnCuda(self._embeddings, layers)
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
-        num_rows = -(-layout.num_tokens // self.rows_step) * self.rows_step
+        return self._run(layout, None)[: layout.num_tokens]
+
+    def first(self, layout: Layout) -> torch.Tensor:
+        """Those of each sequence's first token: (num_sequences, dim). The last layer computes no others."""
+        starts = self._filled(layout.starts, len(layout.starts))
+        return self._run(layout, starts)[: len(layout.starts)]
+
+    def _run(self, layout: Layout, kept: np.ndarray | None) -> torch.Tensor:
+        """States of the rows `kept`, or of all, those that fill up included."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
-        filled = [np.pad(each, (0, num_rows - len(each))) for each in (layout.ids, layout.types, positions)]
-        rows = layout.on_device(*filled)
-        attention = plan(layout, num_rows, self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
-        return self._layers(*rows, attention)[: layout.num_tokens]
+        num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
+        filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
+        ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
+        attention = plan(layout, len(ids), self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
+        return self._layers(ids, types, places, attention, *rest)
+
+    def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
+        """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
+        return np.pad(values, (0, -(-count // self._rows_step) * self._rows_step - len(values)), "edge")
 
     def script(self) -> None:
         """From now on a CPU's pass is one call that holds no interpreter lock; where torch cannot do that, as before.
@@ -98,11 +110,21 @@ class _OnCpu(nn.Module):
         self._embeddings, self._layers, self._attention = embeddings, layers, ByLength(num_heads)
         self._dtype, self._between = dtype, between
 
-    def forward(self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """(num_rows,) each -> (num_rows, dim)."""
-        rows = self._embeddings(ids, types, positions).to(self._between)
-        for layer in self._layers:
-            rows = layer(rows, self._attention(layer.states(rows), plan))  # type: ignore[operator]
+    def forward(
+        self,
+        ids: torch.Tensor,
+        types: torch.Tensor,
+        places: torch.Tensor,
+        plan: Plan,
+        kept: Optional[torch.Tensor] = None,  # noqa: UP045  (TorchScript)
+    ) -> torch.Tensor:
+        """(num_rows,) each -> (num_rows, dim), or of the rows `kept`."""
+        rows = self._embeddings(ids, types, places).to(self._between)
+        for number, layer in enumerate(self._layers):
+            attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
+            if kept is not None and number == len(self._layers) - 1:
+                rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
+            rows = layer(rows, attended)
         states: torch.Tensor = rows.to(self._dtype)
         return states
 
@@ -115,12 +137,20 @@ class _OnCuda(nn.Module):
         self._embeddings, self._layers = embeddings, layers
 
     def forward(
-        self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor, attention: Varlen
+        self,
+        ids: torch.Tensor,
+        types: torch.Tensor,
+        places: torch.Tensor,
+        attention: Varlen,
+        kept: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(num_rows,) each -> (num_rows, dim)."""
-        rows: torch.Tensor = self._embeddings(ids, types, positions)
-        for layer in self._layers:
-            rows = layer(rows, attention(layer.states(rows)))  # type: ignore[operator]
+        """See `_OnCpu.forward`."""
+        rows: torch.Tensor = self._embeddings(ids, types, places)
+        for number, layer in enumerate(self._layers):
+            attended = attention(layer.states(rows))  # type: ignore[operator]
+            if kept is not None and number == len(self._layers) - 1:
+                rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
+            rows = layer(rows, attended)
         return rows
 
 
@@ -132,15 +162,15 @@ class _Embeddings(nn.Module):
         self.words, self.types = embeddings.word_embeddings, embeddings.token_type_embeddings
         self.positions, self.norm = embeddings.position_embeddings, embeddings.LayerNorm
 
-    def forward(self, ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        rows: torch.Tensor = self.norm(self.words(ids) + self.types(types) + self.positions(positions))
+    def forward(self, ids: torch.Tensor, types: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        rows: torch.Tensor = self.norm(self.words(ids) + self.types(types) + self.positions(places))
         return rows
 
 
 class _Layer(nn.Module):
     """Two products with GELU between, behind attention; each is added to what came in, and normalised."""
 
-    def __init__(self, layer: Any, scale: float, product: Product, dtype: torch.dtype) -> None:
+    def __init__(self, layer: Any, scale: float, product: Product, is_cpu: bool) -> None:
         super().__init__()
         attention, self_attention = layer.attention, layer.attention.self
         parts = (self_attention.query, self_attention.key, self_attention.value)
@@ -149,9 +179,9 @@ class _Layer(nn.Module):
         self._attended = product(attention.output.dense.weight, attention.output.dense.bias)
         self._wide = product(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
         self._narrow = product(layer.output.dense.weight, layer.output.dense.bias)
-        self._first, self._second = (
-            copy.deepcopy(norm).to(dtype) for norm in (attention.output.LayerNorm, layer.output.LayerNorm)
-        )
+        # A CPU is quicker at norms whose own weights are float32, and CUDA has none such for rows in half precision.
+        norms = (copy.deepcopy(norm) for norm in (attention.output.LayerNorm, layer.output.LayerNorm))
+        self._first, self._second = (norm.float() if is_cpu else norm for norm in norms)
 
     def forward(self, rows: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """(num_rows, dim) each -> (num_rows, dim)."""

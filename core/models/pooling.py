@@ -24,6 +24,8 @@ class Pooling:
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self._how = spec.pooling
+        #: Whether it reads each sequence's first token alone.
+        self.is_of_first = spec.pooling == "cls"
         width = int(spec.config["hidden_size"] if "hidden_size" in spec.config else spec.config["dim"])
         for module in spec.dense_modules:
             if module.in_features != width:
@@ -35,14 +37,18 @@ class Pooling:
 
     def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Hidden states of all tokens (num_tokens, hidden_dim) -> float32 (num_sequences, dim)."""
-        pooled: torch.Tensor = self._dense(self._pool(states, layout))
-        return pooled
+        return self.project(self._pool(states, layout))
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """What pooling gave (num_sequences, hidden_dim) -> float32 (num_sequences, dim)."""
+        projected: torch.Tensor = self._dense(pooled.float())
+        return projected
 
     def _pool(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         if self._how == "cls":
-            return layout.first(states).float()
+            return layout.first(states)
         if self._how == "last_token":
-            return layout.last(states).float()
+            return layout.last(states)
         return layout.mean(states)
 
 
