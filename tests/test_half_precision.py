@@ -140,11 +140,11 @@ def test_a_batch_that_does_not_fit_runs_in_parts(saved: tuple[str, list[np.ndarr
     path, expected = saved
     failed: list[int] = []
 
-    def allocate(layout: Layout, kept: Any) -> torch.Tensor:
+    def allocate(layout: Layout, **pooling: Any) -> torch.Tensor:
         if layout.num_tokens > 300:
             failed.append(layout.num_tokens)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        states: torch.Tensor = run(layout, kept)
+        states: torch.Tensor = run(layout, **pooling)
         return states
 
     with on(path, device, "bfloat16") as engine:

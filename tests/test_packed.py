@@ -86,10 +86,13 @@ def test_states_are_those_of_transformers(kind: str, also: int | None, tmp_path:
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (5,), (16,) * 3, (16,) * 20])
-def test_first_tokens_alone_have_the_states_they_have_among_all(lengths: tuple[int, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["first", "mean"])
+def test_what_is_pooled_within_a_pass_is_what_is_pooled_behind_it(
+    how: str, lengths: tuple[int, ...], tmp_path: Path
+) -> None:
     with load(save(tmp_path)) as engine, torch.inference_mode():
         packed, batch = network_of(engine), layout(lengths)
-        found, expected = packed.first(batch), batch.first(packed(batch))
+        found, expected = getattr(packed, how)(batch), getattr(batch, how)(packed(batch))
     assert found.shape == expected.shape
     assert float(cosines(found, expected).min()) > 0.9995  # products of fewer rows are rounded elsewhere
 

@@ -53,7 +53,7 @@ class Encoder:
         """See `core.models.Model.launch`."""
         layout = Layout(batch, self.device)
         if wanted.outputs == {"dense"}:
-            return launched_as("dense", self._dense(layout))
+            return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)
         dense = to_host(self._pool(states, layout)) if "dense" in wanted.outputs else None
         tokens = to_host(states.float()) if "colbert" in wanted.outputs else None
@@ -68,9 +68,3 @@ class Encoder:
             return rows
 
         return finish
-
-    def _dense(self, layout: Layout) -> torch.Tensor:
-        """Vectors (num_sequences, dim) alone, for which a model may need but the first token's states."""
-        if self._pool.is_of_first:
-            return self._pool.project(self._network.first(layout))
-        return self._pool(self._network(layout), layout)

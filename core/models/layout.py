@@ -62,9 +62,7 @@ class Layout:
         """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
         lengths = self.bounds.diff()
         if self.device == "cpu" or self.device.startswith("cuda"):
-            # Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others. Unsafe,
-            # since to look at the lengths first the host would wait for all that the device has been given.
-            return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)
+            return mean_of_each(rows, lengths)
         (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
         sums = torch.zeros(len(self.lengths), rows.shape[1], device=rows.device)
         return sums.index_add_(0, owners, rows.float()) / lengths.unsqueeze(1)
@@ -89,3 +87,12 @@ class Layout:
         """Host arrays (n,) of one type where the batch is computed. In one copy: each costs the host the same again."""
         whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
         return torch.split(whole, [len(array) for array in arrays])
+
+
+def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Of `rows` (num_tokens, dim) the mean of each sequence of `lengths` (num_sequences,), in float32.
+
+    Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others. Unsafe,
+    since to look at the lengths first the host would wait for all that the device has been given.
+    """
+    return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)

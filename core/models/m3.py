@@ -55,7 +55,7 @@ class M3(Encoder):
         """See `core.models.Model.launch`."""
         layout = Layout(batch, self.device)
         if wanted.outputs == {"dense"}:
-            return launched_as("dense", self._dense(layout))
+            return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)
         dense, weights, tokens = None, None, None
         if "dense" in wanted.outputs:

@@ -60,6 +60,10 @@ class Padded(nn.Module):
         """Those of each sequence's first token: (num_sequences, dim)."""
         return layout.first(self(layout))
 
+    def mean(self, layout: Layout) -> torch.Tensor:
+        """The mean of each sequence's states, in float32: (num_sequences, dim)."""
+        return layout.mean(self(layout))
+
 
 def build(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedEncoder | Padded:
     """The faster way to run `module`, an encoder without a head."""

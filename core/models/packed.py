@@ -18,7 +18,7 @@ from torch import nn
 
 from core.models import linear
 from core.models.attention import ByLength, Plan, Varlen, cpu_scale, needs_spare_row, plan
-from core.models.layout import Layout
+from core.models.layout import Layout, mean_of_each
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +60,28 @@ class PackedEncoder(nn.Module):
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
-        return self._run(layout, None)[: layout.num_tokens]
+        return self._run(layout)[: layout.num_tokens]
 
     def first(self, layout: Layout) -> torch.Tensor:
         """Those of each sequence's first token: (num_sequences, dim). The last layer computes no others."""
-        starts = self._filled(layout.starts, len(layout.starts))
-        return self._run(layout, starts)[: len(layout.starts)]
+        return self._run(layout, kept=self._filled(layout.starts, len(layout.starts)))[: len(layout.starts)]
 
-    def _run(self, layout: Layout, kept: np.ndarray | None) -> torch.Tensor:
-        """States of the rows `kept`, or of all, those that fill up included."""
+    def mean(self, layout: Layout) -> torch.Tensor:
+        """The mean of each sequence's states, in float32: (num_sequences, dim)."""
+        return self._run(layout, lengths=layout.lengths) if self._is_cpu else layout.mean(self(layout))
+
+    def _run(self, layout: Layout, kept: np.ndarray | None = None, lengths: np.ndarray | None = None) -> torch.Tensor:
+        """See `_OnCpu.forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
-        filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
-        ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
+        arrays = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
+        pooling = [kept, lengths]
+        arrays += [one for one in pooling if one is not None]
+        ids, types, places, *rest = layout.on_device(*arrays)
         attention = plan(layout, len(ids), self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
-        return self._layers(ids, types, places, attention, *rest)
+        return self._layers(
+            ids, types, places, attention, *(rest.pop(0) if one is not None else None for one in pooling)
+        )
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
         """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
@@ -116,15 +123,18 @@ class _OnCpu(nn.Module):
         types: torch.Tensor,
         places: torch.Tensor,
         plan: Plan,
-        kept: Optional[torch.Tensor] = None,  # noqa: UP045  (TorchScript)
+        kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
+        lengths: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
-        """(num_rows,) each -> (num_rows, dim), or of the rows `kept`."""
+        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences of `lengths`."""
         rows = self._embeddings(ids, types, places).to(self._between)
         for number, layer in enumerate(self._layers):
             attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
             if kept is not None and number == len(self._layers) - 1:
                 rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
             rows = layer(rows, attended)
+        if lengths is not None:
+            return mean_of_each(rows[: plan.num_tokens], lengths)
         states: torch.Tensor = rows.to(self._dtype)
         return states
 
@@ -142,7 +152,8 @@ class _OnCuda(nn.Module):
         types: torch.Tensor,
         places: torch.Tensor,
         attention: Varlen,
-        kept: torch.Tensor | None = None,
+        kept: torch.Tensor | None,
+        lengths: None,
     ) -> torch.Tensor:
         """See `_OnCpu.forward`."""
         rows: torch.Tensor = self._embeddings(ids, types, places)

@@ -7,6 +7,7 @@ last digits, and a row per text costs next to nothing.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -24,8 +25,6 @@ class Pooling:
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self._how = spec.pooling
-        #: Whether it reads each sequence's first token alone.
-        self.is_of_first = spec.pooling == "cls"
         width = int(spec.config["hidden_size"] if "hidden_size" in spec.config else spec.config["dim"])
         for module in spec.dense_modules:
             if module.in_features != width:
@@ -37,19 +36,21 @@ class Pooling:
 
     def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Hidden states of all tokens (num_tokens, hidden_dim) -> float32 (num_sequences, dim)."""
-        return self.project(self._pool(states, layout))
+        how = {"cls": layout.first, "last_token": layout.last}.get(str(self._how), layout.mean)
+        return self._project(how(states))
 
-    def project(self, pooled: torch.Tensor) -> torch.Tensor:
-        """What pooling gave (num_sequences, hidden_dim) -> float32 (num_sequences, dim)."""
+    def alone(self, network: Any, layout: Layout) -> torch.Tensor:
+        """The same where nothing else is wanted: a network (`core.models.network`) may then compute fewer states."""
+        if self._how == "cls":
+            return self._project(network.first(layout))
+        if self._how == "mean":
+            return self._project(network.mean(layout))
+        return self(network(layout), layout)
+
+    def _project(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(num_sequences, hidden_dim) -> float32 (num_sequences, dim)."""
         projected: torch.Tensor = self._dense(pooled.float())
         return projected
-
-    def _pool(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
-        if self._how == "cls":
-            return layout.first(states)
-        if self._how == "last_token":
-            return layout.last(states)
-        return layout.mean(states)
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
