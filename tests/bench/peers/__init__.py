@@ -22,7 +22,7 @@ from tests.bench.peers.systems import System, all_peers
 from tests.bench.running import server
 
 #: Without --texts: as many as take this much work, so that no model takes hours; MiniLM's mixed ones are 2,000.
-_FLOPS = 6.4e12
+_FLOPS = 5e12
 
 #: Within these bounds whatever they take.
 _MIN_TEXTS, _MAX_TEXTS = 32, 5_000
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kinds", type=_some_of(kinds), default=["mixed", "short"], help="of short,mixed,long (mixed,short), or all")
     add("--peers", type=_some_of(peers), default=peers, help=f"of {','.join(peers)} (all), or none")
     add("--precision", type=lambda text: text.split(","), default=["auto"], help="of ours, one or several (auto)")
-    add("--texts", type=int, metavar="N", help="texts of each kind (as many as take 6.4 TFLOP, 32 to 5,000)")
+    add("--texts", type=int, metavar="N", help="texts of each kind (as many as take 5 TFLOP, 32 to 5,000)")
     add("--rounds", type=int, default=3, metavar="N", help="rounds of which the median is told (%(default)s)")
     add("--concurrency", type=int, default=256, metavar="N", help="one-text jobs and requests at once (%(default)s)")
     add("--folder", type=Path, default=models.PEERS, metavar="PATH", help="the peers' environments and models")
