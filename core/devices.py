@@ -35,8 +35,13 @@ INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 #: A pass takes and frees megabytes for each operation; given back to the kernel each time, they are mapped and cleared
-#: anew: 1 to 2 % of a CPU's time (docs/measurements.md). So glibc keeps up to half a GiB.
-_ALLOCATING = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(512 << 20)}
+#: anew: 1 to 2 % of a CPU's time (docs/measurements.md). So glibc keeps up to half a GiB, and asks for pages of 2 MiB
+#: where the kernel gives them: 2 % more.
+_ALLOCATING = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 #: Between two operations the threads of a CPU's libraries sleep instead of spinning: a worker's other threads need
 #: the cores. One-text jobs came through a tenth to a fifth faster, large jobs as fast (docs/measurements.md).

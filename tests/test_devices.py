@@ -109,6 +109,7 @@ def test_every_accelerator_is_listed_with_name_and_memory(kind: str, monkeypatch
                 "OMP_WAIT_POLICY": "PASSIVE",
                 "MALLOC_MMAP_THRESHOLD_": "67108864",
                 "MALLOC_TRIM_THRESHOLD_": "536870912",
+                "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
             },
         ),
     ],

@@ -21,7 +21,7 @@ from tests.bench.peers.ours import Ours
 from tests.bench.peers.systems import System, all_peers
 from tests.bench.running import server
 
-#: Without --texts: as many as take this much work, so that no model takes hours; MiniLM's mixed ones are 2,000.
+#: Without --texts: as many as take this much work, so that no model takes hours; MiniLM's mixed ones are 1,500.
 _FLOPS = 5e12
 
 #: Within these bounds whatever they take.
