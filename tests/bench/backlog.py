@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
+from tests.bench import usage
 from tests.bench.running import POLL_S, Worker
 
 #: A backlog takes minutes at most; beyond this the worker has stopped.
@@ -25,6 +26,9 @@ class Drained:
     seconds: float
     #: What the worker counted meanwhile; empty if it does not count.
     counted: dict[str, float]
+    #: Processor seconds of each of the worker's threads, and those in which the machine's cores had nothing to do.
+    thread_cpu_s: list[float]
+    idle_s: float
 
     @property
     def texts_per_s(self) -> float:
@@ -50,12 +54,13 @@ def drain(
     deadline_s = time.monotonic() + _TIMEOUT_S
     while worker.num_waiting() == (len(jobs), 0):
         _rest(deadline_s)
-    started_s = time.monotonic()
+    started_s, used = time.monotonic(), _Used(worker.pid)
     end_s: list[float] = []
 
     def has_ended() -> bool:
         if not end_s and worker.num_done(ids) == len(ids):
             end_s.append(time.monotonic())
+            used.end()
         return bool(end_s)
 
     if meanwhile is not None:
@@ -66,7 +71,22 @@ def drain(
     after = worker.stats()
     worker.forget(ids)
     counted = {name: after[name] - value for name, value in before.items() if isinstance(value, int | float)}
-    return Drained(sum(map(len, jobs)), end_s[0] - started_s, counted | _constants(after))
+    return Drained(sum(map(len, jobs)), end_s[0] - started_s, counted | _constants(after), used.threads, used.idle_s)
+
+
+class _Used:
+    """Processor time from its making until `end`."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before, self._idle_s = usage.thread_cpu_s(pid), usage.idle_s()
+        self.threads: list[float] = []
+        self.idle_s = 0.0
+
+    def end(self) -> None:
+        after = usage.thread_cpu_s(self._pid)
+        self.threads = [seconds - self._before.get(thread, 0) for thread, seconds in after.items()]
+        self.idle_s = usage.idle_s() - self._idle_s
 
 
 def alternate(worker: Worker, kinds: dict[str, list[list[str]]], num_rounds: int) -> dict[str, list[Drained]]:

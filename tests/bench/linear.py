@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from celery.result import AsyncResult
@@ -77,7 +76,7 @@ def measure(subject: Subject, sizes: list[int]) -> list[Figure]:
     """All runs in turn, and what they say together."""
     texts = _texts(subject.model)
     with server() as url, worker(subject, url) as running:
-        pid = _pid(running)
+        pid = running.pid
         _run(running, islice(texts, 20 * _TEXTS_PER_JOB))  # what is allocated once is allocated now
         runs = []
         for size in sizes:
@@ -154,11 +153,6 @@ def _memory(running: Worker, model: Path, pid: int) -> list[Figure]:
         Figure("worker_peak_mib", "worker: most memory ever", peak / _MIB, "MiB"),
         Figure("vector_bytes", f"a stored vector of {vectors.shape[1]} numbers", blob / _TEXTS_PER_JOB, "bytes"),
     ]
-
-
-def _pid(running: Worker) -> int:
-    stats: Any = tasks.app.control.inspect([running.name], timeout=30.0, limit=1).stats()
-    return int(stats[running.name]["pid"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,12 @@ class Worker:
     def model_line(self) -> str:
         """The worker's line on its model: device, precision and why."""
         return next((line for line in self.log if "action=model_loaded" in line), "").partition("action=")[2]
+
+    @cached_property
+    def pid(self) -> int:
+        """Of its process."""
+        found: Any = tasks.app.control.inspect([self.name], timeout=_CONTROL_TIMEOUT_S, limit=1).stats()
+        return int(found[self.name]["pid"])
 
     def send(self, jobs: list[list[str]]) -> list[str]:
         """Send bulk jobs; returns their ids."""

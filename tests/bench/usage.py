@@ -21,6 +21,12 @@ def thread_cpu_s(pid: int) -> dict[int, float]:
     return {int(task.name): _cpu_s(task / "stat") for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
+def idle_s() -> float:
+    """Seconds in which the machine's cores had nothing to do, all together since its start."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
+    return (int(fields[4]) + int(fields[5])) / _TICKS_PER_S
+
+
 def rss_bytes(pid: int) -> int:
     """Memory of a process that is in use."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
