@@ -133,11 +133,14 @@ def test_states_are_those_of_the_padded_way(kind: str, device: str, monkeypatch:
     module = module_of(kind).to(device, TYPES[device])
     with torch.inference_mode():
         there = Layout(batch_of(), device)
-        found = PackedEncoder(module, "cuda:0")(there).float().cpu()
+        packed = PackedEncoder(module, "cuda:0")
+        found, first = packed(there).float().cpu(), packed.first(there).float().cpu()
         expected = Padded(module, pad_token_id=0 if kind == "bert" else 1)(there).float().cpu()
     if device == "cpu":
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert float(functional.cosine_similarity(found, expected).min()) > 0.998
+    starts = torch.from_numpy(there.starts)
+    torch.testing.assert_close(first, found[starts], rtol=TOLERANCE[device], atol=TOLERANCE[device])
 
 
 @pytest.mark.parametrize("num_heads", [1, 2])

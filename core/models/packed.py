@@ -68,20 +68,18 @@ class PackedEncoder(nn.Module):
 
     def mean(self, layout: Layout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
-        return self._run(layout, lengths=layout.lengths) if self._is_cpu else layout.mean(self(layout))
+        return (
+            self._run(layout, lengths=torch.from_numpy(layout.lengths)) if self._is_cpu else layout.mean(self(layout))
+        )
 
-    def _run(self, layout: Layout, kept: np.ndarray | None = None, lengths: np.ndarray | None = None) -> torch.Tensor:
+    def _run(self, layout: Layout, kept: np.ndarray | None = None, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """See `_OnCpu.forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
-        arrays = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
-        pooling = [kept, lengths]
-        arrays += [one for one in pooling if one is not None]
-        ids, types, places, *rest = layout.on_device(*arrays)
+        filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
+        ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
         attention = plan(layout, len(ids), self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
-        return self._layers(
-            ids, types, places, attention, *(rest.pop(0) if one is not None else None for one in pooling)
-        )
+        return self._layers(ids, types, places, attention, rest[0] if rest else None, lengths)
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
         """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
