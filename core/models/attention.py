@@ -31,10 +31,7 @@ _MIN_SUM, _MAX_SUM = 1e-33, 1e33
 
 
 def cpu_scale(width: int) -> float:
-    """What queries are multiplied by for `ByLength`: over the root of a head's width, and for powers of 2 instead of e.
-
-    Those are a sixth quicker, in all of which attention spends a third on exponentials.
-    """
+    """What queries are multiplied by for `ByLength`: softmax's scale, and for powers of 2, a sixth quicker than of e."""
     return math.log2(math.e) / math.sqrt(width)
 
 

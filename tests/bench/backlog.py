@@ -6,6 +6,7 @@ Results are counted by the server, not fetched: while the worker computes, this 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ class Drained:
     @property
     def texts_per_s(self) -> float:
         return self.num_texts / self.seconds
+
+    @property
+    def others_share(self) -> float | None:
+        """Processor time of the worker's threads but the device's, to the time that passed: almost all of it Python."""
+        if "streams" not in self.counted:
+            return None
+        by_use = sorted(self.thread_cpu_s, reverse=True)
+        return sum(by_use[int(self.counted["streams"]) :]) / self.seconds
+
+    @property
+    def idle_share(self) -> float:
+        """On a CPU what passes wait for the interpreter's lock and for work, where nothing else runs on the machine."""
+        return self.idle_s / self.seconds / (os.cpu_count() or 1)
 
 
 def jobs_of(texts: list[str], texts_per_job: int) -> list[list[str]]:

@@ -141,22 +141,9 @@ def _of_batches(key: str, told: str, drained: backlog.Drained) -> list[Figure]:
         Figure(f"{key}_batch_sequences", "    sequences of a batch", share("sequences", "batches"), ""),
         Figure(f"{key}_computing", "    device thread computes", share("compute_s", "wall_s"), "of time", 0.95),
         Figure(f"{key}_batch_ms", "    batch", _batch_ms(counted), "ms"),
-        Figure(f"{key}_python", "    the worker's other threads", _others(drained), "of time", 0.2, is_limit=True),
-        Figure(f"{key}_idle", "    cores with nothing to do", _idle(drained), "of all", 0.05, is_limit=True),
+        Figure(f"{key}_python", "    the worker's other threads", drained.others_share, "of time", 0.2, is_limit=True),
+        Figure(f"{key}_idle", "    cores with nothing to do", drained.idle_share, "of all", 0.05, is_limit=True),
     ]
-
-
-def _others(drained: backlog.Drained) -> float | None:
-    """Processor time of the worker's threads but the device's, to the time that passed: almost all of it Python."""
-    if "streams" not in drained.counted:
-        return None
-    by_use = sorted(drained.thread_cpu_s, reverse=True)
-    return sum(by_use[int(drained.counted["streams"]) :]) / drained.seconds
-
-
-def _idle(drained: backlog.Drained) -> float:
-    """On a CPU what passes wait for the interpreter's lock and for work, where nothing else runs on the machine."""
-    return drained.idle_s / drained.seconds / (os.cpu_count() or 1)
 
 
 def _batch_ms(counted: dict[str, Any]) -> float | None:
