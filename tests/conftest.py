@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ for _name in [name for name in os.environ if name.startswith("EMBEDQ_")] + ["RED
     os.environ.pop(_name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["EMBEDQ_DATA_DIR"] = os.devnull
+# Under nohup launchers rightly take no notice of SIGHUP, which the tests send them.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 GOLDEN = Path(__file__).parent / "golden"
 
