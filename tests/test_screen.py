@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
 import logging
@@ -12,6 +11,8 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -57,18 +58,17 @@ def test_without_a_terminal_each_worker_has_a_log_line_a_minute(caplog: pytest.L
 
 
 @pytest.fixture
-def terminal() -> Iterator[tuple[int, int]]:
+def terminal() -> Iterator[tuple[FileIO, FileIO]]:
     """Both ends of a terminal: ours, and that of a program in it."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (_SIZE.lines, _SIZE.columns))
-    yield ours, theirs
-    for end in (ours, theirs):
-        with contextlib.suppress(OSError):  # closed already
-            os.close(end)
+    # Files, not numbers: a number that was closed is soon another file's, and must not be closed again.
+    with ExitStack() as stack:
+        ours, theirs = (stack.enter_context(FileIO(end, "r+")) for end in pty.openpty())
+        termios.tcsetwinsize(theirs, (_SIZE.lines, _SIZE.columns))
+        yield ours, theirs
 
 
 def test_on_a_terminal_there_is_a_table_and_closing_it_stops_all(
-    server: str, tmp_path: Path, terminal: tuple[int, int]
+    server: str, tmp_path: Path, terminal: tuple[FileIO, FileIO]
 ) -> None:
     ours, theirs = terminal
 
@@ -86,14 +86,14 @@ def test_on_a_terminal_there_is_a_table_and_closing_it_stops_all(
             stderr=theirs,
             preexec_fn=take_terminal,
         )
-        os.close(theirs)
+        theirs.close()
         try:
             seen = b""
             while "│ ready".encode() not in seen:
-                seen += os.read(ours, 65_536)
+                seen += ours.read(65_536)
             assert b"action=worker_ready" in seen, "what workers print is shown, too"
             assert b"jobs in the queues" in seen
-            os.close(ours)
+            ours.close()
             assert launcher.wait(TIMEOUT_S) == 0
         finally:
             launcher.kill()
