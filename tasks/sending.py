@@ -5,15 +5,14 @@ Knows nothing of what a job's arguments mean; they are checked before they come 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from celery import Task
 from celery.result import AsyncResult
-from celery.utils.time import get_exponential_backoff_interval
 from kombu import compression
 from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.utils.functional import retry_over_time
 from kombu.utils.uuid import uuid
 
 #: Bytes of texts from which on a job is compressed. Below, the worker's time for it is worth more
@@ -25,8 +24,8 @@ COMPRESS_FROM_BYTES = 64 * 1024
 #: held in memory, encoded.
 _MAX_JOBS_PER_WRITE, _MAX_BYTES_PER_WRITE = 1000, 8 * 1024 * 1024
 
-#: Milliseconds of the first pause between two tries, and of the longest it doubles to.
-_FIRST_PAUSE_MS, _MAX_PAUSE_MS = 100, 1000
+#: What Celery's policy for sending one job says of how often and when to try again, and a write keeps to as well.
+_POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
 class Call(NamedTuple):
@@ -52,20 +51,13 @@ def send_many(task: Task, calls: Sequence[Call]) -> list[AsyncResult]:
     twice: they are computed twice, and have one result. BatchPublishError or OperationalError
     if it keeps failing.
     """
+    asked = task.app.conf.task_publish_retry_policy
+    policy = {name: asked[name] for name in _POLICY if name in asked}
     jobs: list[AsyncResult] = []
-    max_tries = 1 + task.app.conf.task_publish_retry_policy["max_retries"]  # as often as Celery tries to send one job
     with task.app.producer_or_acquire() as producer:
         for write in _writes(calls):
-            ids = [uuid() for _ in write]
-            for num_tries in range(1, max_tries + 1):
-                try:
-                    jobs += _send(task, producer, write, ids)
-                    break
-                except (BatchPublishError, OperationalError):
-                    if num_tries == max_tries:
-                        raise
-                pause_ms = get_exponential_backoff_interval(_FIRST_PAUSE_MS, num_tries, _MAX_PAUSE_MS, True)
-                time.sleep(pause_ms / 1000)
+            given = (task, producer, write, [uuid() for _ in write])
+            jobs += retry_over_time(_send, (BatchPublishError, OperationalError), given, **policy)
     return jobs
 
 

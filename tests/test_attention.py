@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from core.models.attention import ByLength, cpu_scale, plan
+from core.models.attention import ByLength, cpu_scale, plan_by_length
 from core.models.layout import Layout
 from core.sequence import Sequence, Tokens
 
@@ -40,7 +40,7 @@ def one_by_one(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 def attend(states: torch.Tensor, lengths: list[int], max_scores: int = 1_000_000) -> torch.Tensor:
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : HEADS * WIDTH] *= cpu_scale(1)
-    there = plan(layout_of(lengths), len(states), states.dtype)
+    there = plan_by_length(layout_of(lengths), len(states), states.dtype)
     return ByLength(HEADS, max_scores)(states, there)[: sum(lengths)]
 
 

@@ -197,7 +197,8 @@ def test_a_worker_whose_server_is_away_lives_and_is_not_ready(own: OwnServer, mi
 def test_a_worker_that_drains_is_not_ready_and_takes_its_report_back(
     running: Running, address: str, client: redis.Redis
 ) -> None:
-    jobs = [tasks.embed.apply_async(([f"{number} many words " * 40] * 64,), SEEN, priority=9) for number in range(6)]
+    each = [[f"{number}: {word} " * 200 for word in range(64)] for number in range(6)]  # a second each, no text twice
+    jobs = [tasks.embed.apply_async((texts,), SEEN, priority=9) for texts in each]
     wait_until(lambda: Scrape(address).value("embedq_held_jobs") > 1)
     running.process.terminate()
     assert wait_until(lambda: get(f"{address}/healthz/ready")[0] == 503)

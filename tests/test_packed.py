@@ -97,6 +97,24 @@ def test_what_is_pooled_within_a_pass_is_what_is_pooled_behind_it(
     assert float(cosines(found, expected).min()) > 0.9995  # products of fewer rows are rounded elsewhere
 
 
+def test_the_last_layer_computes_first_tokens_alone_where_no_others_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gelu, num_rows = linear.LaidOut.gelu, []
+
+    def counted(product: linear.LaidOut, rows: torch.Tensor) -> torch.Tensor:
+        num_rows.append(len(rows))
+        return gelu(product, rows)
+
+    monkeypatch.setattr(torch.jit, "script", _fails)
+    monkeypatch.setattr(linear.LaidOut, "gelu", counted)
+    with load(save(tmp_path)) as engine, torch.inference_mode():
+        num_rows.clear()
+        network_of(engine).first(layout())
+        network_of(engine)(layout())
+    assert num_rows == [160, 160, 16] + [160] * 3  # of 159 tokens and 8 sequences
+
+
 def test_a_sequence_has_the_same_states_whatever_is_beside_it(tmp_path: Path) -> None:
     with load(save(tmp_path)) as engine, torch.inference_mode():
         packed = network_of(engine)
@@ -112,7 +130,7 @@ def test_a_text_that_breaks_the_network_breaks_no_neighbour(tmp_path: Path) -> N
         whole = packed(layout()).float().split(list(LENGTHS))
         broken = layout()
         broken.batch[4].tokens.ids[:] = 7
-        packed._embeddings.words.weight[7] = torch.nan
+        packed._pass._embeddings.words.weight[7] = torch.nan
         found = packed(broken).float().split(list(LENGTHS))
     assert [bool(one.isnan().any()) for one in found] == [7 in one.tokens.ids for one in broken.batch]
     for index, (one, other) in enumerate(zip(found, whole, strict=True)):
@@ -155,7 +173,7 @@ def test_a_pass_is_one_call_and_elsewhere_says_that_it_is_not(
 ) -> None:
     directory = save(tmp_path)
     with load(directory) as engine, torch.inference_mode():
-        assert isinstance(network_of(engine)._layers, torch.jit.ScriptModule)
+        assert isinstance(network_of(engine)._pass, torch.jit.ScriptModule)
         expected = network_of(engine)(layout())
     monkeypatch.setattr(torch.jit, "script", _fails)
     with caplog.at_level(logging.WARNING), load(directory) as engine, torch.inference_mode():
@@ -175,10 +193,10 @@ def test_a_pass_goes_on_while_another_thread_has_the_interpreter(minilm: Path) -
         while time.clock_gettime(clock) < 0.1:  # it is in the midst of the pass
             time.sleep(0.002)
         before_s = time.clock_gettime(clock)
-        beside.usleep(500_000)  # a call of PyDLL keeps the interpreter's lock
+        beside.usleep(900_000)  # a call of PyDLL keeps the interpreter's lock
         computed_s = time.clock_gettime(clock) - before_s
         alone.join()
-    assert computed_s > 0.1  # and no more than one operation, 30 ms, where each asks for the lock
+    assert computed_s > 0.06  # and no more than one operation, 30 ms, where each asks for the lock
 
 
 def _run_on_one_core(packed: Any, batch: Layout) -> None:

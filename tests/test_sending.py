@@ -13,7 +13,8 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import compression
-from kombu.exceptions import BatchPublishError
+from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.utils import functional
 
 import tasks
 from core.errors import InvalidInput, JobTooLarge
@@ -89,7 +90,7 @@ def test_a_write_that_fails_is_repeated_with_the_same_ids(client: redis.Redis, m
         client.config_set("maxmemory", 0)
 
     tasks.embed_many([["warm"]], {"queue": "unread"})
-    monkeypatch.setattr(sending.time, "sleep", pause)
+    monkeypatch.setattr(functional, "sleep", pause)
     client.config_set("maxmemory", 1)
     jobs = tasks.embed_many([[f"text {index}"] for index in range(20)], {"queue": "unread"})
     assert len(pauses) == 1
@@ -113,11 +114,34 @@ def test_jobs_whose_write_was_not_confirmed_are_sent_again_as_the_same_jobs(
     assert [message["headers"]["id"] for message in sent(client)] == [job.id for job in jobs] * 2
 
 
-def test_a_write_that_keeps_failing_is_an_error(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sending, "_FIRST_PAUSE_MS", 1)
+@pytest.mark.parametrize(("max_retries", "waited_s"), [(0, 0), (3, 0 + 0.2 + 0.4), (8, 0 + 0.2 + 0.4 + 0.6 + 0.8 + 3)])
+def test_a_write_that_keeps_failing_is_tried_as_often_as_a_job_and_is_an_error(
+    max_retries: int, waited_s: float, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(functional, "sleep", pauses.append)
+    monkeypatch.setitem(tasks.app.conf.task_publish_retry_policy, "max_retries", max_retries)
     client.config_set("maxmemory", 1)
-    with pytest.raises(BatchPublishError):
+    with pytest.raises((BatchPublishError, OperationalError)):
         tasks.embed_many([["x"]], {"queue": "unread"})
+    assert sum(pauses) == pytest.approx(waited_s)
+
+
+def test_a_policy_without_an_end_goes_on_until_the_server_takes_it(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 30:
+            client.config_set("maxmemory", 0)
+
+    monkeypatch.setattr(functional, "sleep", pause)
+    monkeypatch.setitem(tasks.app.conf.task_publish_retry_policy, "max_retries", None)
+    client.config_set("maxmemory", 1)
+    tasks.embed_many([["x"]], {"queue": "unread"})
+    assert len(sent(client)) == 1
 
 
 @settings(max_examples=60, deadline=None)

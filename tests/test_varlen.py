@@ -15,7 +15,7 @@ from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 from core.checkpoint import read_spec
 from core.models import layout as layout_module
 from core.models import network, weights
-from core.models.attention import ByLength, Varlen, cpu_scale, plan
+from core.models.attention import ByLength, Varlen, bounds, cpu_scale, plan_by_length
 from core.models.layout import Layout
 from core.models.network import Padded
 from core.models.packed import PackedEncoder
@@ -50,9 +50,9 @@ def plainly(
     for one in (queries, keys, values):
         assert one.dim() == 3
         assert one.stride(-1) == 1
-    for bounds in (starts, key_starts):
-        assert bounds.dtype == torch.int32
-        assert bounds.is_contiguous()
+    for each in (starts, key_starts):
+        assert each.dtype == torch.int32
+        assert each.is_contiguous()
     lengths = starts.diff().tolist()
     assert sum(lengths) == len(queries)
     assert (type(max_queries), type(max_keys)) == (int, int)
@@ -115,14 +115,14 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
         weights = torch.softmax(q @ k.transpose(1, 2) / width**0.5, -1)
         expected.append((weights @ v).transpose(0, 1).flatten(1))
     there = Layout(batch_of(), device)
-    found = Varlen(there, num_heads)(states.to(device, TYPES[device]))
+    found = Varlen(num_heads)(states.to(device, TYPES[device]), bounds(there))
     assert found.shape == (sum(lengths), num_heads * width)
     assert found.is_contiguous()
     within = {"rtol": TOLERANCE[device], "atol": TOLERANCE[device]}
     torch.testing.assert_close(found.cpu().double(), torch.cat(expected), **within)
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : num_heads * width] *= cpu_scale(width)  # what the weights do for a CPU
-    by_length = ByLength(num_heads)(states, plan(Layout(batch_of(), "cpu"), len(states), states.dtype))
+    by_length = ByLength(num_heads)(states, plan_by_length(Layout(batch_of(), "cpu"), len(states), states.dtype))
     torch.testing.assert_close(found.cpu().float(), by_length[:-1], **within)
 
 

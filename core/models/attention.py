@@ -35,22 +35,35 @@ def cpu_scale(width: int) -> float:
     return math.log2(math.e) / math.sqrt(width)
 
 
-class Varlen:
-    """CUDA's attention for one batch: made once, called for each layer."""
+class Bounds(NamedTuple):
+    """Where a batch's sequences lie, for CUDA's attention."""
 
-    def __init__(self, layout: Layout, num_heads: int) -> None:
+    num_tokens: int
+    #: (num_sequences + 1,) int32 on the device: each sequence's first row, and the one behind the last.
+    starts: torch.Tensor
+    longest: int
+
+
+def bounds(layout: Layout) -> Bounds:
+    """Made once for a batch."""
+    return Bounds(layout.num_tokens, layout.bounds, int(layout.lengths.max()))
+
+
+class Varlen(nn.Module):
+    """CUDA's attention."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
         self._num_heads = num_heads
-        longest = int(layout.lengths.max())
-        self._bounds = (layout.bounds, layout.bounds, longest, longest)
 
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, plan: Bounds) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim)."""
         from torch.nn.attention.varlen import varlen_attn
 
         queries, keys, values = states.view(len(states), 3, self._num_heads, -1).unbind(1)
         # Seen through the joined rows, not copied: the kernel wants no more than a head's values side by side. And no
         # scale of ours: torch 2.10 takes none, and its own is the right one.
-        attended = varlen_attn(queries, keys, values, *self._bounds)
+        attended = varlen_attn(queries, keys, values, plan.starts, plan.starts, plan.longest, plan.longest)
         assert isinstance(attended, torch.Tensor)
         return attended.flatten(1)
 
@@ -73,7 +86,7 @@ def needs_spare_row(layout: Layout) -> bool:
     return bool((layout.lengths % _STEP).any())
 
 
-def plan(layout: Layout, num_rows: int, dtype: torch.dtype) -> Plan:
+def plan_by_length(layout: Layout, num_rows: int, dtype: torch.dtype) -> Plan:
     """Made once for a batch: sequences of like length together, one group's places behind the other's."""
     sources, targets, groups, num_places = [], np.zeros(num_rows, np.int64), [], 0
     steps = -(-layout.lengths // _STEP) * _STEP

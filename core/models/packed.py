@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from core.models import linear
-from core.models.attention import ByLength, Plan, Varlen, cpu_scale, needs_spare_row, plan
+from core.models.attention import ByLength, Plan, Varlen, bounds, cpu_scale, needs_spare_row, plan_by_length
 from core.models.layout import Layout, mean_of_each
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class PackedEncoder(nn.Module):
         """
         super().__init__()
         config = module.config
-        self._num_heads = int(config.num_attention_heads)
+        num_heads = int(config.num_attention_heads)
         #: RoBERTa counts positions from behind the padding's id, and only tokens that are not padding.
         self._padding_id = getattr(module.embeddings, "padding_idx", None)
         self._is_cpu = device == "cpu"
@@ -48,15 +48,13 @@ class PackedEncoder(nn.Module):
         self._rows_step = _ROWS_STEP if self._is_cpu else 1
         self._dtype: torch.dtype = module.dtype
         product = product or (linear.LaidOut if self._is_cpu else linear.Plain)
-        scale = cpu_scale(int(config.hidden_size) // self._num_heads) if self._is_cpu else 1.0  # CUDA's kernel scales
-        self._embeddings = _Embeddings(module.embeddings)
+        scale = cpu_scale(int(config.hidden_size) // num_heads) if self._is_cpu else 1.0  # CUDA's kernel scales
         layers = nn.ModuleList(_Layer(layer, scale, product, self._is_cpu) for layer in module.encoder.layer)
-        self._layers: Callable[..., torch.Tensor]
-        if self._is_cpu:
-            between = torch.float32 if is_wide else self._dtype
-            self._layers = _OnCpu(self._embeddings, layers, self._num_heads, self._dtype, between)
-        else:
-            self._layers = _OnCuda(self._embeddings, layers)
+        attention = ByLength(num_heads) if self._is_cpu else Varlen(num_heads)
+        between = torch.float32 if is_wide else self._dtype
+        self._pass: Callable[..., torch.Tensor] = _Pass(
+            _Embeddings(module.embeddings), layers, attention, self._dtype, between
+        )
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
@@ -68,18 +66,16 @@ class PackedEncoder(nn.Module):
 
     def mean(self, layout: Layout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
-        return (
-            self._run(layout, lengths=torch.from_numpy(layout.lengths)) if self._is_cpu else layout.mean(self(layout))
-        )
+        return self._run(layout, lengths=layout.bounds.diff())
 
     def _run(self, layout: Layout, kept: np.ndarray | None = None, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """See `_OnCpu.forward`."""
+        """See `_Pass.forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
         filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
         ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
-        attention = plan(layout, len(ids), self._dtype) if self._is_cpu else Varlen(layout, self._num_heads)
-        return self._layers(ids, types, places, attention, rest[0] if rest else None, lengths)
+        plan = plan_by_length(layout, len(ids), self._dtype) if self._is_cpu else bounds(layout)
+        return self._pass(ids, types, places, plan, rest[0] if rest else None, lengths)
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
         """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
@@ -94,7 +90,7 @@ class PackedEncoder(nn.Module):
             with warnings.catch_warnings():
                 # torch would rather have a compiler on every machine; this torch is pinned, and the other way is there.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._layers = torch.jit.script(self._layers)
+                self._pass = torch.jit.script(self._pass)
         except Exception as error:  # TorchScript has no class of its own for what it cannot read
             told = f"{type(error).__name__}: {str(error).strip():.200}"
             log.warning("passes hold the interpreter lock, which is slower: %s", told, extra={"action": "unscripted"})
@@ -104,15 +100,20 @@ class PackedEncoder(nn.Module):
         module.encoder.layer = nn.ModuleList()
 
 
-class _OnCpu(nn.Module):
-    """All of a pass that is torch's. TorchScript reads it, and what it is made of."""
+class _Pass(nn.Module):
+    """All of a pass that is torch's. TorchScript reads it, and what a CPU's is made of."""
 
     def __init__(
-        self, embeddings: _Embeddings, layers: nn.ModuleList, num_heads: int, dtype: torch.dtype, between: torch.dtype
+        self,
+        embeddings: _Embeddings,
+        layers: nn.ModuleList,
+        attention: ByLength | Varlen,
+        dtype: torch.dtype,
+        between: torch.dtype,
     ) -> None:
         """`dtype` is that of embeddings and of what comes out, `between` that of the rows between layers."""
         super().__init__()
-        self._embeddings, self._layers, self._attention = embeddings, layers, ByLength(num_heads)
+        self._embeddings, self._layers, self._attention = embeddings, layers, attention
         self._dtype, self._between = dtype, between
 
     def forward(
@@ -120,7 +121,7 @@ class _OnCpu(nn.Module):
         ids: torch.Tensor,
         types: torch.Tensor,
         places: torch.Tensor,
-        plan: Plan,
+        plan: Plan,  # on CUDA `Bounds`, but TorchScript must be told of one
         kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
         lengths: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
@@ -135,32 +136,6 @@ class _OnCpu(nn.Module):
             return mean_of_each(rows[: plan.num_tokens], lengths)
         states: torch.Tensor = rows.to(self._dtype)
         return states
-
-
-class _OnCuda(nn.Module):
-    """The same with CUDA's attention, whose operations torch queues without waiting for any."""
-
-    def __init__(self, embeddings: _Embeddings, layers: nn.ModuleList) -> None:
-        super().__init__()
-        self._embeddings, self._layers = embeddings, layers
-
-    def forward(
-        self,
-        ids: torch.Tensor,
-        types: torch.Tensor,
-        places: torch.Tensor,
-        attention: Varlen,
-        kept: torch.Tensor | None,
-        lengths: None,
-    ) -> torch.Tensor:
-        """See `_OnCpu.forward`."""
-        rows: torch.Tensor = self._embeddings(ids, types, places)
-        for number, layer in enumerate(self._layers):
-            attended = attention(layer.states(rows))  # type: ignore[operator]
-            if kept is not None and number == len(self._layers) - 1:
-                rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
-            rows = layer(rows, attended)
-        return rows
 
 
 class _Embeddings(nn.Module):
