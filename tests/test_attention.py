@@ -40,7 +40,7 @@ def one_by_one(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 def attend(states: torch.Tensor, lengths: list[int], max_scores: int = 1_000_000) -> torch.Tensor:
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : HEADS * WIDTH] *= cpu_scale(1)
-    there = plan_by_length(layout_of(lengths), len(states), states.dtype)
+    there = plan_by_length(layout_of(lengths), len(states))
     return ByLength(HEADS, max_scores)(states, there)[: sum(lengths)]
 
 

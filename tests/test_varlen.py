@@ -15,7 +15,7 @@ from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 from core.checkpoint import read_spec
 from core.models import layout as layout_module
 from core.models import network, weights
-from core.models.attention import ByLength, Varlen, bounds, cpu_scale, plan_by_length
+from core.models.attention import ByLength, Varlen, bounds_of, cpu_scale, plan_by_length
 from core.models.layout import Layout
 from core.models.network import Padded
 from core.models.packed import PackedEncoder
@@ -115,14 +115,14 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
         weights = torch.softmax(q @ k.transpose(1, 2) / width**0.5, -1)
         expected.append((weights @ v).transpose(0, 1).flatten(1))
     there = Layout(batch_of(), device)
-    found = Varlen(num_heads)(states.to(device, TYPES[device]), bounds(there))
+    found = Varlen(num_heads)(states.to(device, TYPES[device]), bounds_of(there))
     assert found.shape == (sum(lengths), num_heads * width)
     assert found.is_contiguous()
     within = {"rtol": TOLERANCE[device], "atol": TOLERANCE[device]}
     torch.testing.assert_close(found.cpu().double(), torch.cat(expected), **within)
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : num_heads * width] *= cpu_scale(width)  # what the weights do for a CPU
-    by_length = ByLength(num_heads)(states, plan_by_length(Layout(batch_of(), "cpu"), len(states), states.dtype))
+    by_length = ByLength(num_heads)(states, plan_by_length(Layout(batch_of(), "cpu"), len(states)))
     torch.testing.assert_close(found.cpu().float(), by_length[:-1], **within)
 
 

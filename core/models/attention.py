@@ -44,7 +44,7 @@ class Bounds(NamedTuple):
     longest: int
 
 
-def bounds(layout: Layout) -> Bounds:
+def bounds_of(layout: Layout) -> Bounds:
     """Made once for a batch."""
     return Bounds(layout.num_tokens, layout.bounds, int(layout.lengths.max()))
 
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
     #: from `num_tokens` on that of the last token.
     rows: torch.Tensor
     places: torch.Tensor
-    #: Of each group of like lengths (count, 1, length, 1): 1 where there is a token, 0 where a sequence has ended.
+    #: Of each group of like lengths (count, 1, length, 1): True where there is a token, False where a sequence has ended.
     is_token: list[torch.Tensor]
 
 
@@ -86,8 +86,11 @@ def needs_spare_row(layout: Layout) -> bool:
     return bool((layout.lengths % _STEP).any())
 
 
-def plan_by_length(layout: Layout, num_rows: int, dtype: torch.dtype) -> Plan:
-    """Made once for a batch: sequences of like length together, one group's places behind the other's."""
+def plan_by_length(layout: Layout, num_rows: int) -> Plan:
+    """Made once for a batch: sequences of like length together, one group's places behind the other's.
+
+    By NumPy: each operation of torch's lets go of the interpreter's lock, and waits for it again while jobs are answered.
+    """
     sources, targets, groups, num_places = [], np.zeros(num_rows, np.int64), [], 0
     steps = -(-layout.lengths // _STEP) * _STEP
     for length in np.unique(steps).tolist():
@@ -100,7 +103,7 @@ def plan_by_length(layout: Layout, num_rows: int, dtype: torch.dtype) -> Plan:
         is_own = is_token[: len(own)]
         targets[(starts + places)[: len(own)][is_own]] = num_places + np.flatnonzero(is_own)
         num_places += is_token.size
-        groups.append(torch.from_numpy(is_token).to(dtype).view(-1, 1, length, 1))
+        groups.append(torch.from_numpy(is_token.reshape(-1, 1, length, 1)))
     targets[layout.num_tokens :] = targets[layout.num_tokens - 1]
     return Plan(layout.num_tokens, torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups)
 
@@ -185,5 +188,5 @@ def _rounded(count: int) -> int:
 def _softmax_less_largest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
     """The same for any scores, in float32."""
     scores = torch.bmm(q, k.transpose(1, 2)).float() * math.log(2)
-    scores.masked_fill_(is_token.unsqueeze(1) == 0, -math.inf)
+    scores.masked_fill_(~is_token.unsqueeze(1), -math.inf)
     return torch.bmm(functional.softmax(scores, dim=-1).to(v.dtype), v[..., :-1])

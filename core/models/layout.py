@@ -85,6 +85,8 @@ class Layout:
 
     def on_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Host arrays (n,) of one type where the batch is computed. In one copy: each costs the host the same again."""
+        if self.device == "cpu":  # no copy, and no operation that would let go of the interpreter's lock
+            return tuple(torch.from_numpy(array) for array in arrays)
         whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
         return torch.split(whole, [len(array) for array in arrays])
 

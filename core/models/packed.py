@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from core.models import linear
-from core.models.attention import ByLength, Plan, Varlen, bounds, cpu_scale, needs_spare_row, plan_by_length
+from core.models.attention import ByLength, Plan, Varlen, bounds_of, cpu_scale, needs_spare_row, plan_by_length
 from core.models.layout import Layout, mean_of_each
 
 log = logging.getLogger(__name__)
@@ -66,16 +66,16 @@ class PackedEncoder(nn.Module):
 
     def mean(self, layout: Layout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
-        return self._run(layout, lengths=layout.bounds.diff())
+        return self._run(layout, bounds=layout.bounds)
 
-    def _run(self, layout: Layout, kept: np.ndarray | None = None, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    def _run(self, layout: Layout, kept: np.ndarray | None = None, bounds: torch.Tensor | None = None) -> torch.Tensor:
         """See `_Pass.forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
         filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
         ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
-        plan = plan_by_length(layout, len(ids), self._dtype) if self._is_cpu else bounds(layout)
-        return self._pass(ids, types, places, plan, rest[0] if rest else None, lengths)
+        plan = plan_by_length(layout, len(ids)) if self._is_cpu else bounds_of(layout)
+        return self._pass(ids, types, places, plan, rest[0] if rest else None, bounds)
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
         """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
@@ -123,17 +123,17 @@ class _Pass(nn.Module):
         places: torch.Tensor,
         plan: Plan,  # on CUDA `Bounds`, but TorchScript must be told of one
         kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
-        lengths: Optional[torch.Tensor],  # noqa: UP045
+        bounds: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
-        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences of `lengths`."""
+        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences with `bounds`."""
         rows = self._embeddings(ids, types, places).to(self._between)
         for number, layer in enumerate(self._layers):
             attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
             if kept is not None and number == len(self._layers) - 1:
                 rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
             rows = layer(rows, attended)
-        if lengths is not None:
-            return mean_of_each(rows[: plan.num_tokens], lengths)
+        if bounds is not None:
+            return mean_of_each(rows[: plan.num_tokens], bounds.diff())
         states: torch.Tensor = rows.to(self._dtype)
         return states
 
