@@ -198,7 +198,7 @@ class Tokenizer:
             texts = [text.strip() for text in texts]
         num_characters = max_tokens * _CHARACTERS_PER_TOKEN
         heads = [_head(text, num_characters) for text in texts]
-        encoded = self._rust.encode_batch(heads, add_special_tokens=False)
+        encoded = self._rust.encode_batch_fast(heads, add_special_tokens=False)  # without offsets: a fifth quicker
         for index, text in enumerate(texts):
             # Grown by what was asked for and not by what was found: that may stay the same.
             size = num_characters

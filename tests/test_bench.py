@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.bench import backlog, real_texts
+from tests.bench import backlog, real_texts, usage
 from tests.bench.report import Figure
 from tests.running import Running
 
@@ -52,6 +53,19 @@ def test_a_command_that_does_not_exist_is_told_what_does() -> None:
     with Running([sys.executable, "-m", "tests.bench", "nothing"]) as running:
         assert running.wait(TIMEOUT_S) == 2
     assert "engine    batching across jobs" in running.output
+
+
+def test_memory_is_the_most_that_a_process_and_those_it_started_ever_had() -> None:
+    child = "block = b'x' * 100_000_000; del block; print('freed', flush=True); input()"
+    command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"freed\n"
+        peak = usage.peak_bytes(process.pid)
+        process.stdin.write(b"\n")
+    assert 100_000_000 < peak < 200_000_000
+    assert usage.peak_bytes(process.pid) == 0  # it has ended
 
 
 def test_the_texts_are_different_and_the_short_ones_short(minilm: Path) -> None:

@@ -40,6 +40,7 @@ def test_ours_is_measured_and_a_peer_that_is_not_installed_is_told(tmp_path: Pat
         (seconds,), (share,) = row["seconds"], row["shares"]
         limit = case["limits"][0][row["about"]["precision"]]
         assert share == pytest.approx(case["gflops"] / seconds / limit)
+        assert 2**27 < row["peak_bytes"] < 2**33  # torch and a small model
     measured = {figure["key"]: figure["value"] for figure in told["figures"]}
     ours, theirs = (measured[f"minilm_embed_short_{name}_texts_per_s"] for name in ("embedq_by_256", "st-float32"))
     assert measured["minilm_embed_short_embedq_by_256_ratio"] == pytest.approx(ours / theirs)

@@ -146,11 +146,9 @@ def _memory(running: Worker, model: Path, pid: int) -> list[Figure]:
     vectors = job.get(timeout=_TIMEOUT_S).dense
     blob = int(running.client.strlen(f"celery-task-meta-{job.id}"))
     job.forget()
-    told = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    peak = int(next(line for line in told.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     return [
         Figure("weights_mib", "weights in their file", weights / _MIB, "MiB"),
-        Figure("worker_peak_mib", "worker: most memory ever", peak / _MIB, "MiB"),
+        Figure("worker_peak_mib", "worker: most memory ever", usage.peak_bytes(pid) / _MIB, "MiB"),
         Figure("vector_bytes", f"a stored vector of {vectors.shape[1]} numbers", blob / _TEXTS_PER_JOB, "bytes"),
     ]
 

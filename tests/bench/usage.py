@@ -32,6 +32,16 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process ever had in use, and each that it has started and that still runs; summed."""
+    process = Path(f"/proc/{pid}")
+    peak = next((line for line in _lines(process / "status") if line.startswith("VmHWM")), "VmHWM: 0 kB")
+    children = {
+        int(child) for task in process.glob("task/*/children") for line in _lines(task) for child in line.split()
+    }
+    return int(peak.split()[1]) * 1024 + sum(map(peak_bytes, children))
+
+
 @dataclass(frozen=True)
 class ServerUse:
     """What a server counts since its start."""
@@ -54,6 +64,14 @@ def server_use(client: Any) -> ServerUse:
     cpu, stats, commands = (client.info(section) for section in ("cpu", "stats", "commandstats"))
     calls = {name.removeprefix("cmdstat_"): int(of["calls"]) for name, of in commands.items()}
     return ServerUse(cpu["used_cpu_user"] + cpu["used_cpu_sys"], int(stats["total_reads_processed"]), calls)
+
+
+def _lines(file: Path) -> list[str]:
+    """Of one of /proc; none where the process has ended."""
+    try:
+        return file.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
 
 
 def _cpu_s(stat: Path) -> float:

@@ -56,6 +56,8 @@ class Row:
     lowest_cosine: float | None = None
     #: Of a raw score; None for vectors.
     largest_difference: float | None = None
+    #: The most memory it had in use, of all ways of asking it.
+    peak_bytes: int | None = None
     #: Why there are no figures.
     reason: str = ""
 
@@ -138,6 +140,8 @@ class _Turns:
                     row.about = about
             for row in rows:
                 self._measure(system, row)
+            for row in rows:
+                row.peak_bytes = max(system.peak_bytes, row.peak_bytes or 0)
         except CannotMeasure as error:
             for row in rows:
                 row.reason = str(error)
@@ -168,7 +172,8 @@ def describe(case: Case) -> str:
     what = "texts" if case.work.texts else f"passages, {len(case.work.calls)} queries"
     return (
         f"{case.model.name}, {case.model.task}, {case.kind}: {case.work.num_sequences:,} {what}, "
-        f"{texts.distribution(case.work.lengths)}; {case.flops / 1e9:,.0f} GFLOP"
+        f"{texts.distribution(case.work.lengths)}; {case.flops / 1e9:,.0f} GFLOP; "
+        f"weights of {case.model.weights_bytes / 2**20:,.0f} MiB"
     )
 
 

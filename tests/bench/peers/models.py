@@ -56,9 +56,14 @@ class Model:
         return dict(json.loads((self.directory / "config.json").read_text(encoding="utf-8")))
 
     @property
+    def weights_bytes(self) -> int:
+        """Of their file, in float32."""
+        return (self.directory / "model.safetensors").stat().st_size
+
+    @property
     def is_large(self) -> bool:
         """Whether systems that are not at their turn must leave memory."""
-        return (self.directory / "model.safetensors").stat().st_size > _MAX_KEPT_BYTES
+        return self.weights_bytes > _MAX_KEPT_BYTES
 
     @property
     def loading(self) -> dict[str, Any]:

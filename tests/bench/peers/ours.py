@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import tasks
+from tests.bench import usage
 from tests.bench.peers.models import Model
 from tests.bench.peers.process import CannotMeasure
 from tests.bench.peers.systems import LARGE, SMALL
@@ -65,6 +66,11 @@ class Ours:
             np.save(save, np.concatenate([_rows(job_id) for job_id in ids]))
         self._worker.forget(ids)
         return seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """As `System.peak_bytes`: the worker's."""
+        return usage.peak_bytes(self._worker.pid)
 
     def stop(self) -> None:
         """As `System.stop`."""

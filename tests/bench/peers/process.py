@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench import usage
 from workers.processes import stop
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -64,6 +65,11 @@ class Program:
         if "error" in answer:
             raise CannotMeasure(answer["error"].splitlines()[0][:300])
         return answer
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory it ever had in use, with what it has started."""
+        return usage.peak_bytes(self._process.pid)
 
     def close(self) -> None:
         """End it: it ends with its input, and what it has started with it."""

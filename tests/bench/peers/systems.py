@@ -60,6 +60,10 @@ class System(Protocol):
     def measure(self, way: str, work: Work, save: Path | None) -> float:
         """Seconds of the whole of `work`; vectors or scores go to the .npy file `save`."""
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory it had in use since its start."""
+
     def stop(self) -> None:
         """Leave memory and cores; `start` may follow."""
 
@@ -97,6 +101,12 @@ class Peer:
         given = {"action": "embed", "texts": work.texts} if work.texts else {"action": "rerank", "calls": work.calls}
         given |= {"save": str(save) if save else None, "batch_size": self._batch_size}
         return float(self._running.ask(given | self.asking.get(way, {}))["seconds"])
+
+    @property
+    def peak_bytes(self) -> int:
+        """As `System.peak_bytes`; its tries of other batch sizes included."""
+        assert self._running
+        return self._running.peak_bytes
 
     def stop(self) -> None:
         """As `System.stop`."""

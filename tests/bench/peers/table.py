@@ -10,7 +10,7 @@ from tests.bench.peers.comparing import REFERENCE, Compared, Row, describe
 from tests.bench.peers.systems import LARGE, SMALL
 from tests.bench.report import Figure, shown
 
-_COLUMNS = ["system", "precision", "batch", "texts/s", "lowest–highest", "to best peer", "lowest cosine", "of limit"]
+_COLUMNS = ["system", "precision", "batch", "texts/s", "from–to", "to best peer", "lowest cosine", "of limit", "MiB"]
 
 #: What was promised of ours, by model and kind: to the best peer; and the share of the limit.
 _RATIOS = {("minilm", "mixed"): 1.4, ("bge-base", "mixed"): 1.25}
@@ -60,6 +60,7 @@ def figures(compared: Compared) -> list[Figure]:
             Figure(
                 f"{name}_share", f"{row.name}: share of the matrix limit", row.share, "", _share_target(compared, row)
             ),
+            Figure(f"{name}_peak_mib", f"{row.name}: most memory", _mib(row), "MiB"),
             Figure(f"{name}_cosine", f"{row.name}: lowest cosine", row.lowest_cosine, "", _cosine_target(row)),
         ]
         if is_ours(row):
@@ -84,7 +85,11 @@ def _cells(row: Row, best: Row | None) -> list[str]:
     share = "-" if row.share is None else f"{row.share:.0%}"
     size = str(row.about.get("batch_size", "-"))
     spread = f"{shown(min(row.texts_per_s))}–{shown(max(row.texts_per_s))}" if row.texts_per_s else "-"
-    return [row.name, row.precision, size, shown(row.rate), spread, ratio, cosine, share]
+    return [row.name, row.precision, size, shown(row.rate), spread, ratio, cosine, share, shown(_mib(row))]
+
+
+def _mib(row: Row) -> float | None:
+    return None if row.peak_bytes is None else row.peak_bytes / 2**20
 
 
 def _ratios(compared: Compared, name: str, row: Row, best: Row | None) -> list[Figure]:
