@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def test_ours_is_measured_and_a_peer_that_is_not_installed_is_told(tmp_path: Pat
     measured = {figure["key"]: figure["value"] for figure in told["figures"]}
     ours, theirs = (measured[f"minilm_embed_short_{name}_texts_per_s"] for name in ("embedq_by_256", "st-float32"))
     assert measured["minilm_embed_short_embedq_by_256_ratio"] == pytest.approx(ours / theirs)
+
+
+def test_what_was_compared_before_an_interruption_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "peers", "--quick", "--kinds", "short,mixed", "--peers", "none"]
+    with Running([*command, "--folder", str(tmp_path / "peers"), "--json", str(file)]) as running:
+        running.wait_for("minilm_embed_mixed, round 1")
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait(TIMEOUT_S) == 130, running.output
+    assert "interrupted; what was compared until then is kept" in running.output
+    assert [case["key"] for case in json.loads(file.read_text())["cases"]] == ["minilm_embed_short"]
 
 
 def test_flops_are_those_of_the_products_of_matrices() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +33,28 @@ _QUICK_TEXTS = 24
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print the tables, write the JSON; returns the exit code."""
+    """Measure, print the tables, write the JSON, also of a run that is interrupted; returns the exit code."""
     given = _parser().parse_args(arguments)
     if given.quick:
         given.rounds, given.texts = 1, given.texts or _QUICK_TEXTS
+    found: list[Compared] = []
+    code = 0
     try:
-        found = _measure(given)
+        found.extend(_measure(given))
     except EmbedqError as error:
         print(f"python -m tests.bench peers: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("python -m tests.bench peers: interrupted; what was compared until then is kept", file=sys.stderr)
+        code = 130
     if given.json:
         run = {"command": "peers", "arguments": arguments, "cases": [table.rows(compared) for compared in found]}
         report.write(given.json, run, [figure for compared in found for figure in table.figures(compared)])
-    return 0
+    return code
 
 
-def _measure(given: argparse.Namespace) -> list[Compared]:
+def _measure(given: argparse.Namespace) -> Iterator[Compared]:
     """All comparisons, each told as soon as it is done, for a run may take hours."""
-    found = []
     peers = all_peers(given.concurrency, given.folder)
     with server() as url:
         for model_name in given.models:
@@ -64,8 +69,7 @@ def _measure(given: argparse.Namespace) -> list[Compared]:
                     comparing.say(comparing.describe(case))
                     are_several = len(given.precision) > 1
                     ours = [Ours(url, each, given.concurrency, are_several) for each in given.precision]
-                    found.append(_compare(case, [*(peers[name] for name in given.peers), *ours], given.rounds))
-    return found
+                    yield _compare(case, [*(peers[name] for name in given.peers), *ours], given.rounds)
 
 
 def _compare(case: Case, systems: list[Any], num_rounds: int) -> Compared:

@@ -21,8 +21,11 @@ from tests.bench.peers.texts import PASSAGES_PER_CALL, Work
 #: Batch sizes that are tried.
 BATCH_SIZES = (8, 32, 128)
 
-#: Sequences that every system computes before it is measured, and of each try of a batch size.
-_NUM_FIRST, _NUM_TRIED = 16, 160
+#: Sequences that every system computes before it is measured.
+_NUM_FIRST = 16
+
+#: Sequences of each try of a batch size: a quarter of all, within these bounds.
+_MIN_TRIED, _NUM_TRIED = 32, 160
 
 
 #: How a server is asked, and ours: jobs or requests of so many texts.
@@ -124,7 +127,7 @@ class Peer:
         return dict(self._running.ask(request)["about"])
 
     def _try_sizes(self, first: Work) -> dict[str, Any]:
-        sample = first.first(_NUM_TRIED)
+        sample = first.first(min(_NUM_TRIED, max(_MIN_TRIED, first.num_sequences // 4)))
         sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size <= sample.num_sequences]
         seconds, about, loaded = {}, {}, None
         for size in sizes:
