@@ -206,7 +206,9 @@ def test_a_worker_that_drains_is_not_ready_and_takes_its_report_back(
     assert get(f"{address}/healthz/live") == (200, "draining\n")
     assert running.wait(TIMEOUT_S) == 0
     assert NAME not in Speeds(client).present()
-    assert len(jobs) == 6
+    num_stored = client.exists(*(f"celery-task-meta-{job.id}" for job in jobs))
+    assert num_stored + client.llen("embed.seen:9") == len(jobs)  # what was not finished is back in its queue
+    assert client.hlen("unacked") == 0
 
 
 @pytest.mark.parametrize(

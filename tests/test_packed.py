@@ -196,7 +196,7 @@ def test_a_pass_goes_on_while_another_thread_has_the_interpreter(minilm: Path) -
         beside.usleep(900_000)  # a call of PyDLL keeps the interpreter's lock
         computed_s = time.clock_gettime(clock) - before_s
         alone.join()
-    assert computed_s > 0.06  # and no more than one operation, 30 ms, where each asks for the lock
+    assert computed_s > 0.1  # and no more than one operation, 30 ms, where each asks for the lock
 
 
 def _run_on_one_core(packed: Any, batch: Layout) -> None:

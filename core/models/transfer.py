@@ -24,7 +24,7 @@ def to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     """Begin to copy a result to the host; the function returned waits for it and gives it."""
     if tensor.device.type != "cuda":
-        array = (tensor if tensor.device.type == "cpu" else tensor.cpu()).numpy()
+        array = tensor.cpu().numpy()
         return lambda: array
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor, non_blocking=True)

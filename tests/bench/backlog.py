@@ -37,7 +37,7 @@ class Drained:
 
     @property
     def others_share(self) -> float | None:
-        """Processor time of the worker's threads but the device's, to the time that passed: almost all of it Python."""
+        """Processor time of the worker's threads but the device's, to the time that passed: Python, and the tokenizer."""
         if "streams" not in self.counted:
             return None
         by_use = sorted(self.thread_cpu_s, reverse=True)
