@@ -24,7 +24,7 @@ BATCH_SIZES = (8, 32, 128)
 #: Sequences that every system computes before it is measured.
 _NUM_FIRST = 16
 
-#: Sequences of each try of a batch size: a quarter of all, within these bounds.
+#: Sequences of each try of a batch size: a quarter of all, within these bounds, but never less than one batch.
 _MIN_TRIED, _NUM_TRIED = 32, 160
 
 
@@ -127,15 +127,16 @@ class Peer:
         return dict(self._running.ask(request)["about"])
 
     def _try_sizes(self, first: Work) -> dict[str, Any]:
-        sample = first.first(min(_NUM_TRIED, max(_MIN_TRIED, first.num_sequences // 4)))
-        sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size <= sample.num_sequences]
+        num_tried = min(_NUM_TRIED, max(_MIN_TRIED, first.num_sequences // 4))
+        sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size <= first.num_sequences]
         seconds, about, loaded = {}, {}, None
         for size in sizes:
             if loaded is None or self.is_loaded_by_size:
                 about, loaded = self._load(size), size
             self._batch_size = size
             self.measure(self.ways[0], first.first(_NUM_FIRST), None)
-            seconds[size] = self.measure(self.ways[0], sample, None)
+            sample = first.first(max(size, num_tried))
+            seconds[size] = self.measure(self.ways[0], sample, None) / sample.num_sequences
         self._batch_size = min(seconds, key=seconds.__getitem__)
         return self._load(self._batch_size) if self.is_loaded_by_size and loaded != self._batch_size else about
 
