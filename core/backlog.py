@@ -17,6 +17,9 @@ from core.scheduler import Scheduler
 from core.sequence import Key, Sequence, Tokens
 from core.totals import ModelTotals, Totals
 
+#: Batches that wait where nothing is lost if what follows them comes some milliseconds later.
+_BATCHES_AHEAD = 4
+
 
 class Encoded(NamedTuple):
     """Rows of a job from `first_row` on, as token ids, and what it took to make them."""
@@ -90,6 +93,10 @@ class Backlog:
     def has_room(self, is_bulk: bool) -> bool:
         """Whether more of this class may be encoded. Its caller holds the lock."""
         return self._scheduler.num_tokens(is_bulk) < self._max_waiting_tokens
+
+    def is_ahead(self, is_bulk: bool) -> bool:
+        """Whether the device has enough of this class for several batches. Its caller holds the lock."""
+        return self._scheduler.num_tokens(is_bulk) >= _BATCHES_AHEAD * self._scheduler.largest_budget
 
     def num_tokens(self, is_bulk: bool) -> int:
         """Tokens of this class that wait for a batch."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 from core.backlog import Backlog, Encoded
 from core.errors import DeviceFailure, EmbedqError, InvalidInput
@@ -19,8 +21,19 @@ from core.sequence import Tokens
 #: wake-ups on the way cost as much as the encoding. So few that a device without work waits a millisecond for them.
 _MAX_BYTES_TOGETHER = 16_384
 
+#: Seconds for which small jobs may gather while batches enough wait for the device. To give up the interpreter's lock
+#: for one text, and to take it again from busy threads, costs several times what encoding it does.
+_GATHERING_S = 0.02
+
 #: What a slice still weighs after each further one, in what is learned of bytes and tokens.
 _DECAY = 0.98
+
+
+class _Part(NamedTuple):
+    """Rows of an opened job that are to be encoded."""
+
+    job: Job
+    rows: slice
 
 
 class EncodeThreads:
@@ -90,7 +103,8 @@ class EncodeThreads:
 
     def _run(self) -> None:
         while taken := self._take():
-            encoded = [one for job, rows in taken if (one := self._encode(job, rows))]
+            parts = [part for job, rows in taken if (part := self._opened(job, rows))]
+            encoded = [one for _, alike in groupby(parts, _encoded_as) for one in self._encode([*alike])]
             if not encoded:
                 continue
             try:
@@ -99,27 +113,38 @@ class EncodeThreads:
                 for one in encoded:
                     self._fail(one.job, error)
 
-    def _encode(self, job: Job, rows: slice | None) -> Encoded | None:
+    def _opened(self, job: Job, rows: slice | None) -> _Part | None:
         """The next rows of a job, opened first if it is not; None if nothing of it is wanted any more, or it failed."""
         try:
             if rows is None:
                 was_bulk = job.is_bulk
                 job.open()
                 rows = self._first_slice(job, was_bulk)
-            if rows.start >= rows.stop or job.is_over:
-                return None
-            begun_s = time.monotonic()
-            tokens = job.call.encode(rows)
-            assert len(tokens) == rows.stop - rows.start, "a model's encoding lost rows"
-            self._learn(job, tokens)
-            return Encoded(job, rows.start, tokens, time.monotonic() - begun_s)
-        except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
-            known = isinstance(error, Exception)
-            self._fail(
-                job,
-                error if known else InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}"),
-            )
+        except BaseException as error:  # whatever it is, this thread goes on
+            self._fail(job, error)
             return None
+        return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
+
+    def _encode(self, parts: list[_Part]) -> list[Encoded]:
+        """Rows of jobs that are encoded alike, in one go: for small jobs its beginning and end cost as much as its texts."""
+        begun_s = time.monotonic()
+        rows = [row for part in parts for row in part.job.call.rows[part.rows]]
+        try:
+            tokens = parts[0].job.call.encode(rows)
+            assert len(tokens) == len(rows), "a model's encoding lost rows"
+        except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
+            if len(parts) > 1:  # whose fault it is, each alone will show
+                return [one for part in parts for one in self._encode([part])]
+            told = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
+            self._fail(parts[0].job, error if isinstance(error, Exception) else told)
+            return []
+        seconds_each, left = (time.monotonic() - begun_s) / len(rows), iter(tokens)
+        encoded = []
+        for job, part in parts:
+            own = [*islice(left, part.stop - part.start)]
+            self._learn(job, own)
+            encoded.append(Encoded(job, part.start, own, seconds_each * len(own)))
+        return encoded
 
     def _fail(self, job: Job, error: BaseException) -> None:
         job.fail(error)
@@ -147,7 +172,7 @@ class EncodeThreads:
                 if self._is_closing and not any(self._queues.values()):
                     self._backlog.room.notify_all()  # the others may end, too
                     return []
-                self._backlog.room.wait()
+                self._backlog.room.wait(self._next_look_s())
 
     def _take_unopened(self, queue: OrderedDict[Job, None]) -> list[tuple[Job, slice | None]]:
         """The first job of a queue, and the small ones behind it. Nobody else may open them."""
@@ -167,14 +192,33 @@ class EncodeThreads:
         for is_bulk, queue in self._queues.items():
             while queue and (job := next(iter(queue))).is_over:
                 self._drop(job)  # cancelled or failed: the rest need not be encoded
-            if queue and self._backlog.has_room(is_bulk):
+            if queue and self._backlog.has_room(is_bulk) and not self._gathering_s(is_bulk):
                 return is_bulk
         return None
 
+    def _next_look_s(self) -> float | None:
+        """Seconds until a class with room has gathered; None where only a new job or room can change anything."""
+        gathering = (is_bulk for is_bulk, queue in self._queues.items() if queue and self._backlog.has_room(is_bulk))
+        return min(map(self._gathering_s, gathering), default=None)
+
+    def _gathering_s(self, is_bulk: bool) -> float:
+        """Seconds for which more may join the jobs of a class that wait: 0 for what is large, or the device may need."""
+        first = next(iter(self._queues[is_bulk]))
+        if (
+            first.is_opened
+            or self._num_bytes[is_bulk] >= _MAX_BYTES_TOGETHER
+            or self._is_closing
+            or not self._backlog.is_ahead(is_bulk)
+        ):
+            return 0.0
+        return max(0.0, first.submitted_s + _GATHERING_S - time.monotonic())
+
     def _put(self, job: Job) -> None:
-        self._queues[job.is_bulk][job] = None
+        queue = self._queues[job.is_bulk]
+        queue[job] = None
         self._num_bytes[job.is_bulk] += job.num_bytes
-        self._backlog.room.notify()
+        if len(queue) == 1 or not self._gathering_s(job.is_bulk):
+            self._backlog.room.notify()
 
     def _drop(self, job: Job) -> None:
         del self._queues[job.is_bulk][job]
@@ -189,3 +233,7 @@ class EncodeThreads:
                 if job.is_bulk == was_bulk:
                     self._queues[was_bulk].move_to_end(job, last=False)
         return rows
+
+
+def _encoded_as(part: _Part) -> Any:
+    return part.job.call.encoded_as

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,20 @@ class Call:
 
     model: Model
     wanted: Wanted
-    num_rows: int
-    #: A slice of the rows -> their token ids, in order. Runs on encode threads, several slices at once.
-    encode: Callable[[slice], list[Tokens]]
+    #: What each row is made of: a text, or a pair.
+    rows: list[Any]
+    #: Some of the rows -> their token ids, in order. Runs on encode threads, on several at once.
+    encode: Callable[[list[Any]], list[Tokens]]
     #: Each output's rows, in order -> what the caller gets.
     finish: Callable[[dict[str, list[Any]]], Any]
     #: Whether what the caller gets shall carry its `Timings`.
     has_timings: bool = False
+    #: Calls that have equal ones encode each other's rows as their own.
+    encoded_as: Any = field(default_factory=object)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
 
 
 class Job:

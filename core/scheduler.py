@@ -133,6 +133,11 @@ class Scheduler:
         """Tokens a batch of `model` may have however fast it is."""
         return self._limits[model].max_batch_tokens
 
+    @property
+    def largest_budget(self) -> int:
+        """Tokens a batch may have now, of whichever model may have most."""
+        return max(map(self.budget, self._limits))
+
     def finished(self, model: str, num_tokens_padded: int, seconds: float) -> None:
         """Learn the speed of `model` from a batch that the device computed in `seconds`."""
         self._speeds[model].add(num_tokens_padded, seconds)

@@ -36,6 +36,15 @@ class Wanted:
     #: Layers before which passages are compressed, and how many tokens become one.
     compress_layers: tuple[int, ...] = ()
     compress_ratio: int = 1
+    #: Made once: sequences are looked up by what is wanted of them, each several times.
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parts = self.outputs, self.cutoff_layers, self.head_layers, self.compress_layers, self.compress_ratio
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 #: A model's alias, and what it must give: sequences share a batch only if they have the same.
@@ -57,14 +66,12 @@ class Sequence:
     #: The job and the row of it that this answers; several if jobs in flight hold the same text.
     #: The scheduler never looks at them.
     rows: list[tuple[Any, int]] = field(default_factory=list)
+    #: Tokens it has.
+    length: int = field(init=False)
+    key: Key = field(init=False)
 
-    @property
-    def length(self) -> int:
-        return len(self.tokens.ids)
-
-    @property
-    def key(self) -> Key:
-        return self.model, self.wanted
+    def __post_init__(self) -> None:
+        self.length, self.key = len(self.tokens.ids), (self.model, self.wanted)
 
 
 def num_computed_tokens(batch: list[Sequence], is_padded: bool) -> int:

@@ -7,15 +7,13 @@ Knows nothing of models or batches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Rules
 
 from core.directory import read_json
 from core.errors import CannotLoadModel, InvalidInput
+from core.frame import read_frame
 from core.sequence import Tokens
 from core.spec import ModelSpec
 
@@ -31,49 +29,12 @@ _CHARACTERS_PER_TOKEN = 16
 #: a form feed is a control character, and the words beside it are one.
 _SPACES = " \n\t\r"
 
-#: A word that stands in for a text where only the special tokens around it are wanted.
-_WORD = "a"
-
-
 #: More tokens than any text has.
 ALL_TOKENS = 2**31
 
 #: Tokenizer classes that put `add_eos_token` above what `tokenizer.json` says (transformers v4, with which
 #: their models were trained); others ignore it.
 _ENDING_CLASSES = ("Llama", "CodeLlama", "Gemma")
-
-
-@dataclass(frozen=True, slots=True)
-class _Frame:
-    """The special tokens around one text or a pair, as runs: before, between, after.
-
-    Joining is done here because the Rust side, given a cut text, also joins everything that was cut
-    off: with two long texts each piece of the one with each piece of the other.
-    """
-
-    ids: list[np.ndarray]
-    type_ids: list[np.ndarray]
-    #: Segment of each text's tokens.
-    text_types: list[int]
-
-    def around(self, *texts: np.ndarray) -> Tokens:
-        ids, type_ids = [self.ids[0]], [self.type_ids[0]]
-        for number, text in enumerate(texts):
-            ids += [text, self.ids[number + 1]]
-            type_ids += [np.full(len(text), self.text_types[number], np.int32), self.type_ids[number + 1]]
-        return Tokens(np.concatenate(ids), np.concatenate(type_ids))
-
-    def ended_by(self, end: list[int]) -> _Frame:
-        """The same with `end` behind all; its tokens count as segment 0."""
-        tail, types = (
-            np.append(last, [*values]).astype(np.int32)
-            for last, values in ((self.ids[-1], end), (self.type_ids[-1], [0] * len(end)))
-        )
-        return _Frame([*self.ids[:-1], tail], [*self.type_ids[:-1], types], self.text_types)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.ids))
 
 
 class Tokenizer:
@@ -87,8 +48,8 @@ class Tokenizer:
         if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text stay what they are
             rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
             self._rust.normalizer = Rules(rules)
-        self._frame = _read_frame(self._rust, num_texts=1).ended_by(self._read_end())
-        self._pair_frame = _read_frame(self._rust, num_texts=2)
+        self._frame = read_frame(self._rust, num_texts=1).ended_by(self._read_end())
+        self._pair_frame = read_frame(self._rust, num_texts=2)
         least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
         if spec.max_length <= least:
             raise CannotLoadModel(
@@ -98,7 +59,7 @@ class Tokenizer:
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
         limit = self.checked_length(max_length, self._frame.num_tokens)
-        rows = [self._frame.around(ids) for ids in self._encode(texts, limit - self._frame.num_tokens)]
+        rows = self._frame.around([(ids,) for ids in self._encode(texts, limit - self._frame.num_tokens)])
         if self._frame.num_tokens == 0 and not all(len(row.ids) for row in rows):
             raise InvalidInput(
                 f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text"
@@ -127,15 +88,14 @@ class Tokenizer:
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
         passages = self._encode([passage for _, passage in pairs], ALL_TOKENS if is_longest else limit)
         cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
-        joined = []
-        for (query, _), passage in zip(pairs, passages, strict=True):
-            joined.append(self._pair_frame.around(*cut(encoded[query], passage, room)))
+        cuts = [cut(encoded[query], passage, room) for (query, _), passage in zip(pairs, passages, strict=True)]
+        joined = self._pair_frame.around(cuts)
         self._check_positions(joined)
         return joined
 
     def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""
-        return [ids.tolist() for ids in self._encode(texts, max_tokens)]
+        return self._encode(texts, max_tokens)
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, special tokens left out only if they are marked as such."""
@@ -192,7 +152,7 @@ class Tokenizer:
             )
         return max_length
 
-    def _encode(self, texts: list[str], max_tokens: int) -> list[np.ndarray]:
+    def _encode(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""
         if self._spec.strip:
             texts = [text.strip() for text in texts]
@@ -206,18 +166,18 @@ class Tokenizer:
                 size *= 4
                 heads[index] = _head(text, size)
                 encoded[index] = self._rust.encode(heads[index], add_special_tokens=False)
-        return [np.array(one.ids[:max_tokens], np.int32) for one in encoded]
+        return [one.ids[:max_tokens] for one in encoded]
 
 
-def _cut_passage(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_passage(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
     return query, passage[: room - len(query)]
 
 
-def _cut_passage_with_room(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_passage_with_room(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
     return _cut_passage(query, passage, room) if len(query) < room else (query, passage)
 
 
-def _cut_longest(query: np.ndarray, passage: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
     """The longer one gives way until both are alike; then they share the room."""
     if len(query) + len(passage) <= room:
         return query, passage
@@ -239,22 +199,6 @@ def _head(text: str, max_characters: int) -> str:
         return text
     end = max(text.rfind(space, 0, max_characters + 1) for space in _SPACES)
     return text[: max(end, 0)].rstrip() or text
-
-
-def _read_frame(rust: RustTokenizer, num_texts: int) -> _Frame:
-    """Find out what the checkpoint puts around texts, by letting it do so to a word."""
-    word = rust.encode(_WORD, add_special_tokens=False)
-    framed = rust.post_process(word, word if num_texts == 2 else None, True)
-    ids, types = np.array(framed.ids, np.int32), np.array(framed.type_ids, np.int32)
-    plain = [index for index, is_special in enumerate(framed.special_tokens_mask) if not is_special]
-    if not word.ids or len(plain) != num_texts * len(word.ids):
-        raise CannotLoadModel(
-            f"the tokenizer gives no tokens for {_WORD!r}, so its special tokens cannot be told apart"
-        )
-    starts = plain[:: len(word.ids)]
-    ends = [start + len(word.ids) for start in starts]
-    runs = [slice(start, end) for start, end in zip([0, *ends], [*starts, len(ids)], strict=True)]
-    return _Frame([ids[run] for run in runs], [types[run] for run in runs], [int(types[start]) for start in starts])
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:

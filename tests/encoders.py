@@ -32,27 +32,32 @@ class Encoder:
         self.begun = threading.Semaphore(0)
         #: (name of the job, first row, row behind the last), in the order of beginning; None for an opened job.
         self.steps: list[tuple[str, int | None, int | None]] = []
+        #: The names of the jobs whose rows were encoded in one go, in the order of beginning.
+        self.goes: list[list[str]] = []
         #: Called with (name of the job, first row) before a slice is encoded; may raise.
         self.before_slice: Callable[[str, int], None] = lambda name, row: None
 
-    def job(self, name: str, num_rows: int, is_bulk: bool = False, num_bytes: int = 0) -> Job:
-        """A job whose rows are all different from any other's."""
-
-        def encode(part: slice) -> list[Tokens]:
-            self.steps.append((name, part.start, part.stop))
-            self.begun.release()
-            assert self.gate.wait(PATIENCE_S)
-            self.before_slice(name, part.start)
-            return [
-                Tokens(np.array([*name.encode().ljust(LENGTH - 1), row], np.int32))
-                for row in range(part.start, part.stop)
-            ]
+    def job(
+        self, name: str, num_rows: int, is_bulk: bool = False, num_bytes: int = 0, encoded_as: str | None = None
+    ) -> Job:
+        """A job whose rows are all different from any other's; those encoded as the same may be in one go."""
 
         def open_call() -> Call:
             self.steps.append((name, None, None))
-            return Call(self.model, Wanted(DENSE), num_rows, encode, lambda rows: rows)
+            rows, alike = [(name, number) for number in range(num_rows)], encoded_as or object()
+            return Call(self.model, Wanted(DENSE), rows, self._encode, lambda rows: rows, encoded_as=alike)
 
         return Job(open_call, is_bulk, num_bytes)
+
+    def _encode(self, rows: list[tuple[str, int]]) -> list[Tokens]:
+        names = [*dict.fromkeys(name for name, _ in rows)]
+        self.steps.append((names[0], rows[0][1], rows[-1][1] + 1))
+        self.goes.append(names)
+        self.begun.release()
+        assert self.gate.wait(PATIENCE_S)
+        for name in names:
+            self.before_slice(name, rows[0][1])
+        return [Tokens(np.array([*name.encode().ljust(LENGTH - 1), number], np.int32)) for name, number in rows]
 
     def slices_of(self, name: str) -> list[tuple[int, int]]:
         return [

@@ -79,7 +79,7 @@ def job_of(
     origin: Any = None,
 ) -> Job:
     """An opened job whose result are its rows by output; nothing encodes it."""
-    call = Call(model, Wanted(outputs), num_rows, lambda part: [], lambda rows: rows)
+    call = Call(model, Wanted(outputs), [*range(num_rows)], lambda rows: [], lambda rows: rows)
     job = Job(lambda: call, is_bulk, on_started=on_started, origin=origin)
     job.open()
     return job

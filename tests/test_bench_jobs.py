@@ -107,3 +107,17 @@ def test_a_servers_use_counts_what_was_sent_to_it(own: OwnServer) -> None:
     assert used.calls["set"] == 10
     assert used.num_reads == 1 + 3  # the pipeline, and the three questions of the second look
     assert used.cpu_s >= 0
+
+
+def test_what_the_host_leaves_to_any_device_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "tests.bench", "host", "--texts", "1500", "--rounds", "1", "--json", str(file)]
+    with Running(command) as running:
+        assert running.wait(TIMEOUT_S) == 0, running.output
+    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    for kind in ("short", "mixed"):
+        for size in (256, 1):
+            assert figures[f"{kind}_{size}_per_s"] > 0
+            spent = {key: value for key, value in figures.items() if key.startswith(f"{kind}_{size}_") and "_us" in key}
+            assert spent.keys() >= {f"{kind}_{size}_{name}_us" for name in ("encoding", "batches", "answers")}
+            assert sum(spent.values()) > 0  # each alone may be less than the kernel's clock tells

@@ -21,13 +21,13 @@ def calls_of(*models: FakeModel, **chosen: Any) -> Calls:
 
 def encoded(call: Call, slice_rows: int = 1000) -> list[str]:
     """The texts of a call's rows, encoded in slices of that size."""
-    parts = [slice(start, start + slice_rows) for start in range(0, call.num_rows, slice_rows)]
+    parts = [call.rows[start : start + slice_rows] for start in range(0, call.num_rows, slice_rows)]
     return [bytes(tokens.ids.astype(np.uint8)).decode() for part in parts for tokens in call.encode(part)]
 
 
 def result(call: Call) -> Any:
     """What the call gives for the rows that the fake model computes."""
-    tokens = call.encode(slice(0, call.num_rows))
+    tokens = call.encode(call.rows)
     return call.finish({"dense": [np.array(row_of(one.ids), np.float32) for one in tokens]})
 
 

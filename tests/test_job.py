@@ -68,7 +68,7 @@ def test_a_result_that_cannot_be_made_is_the_jobs_failure() -> None:
     def finish(given: dict[str, list[Any]]) -> Any:
         raise ValueError("of what was computed")
 
-    job = Job(lambda: Call(FakeModel(), Wanted(DENSE), 1, lambda part: [], finish), is_bulk=False)
+    job = Job(lambda: Call(FakeModel(), Wanted(DENSE), [0], lambda rows: [], finish), is_bulk=False)
     job.open()
     job.deliver(0, 0, rows(1), is_shared=False)
     assert str(job.answer.exception(0)) == "of what was computed"

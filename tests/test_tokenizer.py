@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from core.checkpoint import read_spec
 from core.errors import CannotLoadModel, InvalidInput
+from core.frame import Frame
 from core.sequence import Tokens
 from core.settings import ModelSettings
 from core.tokenizer import Tokenizer
@@ -216,6 +217,27 @@ def test_eight_threads_break_a_tokenizer_that_is_told_its_limit_before_each_call
     with pytest.raises((AssertionError, RuntimeError)) as broken:  # wrong ids, or "Already borrowed"
         check_eight_threads(unprotected)
     assert isinstance(broken.value, AssertionError) or "borrowed" in str(broken.value)
+
+
+RUNS = st.lists(st.integers(0, 2**31 - 1), max_size=3)
+
+
+@PROPERTY
+@given(st.data(), st.sampled_from([1, 2]))
+def test_rows_between_special_tokens_are_what_they_would_be_one_by_one(data: st.DataObject, num_texts: int) -> None:
+    runs = data.draw(st.lists(RUNS, min_size=num_texts + 1, max_size=num_texts + 1))
+    types = [data.draw(st.lists(st.integers(0, 1), min_size=len(run), max_size=len(run))) for run in runs]
+    text_types = data.draw(st.lists(st.integers(0, 1), min_size=num_texts, max_size=num_texts))
+    rows = data.draw(st.lists(st.tuples(*[RUNS] * num_texts), max_size=4))
+    found = Frame(runs, types, text_types).around(rows)
+    assert len(found) == len(rows)
+    for texts, one in zip(rows, found, strict=True):
+        ids, of_ids = [*runs[0]], [*types[0]]
+        for text, of_text, behind, of_behind in zip(texts, text_types, runs[1:], types[1:], strict=True):
+            ids += text + behind
+            of_ids += [of_text] * len(text) + of_behind
+        assert (one.ids.tolist(), one.type_ids.tolist()) == (ids, of_ids)  # type: ignore[union-attr]
+        assert one.ids.dtype == one.type_ids.dtype == np.int32  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("max_length", [65, 100_000, 2])

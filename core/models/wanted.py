@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 from core.checks import EmbedOptions, RerankOptions
 from core.errors import InvalidInput
@@ -40,7 +41,13 @@ def of_embedder(
     for output in sorted(wanted - outputs):
         reason = f": {reasons[output]}" if reasons and output in reasons else ""
         raise InvalidInput(f"model {spec.alias} has no {output!r} output{reason}; it has {', '.join(sorted(outputs))}")
-    return Wanted(wanted)
+    return _of_outputs(wanted)
+
+
+@cache
+def _of_outputs(outputs: frozenset[str]) -> Wanted:
+    """The same object for the same outputs: what is found by it is found at once, without comparing."""
+    return Wanted(outputs)
 
 
 def refuse(spec: ModelSpec, options: RerankOptions, names: tuple[str, ...]) -> None:

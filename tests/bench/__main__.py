@@ -3,6 +3,7 @@
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
     peers     the whole path against sentence-transformers, ONNX Runtime, OpenVINO, FlagEmbedding, Infinity
     accelerator   one accelerator bare, under the engine and through the queue, in ten minutes
+    host      texts per second that Python, tokenizing and copies leave to any device
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
     linear    a thousand texts to a million: the same cost each, the same memory
@@ -21,7 +22,10 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = ("engine", "peers", "accelerator", "quality", "jobs", "growth", "linear", "metrics", "flower", "scale")
+COMMANDS = (
+    *("engine", "peers", "accelerator", "host", "quality"),
+    *("jobs", "growth", "linear", "metrics", "flower", "scale"),
+)
 
 
 def main(arguments: list[str]) -> int:
