@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -35,14 +34,15 @@ class Frame:
 
         All lie in one array, of which each row has its part: an array for each would take longer than its tokens.
         """
-        ids, ends = array("i"), [0]
+        runs: list[list[int]] = []
+        ends = [0]
         for texts in rows:
-            ids.extend(self.ids[0])
+            runs.append(self.ids[0])
             for text, behind in zip(texts, self.ids[1:], strict=True):
-                ids.extend(text)
-                ids.extend(behind)
-            ends.append(len(ids))
-        all_ids, all_types = np.frombuffer(ids, np.int32), self._types(rows, len(ids))
+                runs += (text, behind)
+            ends.append(ends[-1] + self.num_tokens + sum(map(len, texts)))
+        all_ids = np.fromiter(chain.from_iterable(runs), np.int32, ends[-1])
+        all_types = self._types(rows, ends[-1])
         return [Tokens(all_ids[start:end], all_types[start:end]) for start, end in pairwise(ends)]
 
     def _types(self, rows: Sequence[tuple[list[int], ...]], num_tokens: int) -> np.ndarray:
