@@ -96,7 +96,7 @@ class Backlog:
 
     def is_ahead(self, is_bulk: bool) -> bool:
         """Whether the device has enough of this class for several batches. Its caller holds the lock."""
-        return self._scheduler.num_tokens(is_bulk) >= _BATCHES_AHEAD * self._scheduler.largest_budget
+        return self._scheduler.num_tokens(is_bulk) >= _BATCHES_AHEAD * self.largest_budget
 
     def num_tokens(self, is_bulk: bool) -> int:
         """Tokens of this class that wait for a batch."""
@@ -106,9 +106,10 @@ class Backlog:
         """Tokens of one model that wait for a batch."""
         return self._scheduler.num_tokens_of(model)
 
-    def budget(self, model: str) -> int:
-        """Tokens of a batch as it would be formed now."""
-        return self._scheduler.budget(model)
+    @property
+    def largest_budget(self) -> int:
+        """Tokens of a batch as it would be formed now, of whichever model may have most."""
+        return self._scheduler.largest_budget
 
     def max_tokens(self, model: str) -> int:
         """The most tokens of a batch of `model`, however fast it is."""

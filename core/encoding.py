@@ -1,7 +1,8 @@
 """Jobs -> token ids, on threads of their own: ahead of the device, never ahead of memory.
 
 Interactive jobs first; of a class the oldest first, slice by slice, several threads at one large
-job, several small jobs in one go. A class whose waiting tokens fill their room is not encoded further until batches have left.
+job, several small jobs in one go, for which they gather while the device has batches enough. A class whose waiting tokens
+fill their room is not encoded further until batches have left.
 """
 
 from __future__ import annotations
@@ -202,10 +203,11 @@ class EncodeThreads:
         return min(map(self._gathering_s, gathering), default=None)
 
     def _gathering_s(self, is_bulk: bool) -> float:
-        """Seconds for which more may join the jobs of a class that wait: 0 for what is large, or the device may need."""
+        """Seconds for which more may join the jobs of a class that wait: 0 for what may be large, or the device may need."""
         first = next(iter(self._queues[is_bulk]))
         if (
             first.is_opened
+            or not first.num_bytes
             or self._num_bytes[is_bulk] >= _MAX_BYTES_TOGETHER
             or self._is_closing
             or not self._backlog.is_ahead(is_bulk)

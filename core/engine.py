@@ -150,8 +150,7 @@ class Engine:
     @property
     def window_tokens(self) -> int:
         """Tokens that may wait, of each class, before more is fetched."""
-        budgets = [self.backlog.budget(alias) for alias in self.models]
-        return self.settings.window_batches * max(budgets, default=0)
+        return self.settings.window_batches * self.backlog.largest_budget
 
     @property
     def is_alive(self) -> bool:

@@ -136,7 +136,7 @@ class Scheduler:
     @property
     def largest_budget(self) -> int:
         """Tokens a batch may have now, of whichever model may have most."""
-        return max(map(self.budget, self._limits))
+        return max(map(self.budget, self._limits), default=0)
 
     def finished(self, model: str, num_tokens_padded: int, seconds: float) -> None:
         """Learn the speed of `model` from a batch that the device computed in `seconds`."""

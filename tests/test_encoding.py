@@ -222,14 +222,16 @@ def test_small_jobs_gather_while_batches_enough_wait(encoder: Encoder, monkeypat
     monkeypatch.setattr("core.encoding._GATHERING_S", 10 * PATIENCE_S)
     with running(encoder, num_threads=2) as encoding:
         ahead(encoder, encoding)
+        encoding.submit(encoder.job("unknown", 1, True))  # its size: nothing goes with it
+        wait_for_waiting(backlog_behind(encoding), NUM_ENOUGH + 1)
         for name in "abcdefgh":
             encoding.submit(encoder.job(name, 1, True, num_bytes=2_000, encoded_as="x"))
         encoding.submit(encoder.job("now", 1, num_bytes=10))  # no interactive work waits for the device
-        wait_for_waiting(backlog_behind(encoding), NUM_ENOUGH + 1)
-        assert encoder.goes == [["now"]]
+        wait_for_waiting(backlog_behind(encoding), NUM_ENOUGH + 2)
+        assert encoder.goes == [["unknown"], ["now"]]
         encoding.submit(encoder.job("i", 1, True, num_bytes=2_000, encoded_as="x"))  # as many as go at once
-        wait_for_waiting(backlog_behind(encoding), NUM_ENOUGH + 9)
-        assert encoder.goes == [["now"], [*"abcdefgh"]]
+        wait_for_waiting(backlog_behind(encoding), NUM_ENOUGH + 10)
+        assert encoder.goes == [["unknown"], ["now"], [*"abcdefgh"]]
 
 
 def test_small_jobs_that_gathered_are_encoded_when_their_time_is_over_or_the_device_may_need_them(
