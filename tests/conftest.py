@@ -25,8 +25,10 @@ for _name in [name for name in os.environ if name.startswith("EMBEDQ_")] + ["RED
     os.environ.pop(_name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["EMBEDQ_DATA_DIR"] = os.devnull
-# Under nohup launchers rightly take no notice of SIGHUP, which the tests send them.
+# Under nohup launchers rightly take no notice of SIGHUP, nor programs that a shell put into the background of SIGINT,
+# which the tests send them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -5,10 +5,11 @@ Memory is limited by making a pass raise what torch raises, once it holds more t
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,15 @@ from core.memory import MIN_BUDGET_TOKENS, fitting_budget, free_cache, is_out_of
 from core.sequence import Sequence
 from tests.checkpoints import PATIENCE_S, FakeModel, save_encoder
 from tests.loops import error_of, expected_of, raise_on_token, rows_of, running, submit
+
+
+@pytest.fixture(autouse=True)
+def spared() -> Iterator[None]:
+    """As in a worker, the collector leaves alone what was there before: it runs for each batch that did not fit, and
+    would walk through all that the whole run of tests has imported and made, for half a second each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def padded_tokens(batch: list[Sequence]) -> int:
