@@ -121,7 +121,7 @@ class EncodeThreads:
                 was_bulk = job.is_bulk
                 job.open()
                 rows = self._first_slice(job, was_bulk)
-        except BaseException as error:  # whatever it is, this thread goes on
+        except BaseException as error:
             self._fail(job, error)
             return None
         return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
@@ -133,11 +133,10 @@ class EncodeThreads:
         try:
             tokens = parts[0].job.call.encode(rows)
             assert len(tokens) == len(rows), "a model's encoding lost rows"
-        except BaseException as error:  # a panic in the tokenizer's Rust code is no Exception
+        except BaseException as error:
             if len(parts) > 1:  # whose fault it is, each alone will show
                 return [one for part in parts for one in self._encode([part])]
-            told = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
-            self._fail(parts[0].job, error if isinstance(error, Exception) else told)
+            self._fail(parts[0].job, error)
             return []
         seconds_each, left = (time.monotonic() - begun_s) / len(rows), iter(tokens)
         encoded = []
@@ -148,6 +147,9 @@ class EncodeThreads:
         return encoded
 
     def _fail(self, job: Job, error: BaseException) -> None:
+        # A panic in the tokenizer's Rust code is none, and whoever asks for the answer must not end by it.
+        if not isinstance(error, Exception):
+            error = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
         job.fail(error)
         self._backlog.withdraw(job)
 

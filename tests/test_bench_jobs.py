@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,23 +12,15 @@ import pytest
 
 from tests.bench import usage
 from tests.bench.delay import delaying
+from tests.benches import TIMEOUT_S, figures_of
 from tests.own_server import OwnServer
-from tests.running import Running
-
-#: What a busy machine may need for a quick run; on a quiet one it takes a tenth of that.
-TIMEOUT_S = 110
 
 #: Far below what is promised (5 and 20): other programs may take the cores at either worker's turn.
 LEAST_RATIO = 1.5
 
 
 def test_a_worker_of_ours_does_more_jobs_than_stock_and_every_figure_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    with Running([sys.executable, "-m", "tests.bench", "jobs", "--quick", "--json", str(file)]) as running:
-        assert running.wait(TIMEOUT_S) == 0, running.output
-    told = json.loads(file.read_text())
-    figures = {figure["key"]: figure["value"] for figure in told["figures"]}
-    assert len(figures) == len(told["figures"])
+    figures = figures_of(tmp_path, "jobs", "--quick")
     assert all(value > 0 for value in figures.values())
     for where in ("near", "far"):
         assert figures[f"{where}_ratio"] > LEAST_RATIO
@@ -39,11 +29,7 @@ def test_a_worker_of_ours_does_more_jobs_than_stock_and_every_figure_is_told(tmp
 
 
 def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tests.bench", "growth", "--quick", "--jobs", "1500", "--json", str(file)]
-    with Running(command) as running:
-        assert running.wait(TIMEOUT_S) == 0, running.output
-    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    figures = figures_of(tmp_path, "growth", "--quick", "--jobs", "1500")
     for name in ("worker", "producer"):
         assert [figures[f"{name}_mib_{num_jobs}"] > 0 for num_jobs in (0, 500, 1000, 1500)] == [True] * 4
         assert f"{name}_bytes_per_job" in figures
@@ -53,11 +39,7 @@ def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_
 
 
 def test_the_cost_of_many_texts_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tests.bench", "linear", "--texts", "1000", "--json", str(file)]
-    with Running(command) as running:
-        assert running.wait(TIMEOUT_S) == 0, running.output
-    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    figures = figures_of(tmp_path, "linear", "--texts", "1000")
     assert figures["texts_s_1000"] > 0
     assert 4 * 384 < figures["vector_bytes"] < 4 * 384 + 16
     assert figures["weights_mib"] < figures["worker_peak_mib"]
@@ -110,11 +92,7 @@ def test_a_servers_use_counts_what_was_sent_to_it(own: OwnServer) -> None:
 
 
 def test_what_the_host_leaves_to_any_device_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tests.bench", "host", "--texts", "1500", "--rounds", "1", "--json", str(file)]
-    with Running(command) as running:
-        assert running.wait(TIMEOUT_S) == 0, running.output
-    figures = {figure["key"]: figure["value"] for figure in json.loads(file.read_text())["figures"]}
+    figures = figures_of(tmp_path, "host", "--texts", "1500", "--rounds", "1")
     for kind in ("short", "mixed"):
         for size in (256, 1):
             assert figures[f"{kind}_{size}_per_s"] > 0

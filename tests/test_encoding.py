@@ -207,6 +207,25 @@ def test_of_jobs_in_one_go_only_the_one_that_cannot_be_encoded_fails(encoder: En
     assert encoder.goes == [["held"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
 
 
+class Panic(BaseException):
+    """As PyO3's, of what Rust code did not expect."""
+
+
+def test_a_panic_of_the_tokenizer_is_the_answer_of_its_job_and_the_thread_goes_on(encoder: Encoder) -> None:
+    def panic(name: str, row: int) -> None:
+        if name == "bad":
+            raise Panic
+
+    encoder.before_slice = panic
+    with running(encoder) as encoding:
+        bad = encoder.job("bad", 1)
+        encoding.submit(bad)
+        with pytest.raises(InvalidInput, match="breaks the tokenizer: Panic"):
+            bad.answer.result(PATIENCE_S)
+        encoding.submit(encoder.job("good", 1))
+        wait_for_waiting(backlog_behind(encoding), 1)
+
+
 #: Rows of ten batches: those of these backlogs have 2,048 tokens.
 NUM_ENOUGH = 10 * 2048 // LENGTH
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("workers.scaling", reason="the launcher's policy is not there yet")
-
 from tests.bench.autoscaling import ByCluster, ByLauncher, Pool, Row, simulate
 from tests.bench.many_workers import ManyWorkers
-from tests.running import Running
+from tests.benches import figures_of
 from workers.scaling import Policy
-
-#: Seconds for a small simulation on a busy machine.
-TIMEOUT_S = 100.0
 
 MOST, LOAD_S = 50, 60.0
 
@@ -70,11 +63,7 @@ def test_workers_that_load_do_nothing_yet() -> None:
 
 
 def test_the_command_tells_every_figure(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "tests.bench", "scale", "--workers", "20", "--seconds", "1", "--json", str(file)]
-    with Running(command) as running:
-        assert running.wait(TIMEOUT_S) == 0, running.output
-    figures = {one["key"]: one["value"] for one in json.loads(file.read_text())["figures"]}
+    figures = figures_of(tmp_path, "scale", "--workers", "20", "--seconds", "1")
     assert len(figures) == 2 * 7 + 3 * 2 * 6
     assert all(value is None or math.isfinite(value) for value in figures.values())
     assert all(value is not None for key, value in figures.items() if not key.endswith("_emptied"))
