@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from core.engine import Engine
+    from tests.encoders import Encoder
     from tests.engines import FakeModel
     from tests.kustomizing import Object
     from tests.own_server import OwnServer
@@ -105,6 +106,14 @@ def model() -> FakeModel:
     from tests.engines import FakeModel
 
     return FakeModel()
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    """Jobs whose encoding a test sees and holds."""
+    from tests.encoders import Encoder
+
+    return Encoder()
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
 from tests.loops import wait_for_waiting, wait_until
 
 
-@pytest.fixture
-def encoder() -> Encoder:
-    return Encoder()
-
-
 def test_interactive_jobs_go_before_bulk_jobs_and_of_a_class_the_oldest_first(encoder: Encoder) -> None:
     with running(encoder) as encoding:
         hold(encoder, encoding)

@@ -11,11 +11,6 @@ from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
 from tests.loops import num_waiting, wait_for_waiting, wait_until
 
 
-@pytest.fixture
-def encoder() -> Encoder:
-    return Encoder()
-
-
 @pytest.mark.parametrize("bad_row", [0, SLICE])
 def test_a_bad_text_fails_its_job_alone_and_what_of_it_waits_leaves(encoder: Encoder, bad_row: int) -> None:
     def refuse(name: str, row: int) -> None:

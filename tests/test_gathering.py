@@ -14,11 +14,6 @@ from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
 from tests.loops import wait_for_waiting
 
 
-@pytest.fixture
-def encoder() -> Encoder:
-    return Encoder()
-
-
 def test_small_jobs_that_are_encoded_alike_are_encoded_in_one_go_and_each_gets_its_own_rows(encoder: Encoder) -> None:
     with running(encoder) as encoding:
         hold(encoder, encoding)
