@@ -221,6 +221,7 @@ class EncodeThreads:
         queue = self._queues[job.is_bulk]
         queue[job] = None
         self._num_bytes[job.is_bulk] += job.num_bytes
+        # The first of those that gather, too: a thread must know when their time is over.
         if len(queue) == 1 or not self._gathering_s(job.is_bulk):
             self._backlog.room.notify()
 

@@ -35,12 +35,12 @@ class Frame:
         All lie in one array, of which each row has its part: an array for each would take longer than its tokens.
         """
         runs: list[list[int]] = []
-        ends = [0]
+        ends, num_special = [0], self.num_tokens
         for texts in rows:
             runs.append(self.ids[0])
             for text, behind in zip(texts, self.ids[1:], strict=True):
                 runs += (text, behind)
-            ends.append(ends[-1] + self.num_tokens + sum(map(len, texts)))
+            ends.append(ends[-1] + num_special + sum(map(len, texts)))
         all_ids = np.fromiter(chain.from_iterable(runs), np.int32, ends[-1])
         all_types = self._types(rows, ends[-1])
         return [Tokens(all_ids[start:end], all_types[start:end]) for start, end in pairwise(ends)]

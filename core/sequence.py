@@ -68,6 +68,7 @@ class Sequence:
     rows: list[tuple[Any, int]] = field(default_factory=list)
     #: Tokens it has.
     length: int = field(init=False)
+    #: Only sequences of one key share a batch.
     key: Key = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.bench import usage
 from tests.bench.delay import delaying
 from tests.benches import TIMEOUT_S, figures_of
 from tests.own_server import OwnServer
+from tests.running import Running
 
 #: Far below what is promised (5 and 20): other programs may take the cores at either worker's turn.
 LEAST_RATIO = 1.5
@@ -97,5 +99,13 @@ def test_what_the_host_leaves_to_any_device_is_measured_and_every_figure_is_told
         for size in (256, 1):
             assert figures[f"{kind}_{size}_per_s"] > 0
             spent = {key: value for key, value in figures.items() if key.startswith(f"{kind}_{size}_") and "_us" in key}
-            assert spent.keys() >= {f"{kind}_{size}_{name}_us" for name in ("encoding", "batches", "answers")}
+            uses = ("encoding", "batches", "answers", "sending", "tokenizer", "all_else")
+            assert spent.keys() == {f"{kind}_{size}_{use}_us" for use in uses}
             assert sum(spent.values()) > 0  # each alone may be less than the kernel's clock tells
+
+
+@pytest.mark.parametrize("option", ["--texts", "--rounds"])
+def test_a_count_of_none_is_refused(option: str) -> None:
+    with Running([sys.executable, "-m", "tests.bench", "host", option, "0"]) as running:
+        assert running.wait(TIMEOUT_S) == 2
+    assert f"argument {option}: must be a whole number from 1; given 0" in running.output

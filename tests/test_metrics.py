@@ -201,6 +201,7 @@ def test_a_worker_that_drains_is_not_ready_and_takes_its_report_back(
     each = [[f"{number}: {word} " * 200 for word in range(64)] for number in range(6)]  # a second each, no text twice
     jobs = [tasks.embed.apply_async((texts,), SEEN, priority=9) for texts in each]
     wait_until(lambda: Scrape(address).value("embedq_held_jobs") > 1)
+    assert in_flight(server, "seen")
     running.process.terminate()
     assert wait_until(lambda: get(f"{address}/healthz/ready")[0] == 503)
     assert get(f"{address}/healthz/ready")[1] == "draining\n"

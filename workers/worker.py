@@ -124,7 +124,7 @@ def serve(engine: Engine, settings: Settings) -> int:
         without_mingle=True,
         heartbeat_interval=5,
     )
-    _spare_the_garbage_collector()
+    spare_the_garbage_collector()
     transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
     health.worker, health.pool = worker_name(engine), worker.pool
@@ -134,7 +134,7 @@ def serve(engine: Engine, settings: Settings) -> int:
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
 
-def _spare_the_garbage_collector() -> None:
+def spare_the_garbage_collector() -> None:
     """Let it look seldom, and never at what stays for the life of the process: models, libraries, settings."""
     gc.collect()
     gc.freeze()

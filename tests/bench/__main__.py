@@ -22,10 +22,19 @@ import os
 import sys
 
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
-COMMANDS = (
-    *("engine", "peers", "accelerator", "host", "quality"),
-    *("jobs", "growth", "linear", "metrics", "flower", "scale"),
-)
+COMMANDS = [
+    "engine",
+    "peers",
+    "accelerator",
+    "host",
+    "quality",
+    "jobs",
+    "growth",
+    "linear",
+    "metrics",
+    "flower",
+    "scale",
+]
 
 
 def main(arguments: list[str]) -> int:

@@ -7,11 +7,9 @@ no pass, no queue. What is left is tokenizing, Python and copies: however fast a
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -31,7 +29,9 @@ from core.settings import ModelSettings, Settings
 from core.tokenizer import Tokenizer
 from deploy.demo import minilm
 from tests.bench import real_texts, report, usage
+from tests.bench.backlog import jobs_of
 from tests.bench.report import Figure
+from workers.worker import spare_the_garbage_collector
 
 _ALIAS = "host"
 
@@ -40,6 +40,10 @@ _SIZES = (256, 1)
 _NUM_DOCSTRINGS = 2_000
 
 _BULK = 9
+
+#: What the engine's threads do, by the first part of their names. Threads that Python does not know are the tokenizer's.
+_USES_BY_THREAD = {"encode": "encoding", "device": "batches", "completion": "answers", "MainThread": "sending"}
+_USES = (*_USES_BY_THREAD.values(), "tokenizer", "all else")
 
 
 class NoPass:
@@ -74,8 +78,7 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table, write the JSON; returns the exit code."""
     given = _parser().parse_args(arguments)
     model = NoPass(given.model or minilm.directory())
-    gc.freeze()  # as a worker does: the collector would walk through all that was imported
-    gc.set_threshold(50_000, 20, 50)
+    spare_the_garbage_collector()
     figures = list(measure(model, given.texts, given.rounds))
     report.show(f"{given.texts:,} texts, a device that costs nothing", figures)
     if given.json:
@@ -87,38 +90,30 @@ def measure(model: NoPass, num_texts: int, num_rounds: int) -> Iterator[Figure]:
     """Texts per second of each kind and size of job, and where their processor time goes."""
     real = real_texts.read(_NUM_DOCSTRINGS, model.spec.path)
     for kind, texts in (("short", real.short), ("mixed", real.mixed)):
+        numbered = [f"{number} {texts[number % len(texts)]}" for number in range(num_texts)]  # no two are the same
         for size in _SIZES:
-            found = [_run(model, _jobs(texts, num_texts, size), num_texts) for _ in range(num_rounds)]
+            found = [_run(model, jobs_of(numbered, size), num_texts) for _ in range(num_rounds)]
             key, told = f"{kind}_{size}", f"{kind} texts, jobs of {size}"
             yield Figure(f"{key}_per_s", told, median(per_s for per_s, _ in found), "texts/s")
-            for name in found[0][1]:
-                each = median(cpu_us[name] for _, cpu_us in found)
-                yield Figure(f"{key}_{name}_us", f"  processor time of a text: {name}", each, "µs")
-
-
-def _jobs(texts: list[str], num_texts: int, size: int) -> list[list[str]]:
-    """`num_texts` different ones, in jobs."""
-    numbered = [f"{number} {texts[number % len(texts)]}" for number in range(num_texts)]
-    return [numbered[at : at + size] for at in range(0, num_texts, size)]
+            for use in _USES:
+                each = median(cpu_us[use] for _, cpu_us in found)
+                yield Figure(f"{key}_{use.replace(' ', '_')}_us", f"  processor time of a text: {use}", each, "µs")
 
 
 def _run(model: NoPass, jobs: list[list[str]], num_texts: int) -> tuple[float, dict[str, float]]:
-    """Texts per second, and µs of processor time for each text, by what the threads do."""
+    """Texts per second, and µs of processor time for each text by what it is used for."""
     with Engine({_ALIAS: model}, Settings(models={_ALIAS: ModelSettings(path=str(model.spec.path))})) as engine:
         names = {thread.native_id: thread.name.partition("-")[0] for thread in threading.enumerate()}
         before, started_s = usage.thread_cpu_s(os.getpid()), time.perf_counter()
         answers = [engine.submit(_opened(engine, job), _BULK, sum(map(len, job))).answer for job in jobs]
         wait(answers)
         seconds = time.perf_counter() - started_s
-        used: Counter[str] = Counter()
+        used = dict.fromkeys(_USES, 0.0)
         for thread, cpu_s in usage.thread_cpu_s(os.getpid()).items():
-            used[_ROLES.get(names.get(thread, ""), "tokenizer's own threads")] += cpu_s - before.get(thread, 0.0)
+            use = _USES_BY_THREAD.get(names[thread], "all else") if thread in names else "tokenizer"
+            used[use] += (cpu_s - before.get(thread, 0.0)) / num_texts * 1e6
     assert sum(len(answer.result()) for answer in answers) == num_texts, "rows are missing"
-    return num_texts / seconds, {name: cpu_s / num_texts * 1e6 for name, cpu_s in sorted(used.items())}
-
-
-#: What the engine's threads do, by the first part of their names.
-_ROLES = {"encode": "encoding", "device": "batches", "completion": "answers", "MainThread": "sending"}
+    return num_texts / seconds, used
 
 
 def _opened(engine: Engine, texts: list[str]) -> Callable[[], Call]:
@@ -129,8 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench host", description=(__doc__ or "").partition("\n\n")[0]
     )
-    parser.add_argument("--texts", type=int, default=40_000, help="texts of a round (40000)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the median counts (3)")
+    parser.add_argument("--texts", type=_count, default=40_000, help="texts of a round (40000)")
+    parser.add_argument("--rounds", type=_count, default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--model", type=Path, help="a directory whose tokenizer is used (MiniLM's)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1; given {number}")
+    return number
