@@ -1,6 +1,7 @@
 """The peers: where each one's environment is, what it is told to load, and in which ways it is asked.
 
-A peer is what a user would start instead, with the best of a few batch sizes, tried at its first turn.
+A peer is what a user would start instead, with the best of a few batch sizes, tried at its first turn; and those
+that compute in float32 unless told otherwise once more as they come, with the batch size of their own call.
 """
 
 from __future__ import annotations
@@ -33,13 +34,18 @@ LARGE, SMALL = f"by {PASSAGES_PER_CALL}", "by one"
 
 _ST = "sentence_transformer"
 
+#: Peers as people run them: asked without a batch size.
+AS_THEY_COME = ("st-default", "flag-default")
+
 #: By name: environment, program, and what the program is told.
 _PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "st-default": ("sentence-transformers", _ST, {"backend": "torch", "precision": "float32"}),
     "st-float32": ("sentence-transformers", _ST, {"backend": "torch", "precision": "float32"}),
     "st-bfloat16": ("sentence-transformers", _ST, {"backend": "torch", "precision": "bfloat16"}),
     "onnx": ("onnx", _ST, {"backend": "onnx", "precision": "float32"}),
     "onnx-int8": ("onnx", _ST, {"backend": "onnx", "precision": "int8"}),
     "openvino": ("openvino", _ST, {"backend": "openvino", "precision": "auto"}),
+    "flag-default": ("flagembedding", "flag_embedding", {"precision": "float32"}),
     "flag-float32": ("flagembedding", "flag_embedding", {"precision": "float32"}),
     "flag-bfloat16": ("flagembedding", "flag_embedding", {"precision": "bfloat16"}),
     "infinity-float32": ("infinity", "infinity", {"engine": "torch", "precision": "float32"}),
@@ -87,6 +93,8 @@ class Peer:
     asking: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: Whether a batch size is chosen when it loads, not with each request.
     is_loaded_by_size: bool = False
+    #: Batch sizes to choose from; without any its own.
+    sizes: tuple[int, ...] = BATCH_SIZES
     _running: Program | None = None
     _batch_size: int | None = None
 
@@ -94,9 +102,10 @@ class Peer:
         """As `System.start`. CannotMeasure if it is not installed or cannot do this."""
         self._model = model
         self._running = Program(interpreter(self.environment, self.folder), self.program)
-        about = self._try_sizes(first) if self._batch_size is None else self._load(self._batch_size)
+        has_choice = self._batch_size is None and self.sizes
+        about = self._try_sizes(first) if has_choice else self._load(self._batch_size)
         self.measure(self.ways[0], first.first(_NUM_FIRST), None)
-        return about | {"batch_size": self._batch_size}
+        return about | {"batch_size": self._batch_size or "its own"}
 
     def measure(self, way: str, work: Work, save: Path | None) -> float:
         """As `System.measure`, by the peer's own clock."""
@@ -121,14 +130,14 @@ class Peer:
         """Another model or kind of text follows: its best batch size is another."""
         self._batch_size = None
 
-    def _load(self, batch_size: int) -> dict[str, Any]:
+    def _load(self, batch_size: int | None) -> dict[str, Any]:
         assert self._running
         request = {"action": "load", "batch_size": batch_size, **self._model.loading, **self.loading}
         return dict(self._running.ask(request)["about"])
 
     def _try_sizes(self, first: Work) -> dict[str, Any]:
         num_tried = min(_NUM_TRIED, max(_MIN_TRIED, first.num_sequences // 4))
-        sizes = [size for size in BATCH_SIZES if size == BATCH_SIZES[0] or size <= first.num_sequences]
+        sizes = [size for size in self.sizes if size == self.sizes[0] or size <= first.num_sequences]
         seconds, about, loaded = {}, {}, None
         for size in sizes:
             if loaded is None or self.is_loaded_by_size:
@@ -170,6 +179,8 @@ def all_peers(concurrency: int, folder: Path = PEERS) -> dict[str, Peer]:
     peers = {}
     for name, (environment, program, loading) in _PEERS.items():
         peers[name] = Peer(name, environment, program, loading, folder)
+        if name in AS_THEY_COME:
+            peers[name].sizes = ()
         if program == "infinity":
             peers[name].ways, peers[name].asking, peers[name].is_loaded_by_size = (LARGE, SMALL), asking, True
     return peers

@@ -39,6 +39,11 @@ def pairs_of(calls: list[tuple[str, list[str]]]) -> list[list[str]]:
     return [[query, passage] for query, passages in calls for passage in passages]
 
 
+def size_of(batch_size: int | None) -> dict[str, int]:
+    """The word of a peer's call for a batch size; none where it is to take its own."""
+    return {} if batch_size is None else {"batch_size": batch_size}
+
+
 def serve(peer: Peer) -> None:
     """Answer until standard input ends."""
     # What libraries print must not come between the answers.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from answering import pairs_of, serve
+from answering import pairs_of, serve, size_of
 
 
 class Flag:
@@ -32,15 +32,13 @@ class Flag:
             "threads": torch.get_num_threads(),
         }
 
-    def embed(self, texts: list[str], batch_size: int, **_: Any) -> np.ndarray:
-        found = self._model.encode(texts, batch_size=batch_size, max_length=self._max_length)
+    def embed(self, texts: list[str], batch_size: int | None, **_: Any) -> np.ndarray:
+        found = self._model.encode(texts, max_length=self._max_length, **size_of(batch_size))
         return np.asarray(found["dense_vecs"] if isinstance(found, dict) else found)
 
-    def rerank(self, calls: list[tuple[str, list[str]]], batch_size: int, **_: Any) -> np.ndarray:
-        scores = self._model.compute_score(
-            pairs_of(calls), batch_size=batch_size, max_length=self._max_length, normalize=False
-        )
-        return np.asarray(scores)
+    def rerank(self, calls: list[tuple[str, list[str]]], batch_size: int | None, **_: Any) -> np.ndarray:
+        words = {"max_length": self._max_length, "normalize": False, **size_of(batch_size)}
+        return np.asarray(self._model.compute_score(pairs_of(calls), **words))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from answering import pairs_of, serve
+from answering import pairs_of, serve, size_of
 from sentence_transformers import CrossEncoder, SentenceTransformer, __version__
 
 #: The file that dynamic quantisation writes for a CPU of this kind; ONNX Runtime's only int8 way without examples.
@@ -33,14 +33,12 @@ class Transformer:
         about = {"version": __version__, "threads": torch.get_num_threads()}
         return about | (_of_openvino(self._model) if backend == "openvino" else {"precision": precision})
 
-    def embed(self, texts: list[str], batch_size: int, **_: Any) -> np.ndarray:
-        return np.asarray(self._model.encode(texts, batch_size=batch_size, show_progress_bar=False))
+    def embed(self, texts: list[str], batch_size: int | None, **_: Any) -> np.ndarray:
+        return np.asarray(self._model.encode(texts, show_progress_bar=False, **size_of(batch_size)))
 
-    def rerank(self, calls: list[tuple[str, list[str]]], batch_size: int, **_: Any) -> np.ndarray:
-        raw = torch.nn.Identity()
-        return np.asarray(
-            self._model.predict(pairs_of(calls), batch_size=batch_size, activation_fn=raw, show_progress_bar=False)
-        )
+    def rerank(self, calls: list[tuple[str, list[str]]], batch_size: int | None, **_: Any) -> np.ndarray:
+        words = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False, **size_of(batch_size)}
+        return np.asarray(self._model.predict(pairs_of(calls), **words))
 
     def _open(self, exported: Path, backend: str, precision: str) -> Any:
         if backend == "openvino":
