@@ -21,6 +21,7 @@ from tests.pools import TIMEOUT_S, TINY, answered, capacities, environment, in_f
 from tests.running import Running, is_alive, start_workers
 from tests.test_transport import wait_until
 from workers.__main__ import main
+from workers.worker import EXIT_BROKEN
 
 HOST = socket.gethostname()
 
@@ -149,6 +150,16 @@ def test_a_successor_that_cannot_start_changes_nothing_and_a_worker_that_never_c
         os.kill(first["cpu0"], signal.SIGKILL)
         assert running.wait() == 1
         assert running.output.count("action=cannot_start") == 1 + 3
+        assert "action=launch_failed" in running.output
+
+
+def test_a_model_that_hangs_while_it_loads_ends_the_launcher_with_a_code_that_a_service_manager_restarts(
+    tiny: dict[str, str],
+) -> None:
+    command = [sys.executable, "-m", "workers", "--cpu-workers", "1"]
+    with Running(command, tiny | {"EMBEDQ_LOAD_TIMEOUT_S": "0.1"}) as running:
+        assert running.wait() == EXIT_BROKEN
+        assert running.output.count("not loaded in 0 s") == 3
         assert "action=launch_failed" in running.output
 
 

@@ -43,7 +43,7 @@ from workers.progress import Patience
 from workers.queues import likely_queues
 from workers.rolling import Rolling
 from workers.scaling import Policy
-from workers.worker import EXIT_CANNOT_START
+from workers.worker import EXIT_BROKEN, EXIT_CANNOT_START
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Launcher:
             log.error(
                 "a worker cannot start, so all are stopped; its reason is above", extra={"action": "launch_failed"}
             )
-            self._code = EXIT_CANNOT_START
+            self._code = EXIT_BROKEN if child.has_hung else EXIT_CANNOT_START
 
     def _counted(self, look: Look | None) -> None:
         self._look = look
