@@ -178,9 +178,8 @@ def all_peers(concurrency: int, folder: Path = PEERS) -> dict[str, Peer]:
     }
     peers = {}
     for name, (environment, program, loading) in _PEERS.items():
-        peers[name] = Peer(name, environment, program, loading, folder)
-        if name in AS_THEY_COME:
-            peers[name].sizes = ()
+        sizes = () if name in AS_THEY_COME else BATCH_SIZES
+        peers[name] = Peer(name, environment, program, loading, folder, sizes=sizes)
         if program == "infinity":
             peers[name].ways, peers[name].asking, peers[name].is_loaded_by_size = (LARGE, SMALL), asking, True
     return peers
