@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tests.bench import report
-from tests.bench.peers.comparing import REFERENCE, Compared, Row, describe
+from tests.bench.peers.comparing import Compared, Row, describe
 from tests.bench.peers.systems import AS_THEY_COME, LARGE, SMALL
 from tests.bench.report import Figure, shown
 
@@ -18,9 +18,6 @@ _SHARES = {("minilm", "mixed"): 0.75, ("bge-base", "mixed"): 0.85}
 
 #: Of short texts, any model; to float32 as people run it; one-text jobs to one-text requests; agreement.
 _SHORT_RATIO, _FLOAT32_RATIO, _ONE_TEXT_RATIO, _COSINE = 3.0, 4.0, 5.0, 0.999
-
-#: Peers in float32 with the best batch size that was tried, beside those as they come.
-_FLOAT32 = (REFERENCE, "flag-float32")
 
 
 def best_peer(compared: Compared) -> Row | None:
@@ -100,7 +97,7 @@ def _ratios(compared: Compared, name: str, row: Row, best: Row | None) -> list[F
         target = None if row.precision == "int8" else _SHORT_RATIO if kind == "short" else _RATIOS.get((model, kind))
         told.append(_ratio(f"{name}_ratio", row, best, "the best peer, ", target if row.way == LARGE else None))
     for peer in compared.rows:
-        if row.way == LARGE and peer.system in (*AS_THEY_COME, *_FLOAT32):
+        if row.way == LARGE and not peer.way and peer.precision == "float32":
             target = _FLOAT32_RATIO if peer.system in AS_THEY_COME else None
             told.append(_ratio(f"{name}_to_{peer.system}", row, peer, "", target))
         if row.way == peer.way == SMALL and not is_ours(peer):
