@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -16,14 +17,20 @@ _COLUMNS = ["system", "precision", "batch", "texts/s", "from–to", "to best pee
 _RATIOS = {("minilm", "mixed"): 1.4, ("bge-base", "mixed"): 1.25}
 _SHARES = {("minilm", "mixed"): 0.75, ("bge-base", "mixed"): 0.85}
 
-#: Of short texts, any model; to float32 as people run it; one-text jobs to one-text requests; agreement.
-_SHORT_RATIO, _FLOAT32_RATIO, _ONE_TEXT_RATIO, _COSINE = 3.0, 4.0, 5.0, 0.999
+#: Of short texts, any model; to float32 as people run it; one-text jobs to one-text requests.
+_SHORT_RATIO, _FLOAT32_RATIO, _ONE_TEXT_RATIO = 3.0, 4.0, 5.0
+
+#: Of ours in int8 to the best bfloat16, ours or a peer's; agreement of all others with float32.
+_INT8_RATIO, _COSINE = 1.8, 0.999
 
 
 def best_peer(compared: Compared) -> Row | None:
     """The fastest that computes in a type of floating point; int8 is another promise."""
-    peers = [row for row in compared.rows if not is_ours(row) and row.rate and row.precision != "int8"]
-    return max(peers, key=lambda row: row.rate or 0.0, default=None)
+    return _fastest(row for row in compared.rows if not is_ours(row) and row.precision != "int8")
+
+
+def _fastest(rows: Iterable[Row]) -> Row | None:
+    return max((row for row in rows if row.rate), key=lambda row: row.rate or 0.0, default=None)
 
 
 def is_ours(row: Row) -> bool:
@@ -90,12 +97,15 @@ def _mib(row: Row) -> float | None:
 
 
 def _ratios(compared: Compared, name: str, row: Row, best: Row | None) -> list[Figure]:
-    """Ours to the best peer, to float32, and job by job to requests one by one."""
+    """Ours to the best peer, to float32, int8 to bfloat16, and job by job to requests one by one."""
     model, kind = compared.case.model.name, compared.case.kind
     told = []
     if best:
         target = None if row.precision == "int8" else _SHORT_RATIO if kind == "short" else _RATIOS.get((model, kind))
         told.append(_ratio(f"{name}_ratio", row, best, "the best peer, ", target if row.way == LARGE else None))
+    half = _fastest(each for each in compared.rows if each.precision == "bfloat16")
+    if half and row.way == LARGE and row.precision == "int8":
+        told.append(_ratio(f"{name}_to_bfloat16", row, half, "the best bfloat16, ", _INT8_RATIO))
     for peer in compared.rows:
         if row.way == LARGE and not peer.way and peer.precision == "float32":
             target = _FLOAT32_RATIO if peer.system in AS_THEY_COME else None
