@@ -104,8 +104,11 @@ def test_what_the_host_leaves_to_any_device_is_measured_and_every_figure_is_told
             assert sum(spent.values()) > 0  # each alone may be less than the kernel's clock tells
 
 
-@pytest.mark.parametrize("option", ["--texts", "--rounds"])
-def test_a_count_of_none_is_refused(option: str) -> None:
-    with Running([sys.executable, "-m", "tests.bench", "host", option, "0"]) as running:
+@pytest.mark.parametrize(
+    ("command", "option", "given", "least"),
+    [("host", "--texts", "0", 1), ("peers", "--rounds", "many", 1), ("engine", "--texts", "-3", 40)],
+)
+def test_a_count_of_none_is_refused(command: str, option: str, given: str, least: int) -> None:
+    with Running([sys.executable, "-m", "tests.bench", command, option, given]) as running:
         assert running.wait(TIMEOUT_S) == 2
-    assert f"argument {option}: must be a whole number from 1; given 0" in running.output
+    assert f"argument {option}: must be a whole number from {least}; given {given}" in running.output

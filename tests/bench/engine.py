@@ -26,6 +26,7 @@ from core.devices import cpu_devices
 from core.errors import EmbedqError
 from deploy.demo import minilm
 from tests.bench import backlog, latency, random_models, real_texts, report
+from tests.bench.arguments import whole
 from tests.bench.real_texts import RealTexts
 from tests.bench.report import Figure
 from tests.bench.running import Subject, Worker, server, worker
@@ -272,8 +273,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench engine", description=__doc__)
     add: Callable[..., Any] = parser.add_argument
     add("--quick", action="store_true", help="few texts and calls, one round: shows that it works, not how fast")
-    add("--texts", type=_num_texts, metavar="N", help="texts of each kind (default: 5,000; 64 if quick)")
-    add("--rounds", type=int, default=3, metavar="N", help="rounds of which the median is told (default: %(default)s)")
+    add("--texts", type=whole(_MIN_TEXTS), metavar="N", help="texts of each kind (default: 5,000; 64 if quick)")
+    add(
+        "--rounds",
+        type=whole(),
+        default=3,
+        metavar="N",
+        help="rounds of which the median is told (default: %(default)s)",
+    )
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     add("--model", type=Path, metavar="PATH", help="an embedder's directory (default: the demo's MiniLM)")
     add("--random", choices=sorted(random_models.SHAPES), help="a model of this shape with random weights instead")
@@ -285,10 +292,3 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", default="auto", help="arithmetic of the model (default: %(default)s)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker; may be repeated")
     return parser
-
-
-def _num_texts(text: str) -> int:
-    number = int(text)
-    if number < _MIN_TEXTS:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {_MIN_TEXTS}; given {number}")
-    return number

@@ -19,6 +19,7 @@ from uuid import uuid4
 import tasks
 from deploy import flower
 from tests.bench import report, usage
+from tests.bench.arguments import whole
 from tests.bench.report import Figure
 from tests.bench.running import server
 from tests.running import Running
@@ -141,6 +142,6 @@ def _flower(url: str, *options: str) -> Iterator[Fed]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench flower", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=50_000, help="jobs it hears of (%(default)s)")
+    parser.add_argument("--jobs", type=whole(), default=50_000, help="jobs it hears of (%(default)s)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser

@@ -23,6 +23,7 @@ import numpy as np
 
 import tasks
 from tests.bench import draining, report, usage
+from tests.bench.arguments import whole
 from tests.bench.draining import OURS, Subject
 from tests.bench.report import Figure
 from tests.bench.running import server
@@ -175,6 +176,6 @@ def _slope(numbers: list[int], values: list[int]) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few jobs: shows that it runs")
-    parser.add_argument("--jobs", type=int, help="jobs after the warm-up (200000)")
+    parser.add_argument("--jobs", type=whole(), help="jobs after the warm-up (200000)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser

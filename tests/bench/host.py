@@ -29,6 +29,7 @@ from core.settings import ModelSettings, Settings
 from core.tokenizer import Tokenizer
 from deploy.demo import minilm
 from tests.bench import real_texts, report, usage
+from tests.bench.arguments import whole
 from tests.bench.backlog import jobs_of
 from tests.bench.report import Figure
 from workers.worker import spare_the_garbage_collector
@@ -124,15 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench host", description=(__doc__ or "").partition("\n\n")[0]
     )
-    parser.add_argument("--texts", type=_count, default=40_000, help="texts of a round (40000)")
-    parser.add_argument("--rounds", type=_count, default=3, help="rounds, of which the median counts (3)")
+    parser.add_argument("--texts", type=whole(), default=40_000, help="texts of a round (40000)")
+    parser.add_argument("--rounds", type=whole(), default=3, help="rounds, of which the median counts (3)")
     parser.add_argument("--model", type=Path, help="a directory whose tokenizer is used (MiniLM's)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; given {number}")
-    return number

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from tests.bench import draining, producing, report
+from tests.bench.arguments import whole
 from tests.bench.delay import delaying
 from tests.bench.draining import OURS, Drained, Kind, Subject, stock_kind
 from tests.bench.report import Figure
@@ -153,8 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="few jobs, one round, one stock worker: shows that it runs"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds, of which the median counts (5)")
-    parser.add_argument("--jobs", type=int, help="jobs of one queue for ours (20000); stock workers get fewer")
+    parser.add_argument("--rounds", type=whole(), default=5, help="rounds, of which the median counts (5)")
+    parser.add_argument("--jobs", type=whole(), help="jobs of one queue for ours (20000); stock workers get fewer")
     parser.add_argument("--delay-ms", type=float, default=1.0, help="what the proxy delays, each way (1)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     return parser

@@ -22,6 +22,7 @@ from celery.result import AsyncResult
 import tasks
 from deploy.demo import minilm
 from tests.bench import real_texts, report, usage
+from tests.bench.arguments import whole
 from tests.bench.report import Figure
 from tests.bench.running import BULK_PRIORITY, Subject, Worker, server, worker
 
@@ -155,7 +156,7 @@ def _memory(running: Worker, model: Path, pid: int) -> list[Figure]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench linear", description=__doc__)
-    parser.add_argument("--texts", type=int, default=SIZES[-1], help="the largest run (%(default)s)")
+    parser.add_argument("--texts", type=whole(), default=SIZES[-1], help="the largest run (%(default)s)")
     parser.add_argument("--model", type=Path, help="a model directory (MiniLM)")
     parser.add_argument("--precision", default="auto", help="as the setting (auto)")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")

@@ -16,6 +16,7 @@ import numpy as np
 from core.scheduler import Limits, Scheduler
 from core.sequence import Sequence, Tokens
 from core.totals import Totals
+from tests.bench.arguments import whole
 
 SEED = 7
 
@@ -103,7 +104,7 @@ def print_timings() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.padding", description=__doc__)
-    parser.add_argument("--batches", type=int, default=500, help="batches simulated for each row")
+    parser.add_argument("--batches", type=whole(), default=500, help="batches simulated for each row")
     num_batches = parser.parse_args().batches
     print("tokens each  budget  batches waiting  padding  fill  wanted per computed  longest wait / depth")
     for max_tokens in (2_048, 16_384):

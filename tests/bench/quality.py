@@ -20,6 +20,7 @@ import core
 from core.settings import Precision
 from deploy.demo import minilm, texts
 from tests.bench import report
+from tests.bench.arguments import whole
 from tests.bench.report import Figure
 
 #: What is compared with float32.
@@ -113,7 +114,7 @@ def main(arguments: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench quality", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=3_000, help="docstrings, at most (3000)")
+    parser.add_argument("--pairs", type=whole(), default=3_000, help="docstrings, at most (3000)")
     parser.add_argument("--model", type=Path, help="a directory; else the real MiniLM")
     parser.add_argument(
         "--precisions", nargs="+", default=PRECISIONS, choices=get_args(Precision), help="compared with float32"

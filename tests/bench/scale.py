@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from deploy.demo import minilm
+from tests.bench.arguments import whole
 from tests.bench.autoscaling import ByCluster, ByLauncher, simulate
 from tests.bench.many_workers import ManyWorkers
 from tests.bench.report import Figure, show, write
@@ -88,10 +89,10 @@ def policies(max_workers: int) -> list[Figure]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench scale", description=__doc__)
     add = parser.add_argument
-    add("--workers", type=int, default=1000, help="workers simulated (default: %(default)s)")
+    add("--workers", type=whole(), default=1000, help="workers simulated (default: %(default)s)")
     add("--seconds", type=float, default=3.0, help="seconds simulated of them (default: %(default)s)")
     add("--measure", action="store_true", help="also measure a real server and a real worker")
     add("--model", type=Path, help="of --measure: a model directory (default: the demo's MiniLM)")
-    add("--jobs", type=int, default=1000, help="of --measure: one-text jobs (default: %(default)s)")
+    add("--jobs", type=whole(), default=1000, help="of --measure: one-text jobs (default: %(default)s)")
     add("--json", type=Path, help="write the figures there")
     return parser

@@ -15,6 +15,7 @@ from typing import Any
 
 from core.errors import EmbedqError
 from tests.bench import report
+from tests.bench.arguments import whole
 from tests.bench.peers import comparing, flops, models, table, texts
 from tests.bench.peers.comparing import Case, Compared
 from tests.bench.peers.models import Model
@@ -100,9 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--kinds", type=_some_of(kinds), default=["mixed", "short"], help="of short,mixed,long (mixed,short), or all")
     add("--peers", type=_some_of(peers), default=peers, help=f"of {','.join(peers)} (all), or none")
     add("--precision", type=lambda text: text.split(","), default=["auto"], help="of ours, one or several (auto)")
-    add("--texts", type=int, metavar="N", help="texts of each kind (as many as take 5 TFLOP, 32 to 5,000)")
-    add("--rounds", type=int, default=3, metavar="N", help="rounds of which the median is told (%(default)s)")
-    add("--concurrency", type=int, default=256, metavar="N", help="one-text jobs and requests at once (%(default)s)")
+    add("--texts", type=whole(), metavar="N", help="texts of each kind (as many as take 5 TFLOP, 32 to 5,000)")
+    add("--rounds", type=whole(), default=3, metavar="N", help="rounds of which the median is told (%(default)s)")
+    add(
+        "--concurrency", type=whole(), default=256, metavar="N", help="one-text jobs and requests at once (%(default)s)"
+    )
     add("--folder", type=Path, default=models.PEERS, metavar="PATH", help="the peers' environments and models")
     add("--json", type=Path, metavar="FILE", help="write all figures there as well")
     return parser

@@ -1,7 +1,7 @@
 """The peers: where each one's environment is, what it is told to load, and in which ways it is asked.
 
-A peer is what a user would start instead, with the best of a few batch sizes, tried at its first turn; and those
-that compute in float32 unless told otherwise once more as they come, with the batch size of their own call.
+A peer is what a user would start instead, with the best of a few batch sizes, tried at its first turn. The two
+libraries that most people run are there once more as they come, in float32 and with the batch size of their own call.
 """
 
 from __future__ import annotations
