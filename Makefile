@@ -19,7 +19,7 @@ PEERS  := sentence-transformers onnx openvino flagembedding infinity
 .PHONY: demo test check format bench-peers clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m deploy.demo $(if $(KEEP),--keep)
+	$(BIN)/python -m embedq.deploy.demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -42,6 +42,7 @@ clean:
 # torch goes first and alone: a later package must find it satisfied and not pull another build.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(VENV)/name && ln -sfn $(CURDIR) $(VENV)/name/embedq
 	$(PIP) $(TORCH)
 	touch $@
 

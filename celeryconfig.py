@@ -26,8 +26,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from kombu.serialization import register
 
-from core.codec import pack, unpack
-from core.errors import InvalidSettings
+from embedq.core.codec import pack, unpack
+from embedq.core.errors import InvalidSettings
 
 #: Names, defaults and types of the [wire] settings; a variable's text is turned into the same type.
 WIRE: dict[str, Any] = {
@@ -172,9 +172,9 @@ broker_use_ssl = tls_options(broker_url) or False  # the URL says it too; Flower
 result_backend = redis_url()
 # Ours, behind the plain URL: nothing is subscribed until somebody waits. Workers put theirs over it.
 override_backends = {
-    "redis": "tasks.backend:ResultBackend",
-    "rediss": "tasks.backend:ResultBackend",
-    "sentinel": "tasks.backend:SentinelResultBackend",
+    "redis": "embedq.tasks.backend:ResultBackend",
+    "rediss": "embedq.tasks.backend:ResultBackend",
+    "sentinel": "embedq.tasks.backend:SentinelResultBackend",
 }
 
 # What a message may be. No pickle: a worker must not run what a message says. "msgpack" and "json"
@@ -217,7 +217,7 @@ broker_channel_error_retry = True
 broker_pool_limit = 10
 broker_connection_timeout = 4
 broker_transport_options = {
-    # A lease, renewed while the worker lives: see workers/transport.py.
+    # A lease, renewed while the worker lives: see workers/broker/transport.py.
     "visibility_timeout": wire["lease_s"],
     # With the throttle below, look for expired leases this often: a dead worker's jobs are running
     # elsewhere within one lease and a half.

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.engine import Engine
-    from core.settings import Precision, Settings
+    from embedq.core.engine import Engine
+    from embedq.core.settings import Precision, Settings
 
 
 def load(
@@ -29,7 +29,7 @@ def load(
     `model` overrides what the checkpoint says (`core.settings.ModelSettings`); `settings` are the
     engine's (`core.settings.Settings`). OperatorError if checkpoint, device or a setting is not usable.
     """
-    from core.settings import read_settings
+    from embedq.core.settings import read_settings
 
     chosen = {"path": path, "precision": precision, **(model or {})}
     # The defaults a worker's environment or file may name are not among this call's models.
@@ -39,11 +39,11 @@ def load(
 
 def load_all(settings: Settings) -> Engine:
     """Load every model of `settings` on one device and return the engine that serves them."""
-    from core.checkpoint import read_spec
-    from core.devices import choose_device
-    from core.engine import Engine
-    from core.errors import InvalidSettings
-    from core.models import load_model
+    from embedq.core.checkpoint.read_spec import read_spec
+    from embedq.core.devices import choose_device
+    from embedq.core.engine import Engine
+    from embedq.core.errors import InvalidSettings
+    from embedq.core.models import load_model
 
     if not settings.models:
         raise InvalidSettings(

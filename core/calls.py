@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from core import scoring, vectors
-from core.checks import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
-from core.errors import InvalidInput, InvalidSettings, UnknownModel
-from core.job import Call
-from core.models import Embedder, Model, Reranker
-from core.results import Embeddings, Ranking
-from core.sequence import Tokens
-from core.settings import Settings
+from embedq.core import vectors
+from embedq.core.batching.job import Call
+from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
+from embedq.core.models import Embedder, Model, Reranker
+from embedq.core.options import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
+from embedq.core.results import Embeddings, Ranking
+from embedq.core.sequence import Tokens
+from embedq.core.settings import Settings
 
 Pairs = list[tuple[str, str]]
 
@@ -31,7 +31,7 @@ class Calls:
         self.default_embed, self.default_rerank = _defaults(models, settings)
 
     def embed(self, texts: list[str], **given: Any) -> Call:
-        """A call that gives `Embeddings` of `texts`; options as in `core.checks.EmbedOptions`."""
+        """A call that gives `Embeddings` of `texts`; options as in `core.options.EmbedOptions`."""
         texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
         model = cast(Embedder, self._model(chosen.model, self.default_embed, "embed"))
 
@@ -51,7 +51,7 @@ class Calls:
         return Call(model, model.wanted(chosen), texts, encode, finish, chosen.timings, (model.spec.alias, chosen))
 
     def rerank(self, query: str, passages: list[str], **given: Any) -> Call:
-        """A call that gives a `Ranking` of `passages`; options as in `core.checks.RerankOptions`.
+        """A call that gives a `Ranking` of `passages`; options as in `core.options.RerankOptions`.
 
         A reranker gives its logit. An embedding model gives the cosine of the two vectors, or what
         `mode` says. Of several layers the last decides the order.
@@ -139,7 +139,7 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
             {name: [values[query_rows[pair[0]]] for pair in pairs] for name, values in rows.items()},
             {name: [values[passage_rows[pair[1]]] for pair in pairs] for name, values in rows.items()},
         ]
-        scores = scoring.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
+        scores = vectors.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
         return finish(_scaled(scores[np.newaxis], chosen))
 
     return Call(model, model.wanted(chosen), rows, encode, finish_rows, chosen.timings)

@@ -1,4 +1,4 @@
-"""`python -m core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
+"""`python -m embedq.core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
 
 Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old
 file stays; the new one appears whole or not at all.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from core.errors import CannotLoadModel
+from embedq.core.errors import CannotLoadModel
 
 
 def convert(directory: Path) -> Path:
@@ -37,12 +37,12 @@ def convert(directory: Path) -> Path:
 def main() -> int:
     """Run the command line; returns the exit code."""
     if len(sys.argv) != 2:
-        print("usage: python -m core.convert DIRECTORY", file=sys.stderr)
+        print("usage: python -m embedq.core.convert DIRECTORY", file=sys.stderr)
         return 2
     try:
         print(convert(Path(sys.argv[1])))
     except CannotLoadModel as error:
-        print(f"core.convert: {error}", file=sys.stderr)
+        print(f"embedq.core.convert: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import InvalidSettings
+from embedq.core.errors import InvalidSettings
 
 if TYPE_CHECKING:
-    from core.settings import Precision
+    from embedq.core.settings import Precision
 
 #: Kinds in the order they are preferred, with the variable that limits which of them a process sees.
 VISIBILITY = {
@@ -90,7 +90,7 @@ class Device:
 
 
 def read_devices(listing: str | bytes) -> list[Device]:
-    """The devices in what `python -m core.devices` printed."""
+    """The devices in what `python -m embedq.core.devices` printed."""
     lists = ("cores", "precisions")  # JSON knows no tuples
     return [Device(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in json.loads(listing)]
 

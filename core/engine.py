@@ -21,20 +21,20 @@ from typing import Any, cast
 
 import numpy as np
 
-from core.backlog import Backlog
-from core.calls import Calls, Pairs
-from core.completion import CompletionThread
-from core.device_loop import DeviceLoop
-from core.encoding import EncodeThreads
-from core.errors import DeviceFailure, InvalidSettings
-from core.job import MAX_INTERACTIVE_PRIORITY, Call, Job
-from core.meter import Meter
-from core.models import Model
-from core.results import Embeddings, Ranking
-from core.scheduler import Limits, Scheduler
-from core.settings import Settings
-from core.streams import Cores, num_streams
-from core.warm_up import warm_up
+from embedq.core.batching.backlog import Backlog
+from embedq.core.batching.batch_stats import Meter
+from embedq.core.batching.completion_thread import CompletionThread
+from embedq.core.batching.cpu_streams import Cores, num_streams
+from embedq.core.batching.device_loop import DeviceLoop
+from embedq.core.batching.encode_threads import EncodeThreads
+from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, Call, Job
+from embedq.core.batching.scheduler import Limits, Scheduler
+from embedq.core.batching.warm_up import warm_up
+from embedq.core.calls import Calls, Pairs
+from embedq.core.errors import DeviceFailure, InvalidSettings
+from embedq.core.models import Model
+from embedq.core.results import Embeddings, Ranking
+from embedq.core.settings import Settings
 
 #: Token budgets of a batch where the settings leave it open; see `Settings.max_batch_tokens`. Where passes run
 #: beside each other, half as many are as fast, and an interactive job waits half as long.
@@ -79,7 +79,7 @@ class Engine:
         self.close()
 
     def embed(self, texts: list[str], *, priority: int = 0, **given: Any) -> Embeddings:
-        """Embed `texts`; options as in `core.checks.EmbedOptions`.
+        """Embed `texts`; options as in `core.options.EmbedOptions`.
 
         `Embeddings.dense` is (num_texts, dim) in the order of the texts. InvalidInput or
         UnknownModel for a wrong call; DeviceFailure if the pass failed.
@@ -87,7 +87,7 @@ class Engine:
         return cast(Embeddings, self._answer(self.calls.embed(texts, **given), priority))
 
     def rerank(self, query: str, passages: list[str], *, priority: int = 0, **given: Any) -> Ranking:
-        """Score each passage against `query`; options as in `core.checks.RerankOptions`."""
+        """Score each passage against `query`; options as in `core.options.RerankOptions`."""
         return cast(Ranking, self._answer(self.calls.rerank(query, passages, **given), priority))
 
     def score(self, pairs: Pairs, *, priority: int = 0, **given: Any) -> np.ndarray:

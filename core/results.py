@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from core.codec import register
+from embedq.core.codec import register
 
 #: Forms a vector can have.
 Dtype = Literal["float32", "float16", "int8", "ubinary"]

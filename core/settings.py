@@ -23,8 +23,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from core.checks import ALIAS
-from core.errors import InvalidSettings
+from embedq.core.errors import InvalidSettings
+from embedq.core.options import ALIAS
 
 #: Arithmetic a model may run in; "auto" asks the device, and never takes int8.
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Rules
 
-from core.directory import read_json
-from core.errors import CannotLoadModel, InvalidInput
-from core.frame import read_frame
-from core.sequence import Tokens
-from core.spec import ModelSpec
+from embedq.core.checkpoint.files import read_json
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.sequence import Tokens
+from embedq.core.special_tokens import read_frame
 
 #: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
 QUERY_SHARE = (3, 4)

@@ -1,11 +1,11 @@
-"""`python -m tasks`: the producer's command line.
+"""`python -m embedq.tasks`: the producer's command line.
 
-python -m tasks models                              what the pool serves
-python -m tasks forget ALIAS                        withdraw a model that is gone for good
-python -m tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
-python -m tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
-python -m tasks dead list|show|replay|drop          what no worker could do anything with
-python -m tasks exporter --port 9808                what waits in the queues, for Prometheus
+python -m embedq.tasks models                              what the pool serves
+python -m embedq.tasks forget ALIAS                        withdraw a model that is gone for good
+python -m embedq.tasks embed TEXTS.txt VECTORS.npy         one text per line -> (num_texts, dim)
+python -m embedq.tasks rerank "a question" PASSAGES.txt    one passage per line -> the best of them
+python -m embedq.tasks dead list|show|replay|drop          what no worker could do anything with
+python -m embedq.tasks exporter --port 9808                what waits in the queues, for Prometheus
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-import tasks
-from core.errors import EmbedqError, InvalidSettings
-from tasks import dead
+from embedq import tasks
+from embedq.core.errors import EmbedqError, InvalidSettings
+from embedq.tasks import dead
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
 _TEXTS_PER_JOB = 256
@@ -96,7 +96,7 @@ def _rerank(asked: argparse.Namespace) -> None:
 
 def _exporter(asked: argparse.Namespace) -> None:
     try:
-        from tasks import exporter
+        from embedq.tasks import exporter
     except ModuleNotFoundError as error:
         raise InvalidSettings(f"the exporter needs the extra embedq[exporter]: {error}") from None
     exporter.run(asked.host, asked.port)
@@ -110,7 +110,9 @@ def _answer(job: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tasks", description="Send jobs and look at what the pool serves.")
+    parser = argparse.ArgumentParser(
+        prog="python -m embedq.tasks", description="Send jobs and look at what the pool serves."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     models = commands.add_parser("models", help="list the models that workers have announced")
     models.set_defaults(run=_models)

@@ -21,8 +21,8 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
-from core.errors import ServerUnavailable
-from tasks.backend import is_refusal
+from embedq.core.errors import ServerUnavailable
+from embedq.tasks.backend import is_refusal
 
 log = logging.getLogger(__name__)
 

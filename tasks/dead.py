@@ -1,6 +1,6 @@
 """Dead letters: messages that no worker could read, and jobs that killed every worker that took them.
 
-Workers leave them in the stream `embedq:dead` (see `workers/transport.lua`), at most
+Workers leave them in the stream `embedq:dead` (see `workers/broker/transport.lua`), at most
 `max_dead_letters` of them; here they are listed, shown, sent again or dropped. A letter holds the
 message as it was, texts and all: what is printed says everything about it but those.
 """
@@ -17,8 +17,8 @@ from typing import Any
 
 import redis
 
-import tasks
-from core.errors import InvalidInput
+from embedq import tasks
+from embedq.core.errors import InvalidInput
 
 #: Key of the stream, after the installation's prefix.
 _KEY = "embedq:dead"
@@ -127,7 +127,7 @@ def dead_letters() -> Iterator[DeadLetters]:
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
-    """The commands of `python -m tasks dead`."""
+    """The commands of `python -m embedq.tasks dead`."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="one line per dead letter")
     listing.set_defaults(run=_list)

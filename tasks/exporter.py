@@ -1,4 +1,4 @@
-"""`python -m tasks exporter`: what waits in the queues, for Prometheus. One for each installation.
+"""`python -m embedq.tasks exporter`: what waits in the queues, for Prometheus. One for each installation.
 
     lists of the queues     jobs by queue and priority, and when the next of them was sent
     unacked_index           jobs in flight
@@ -24,13 +24,13 @@ import redis
 from kombu.exceptions import OperationalError
 from prometheus_client import CollectorRegistry
 
-import tasks
-from core.errors import ServerUnavailable
-from tasks.dead import DeadLetters
-from tasks.metrics import EXPORTER, Families
-from tasks.models import Registry, Served
-from tasks.scraping import Scraping
-from tasks.speeds import Report, Speed, Speeds
+from embedq import tasks
+from embedq.core.errors import ServerUnavailable
+from embedq.tasks.dead import DeadLetters
+from embedq.tasks.metrics import EXPORTER, Families
+from embedq.tasks.models import Registry, Served
+from embedq.tasks.scraping import Scraping
+from embedq.tasks.speeds import Report, Speed, Speeds
 
 #: Tokens that one worker is taken to compute in a second, and that a job is taken to have, where no worker has ever
 #: measured: low enough that a backlog is seen at once, and a finite number, because KEDA takes an infinite one for none.

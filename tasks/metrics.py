@@ -20,7 +20,7 @@ class Metric(NamedTuple):
 
 
 class Counted(Protocol):
-    """Values counted by size, as `core.histogram` does."""
+    """Values counted by size, as `core.batching.batch_stats` does."""
 
     bounds: tuple[float, ...]
     total: float

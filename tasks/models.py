@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from core.errors import InvalidInput, InvalidSettings, UnknownModel
+from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
 
 KEY = "embedq:models"
 
@@ -96,7 +96,7 @@ class Registry:
                     raise InvalidSettings(
                         f"model {model.alias!r} would become the default for {kind}, but {rival.alias!r} is. "
                         f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival.alias!r} is "
-                        f"gone for good, run `python -m tasks forget {rival.alias}`"
+                        f"gone for good, run `python -m embedq.tasks forget {rival.alias}`"
                     )
         self._client.hset(self._key, mapping={model.alias: json.dumps(asdict(model)) for model in models})
 

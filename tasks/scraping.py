@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
-from core.errors import InvalidSettings
+from embedq.core.errors import InvalidSettings
 
 #: Seconds after which a client that sends nothing is left: each has a thread here.
 _CLIENT_TIMEOUT_S = 10.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import Celery, Task
 
-import tasks
+from embedq import tasks
 
 QUEUE = "application"
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from workers.beats import VARIABLE, Beat
+from embedq.workers.heartbeat_line import VARIABLE, Beat
 
 #: Seconds between two beats.
 INTERVAL_S = 0.02

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import tasks
+from embedq import tasks
 from tests.events import TIMEOUT_S, Events
 
 #: A worker with room takes a job within milliseconds; one that has not taken it by then leaves it in the queue.

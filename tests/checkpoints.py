@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from core.checks import EmbedOptions, RerankOptions
-from core.models.wanted import of_embedder, refuse
-from core.sequence import Sequence, Tokens, Wanted
-from core.spec import ModelSpec
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.models.requested_outputs import of_embedder, refuse
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence, Tokens, Wanted
 
 #: Special tokens first, then letters and digits alone and as continuations, then whole words.
 _WORDS = [

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from redis import Redis
 
-    from core.engine import Engine
+    from embedq.core.engine import Engine
     from tests.encoders import Encoder
     from tests.engines import FakeModel
     from tests.kustomizing import Object
@@ -40,7 +40,7 @@ OVERLAYS = sorted(path.name for path in (Path(__file__).parents[1] / "deploy" / 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The directory of the real all-MiniLM-L6-v2."""
-    from deploy.demo import minilm
+    from embedq.deploy.demo import minilm
 
     return minilm.directory()
 
@@ -48,8 +48,8 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real server of this run, with the producer side of this process pointed at it."""
-    import tasks
-    from workers import embedded
+    from embedq import tasks
+    from embedq.workers import embedded
 
     tasks.config.wire["data_dir"] = str(tmp_path_factory.mktemp("server"))
     with embedded.server() as url:

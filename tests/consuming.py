@@ -14,10 +14,10 @@ import kombu
 import redis
 from kombu.asynchronous import Hub, set_event_loop
 
-import tasks
-from workers import embedded
+from embedq import tasks
+from embedq.workers import embedded
 
-OURS = "workers.transport:Transport"
+OURS = "embedq.workers.broker.transport:Transport"
 STOCK = "kombu.transport.redis:Transport"
 
 #: Seconds for anything that should happen at once, on a busy machine.

@@ -15,11 +15,13 @@ from celery import Celery
 from celery.signals import worker_ready
 from celery.worker import state
 
-import tasks
-from workers import control, logs, transport
-from workers.dead_letters import failure_writer
-from workers.leases import LeaseRenewal
-from workers.request import EngineRequest
+from embedq import tasks
+from embedq.workers import logs
+from embedq.workers.broker import transport
+from embedq.workers.broker.dead_letters import failure_writer
+from embedq.workers.broker.leases import LeaseRenewal
+from embedq.workers.jobs.request import EngineRequest
+from embedq.workers.monitoring import remote_commands
 
 app = Celery("echo", set_as_current=False)
 app.config_from_object({name: value for name, value in vars(tasks.config).items() if name != "wire"})
@@ -48,7 +50,7 @@ def main() -> None:
     transport.Channel.fail = failure_writer(app)
     transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
     echo.Request = die.Request = EngineRequest
-    app.control.mailbox.node_cls = control.Node
+    app.control.mailbox.node_cls = remote_commands.Node
     app.steps["consumer"].add(LeaseRenewal)
     worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
     worker = app.Worker(

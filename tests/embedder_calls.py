@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-import core
-from core.checks import EmbedOptions
-from core.engine import Engine
-from core.results import Embeddings
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.options import EmbedOptions
+from embedq.core.results import Embeddings
 from tests.golden_cases import Call, difference
 
 #: FlagEmbedding's classes -> our families. The directories of two of them would not tell.

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from core.backlog import Backlog
-from core.encoding import EncodeThreads
-from core.errors import DeviceFailure
-from core.job import Call, Job
-from core.sequence import Tokens, Wanted
+from embedq.core.batching.backlog import Backlog
+from embedq.core.batching.encode_threads import EncodeThreads
+from embedq.core.batching.job import Call, Job
+from embedq.core.errors import DeviceFailure
+from embedq.core.sequence import Tokens, Wanted
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.loops import DENSE, backlog_of
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from core.engine import Engine
-from core.settings import Settings, read_settings
+from embedq.core.engine import Engine
+from embedq.core.settings import Settings, read_settings
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.loops import num_waiting
 

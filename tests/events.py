@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import tasks
+from embedq import tasks
 
 #: Seconds an event may take on a busy machine.
 TIMEOUT_S = 60.0

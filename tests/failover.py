@@ -8,8 +8,8 @@ from pathlib import Path
 
 import redis
 
+from embedq.workers.embedded import _free_port, find_program
 from tests.running import Running
-from workers.embedded import _free_port, find_program
 
 #: The name under which the Sentinels know the server.
 MASTER = "main"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from core import flag
-from core.sequence import Sequence, Tokens, Wanted
+from embedq.core import flag
+from embedq.core.sequence import Sequence, Tokens, Wanted
 from tests.golden_cases import Call, difference
 
 #: A row of the parity table: the call, which of its numbers, the largest difference, its share of what is allowed.

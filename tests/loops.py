@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from core.backlog import Backlog, Encoded
-from core.completion import CompletionThread
-from core.device_loop import DeviceLoop
-from core.errors import DeviceFailure
-from core.job import Call, Job
-from core.meter import Meter
-from core.scheduler import Limits, Scheduler
-from core.sequence import Sequence, Tokens, Wanted
-from core.streams import Cores
+from embedq.core.batching.backlog import Backlog, Encoded
+from embedq.core.batching.batch_stats import Meter
+from embedq.core.batching.completion_thread import CompletionThread
+from embedq.core.batching.cpu_streams import Cores
+from embedq.core.batching.device_loop import DeviceLoop
+from embedq.core.batching.job import Call, Job
+from embedq.core.batching.scheduler import Limits, Scheduler
+from embedq.core.errors import DeviceFailure
+from embedq.core.sequence import Sequence, Tokens, Wanted
 from tests.checkpoints import PATIENCE_S, FakeModel, row_of
 
 DENSE = frozenset({"dense"})

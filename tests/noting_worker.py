@@ -10,7 +10,7 @@ from typing import Any
 
 from celery import signals
 
-from workers import worker
+from embedq.workers import worker
 
 #: Signals of a job in a worker, and where each carries the job's id.
 _OF_A_JOB = (

@@ -9,8 +9,8 @@ from typing import Any
 
 import redis
 
+from embedq.workers.embedded import _free_port, find_program
 from tests.running import Running
-from workers.embedded import _free_port, find_program
 
 
 class OwnServer:

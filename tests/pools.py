@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-import tasks
+from embedq import tasks
 from tests.running import Running, children_of
 
 #: A random embedder that loads in the time that torch takes.

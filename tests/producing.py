@@ -18,9 +18,9 @@ from typing import Any
 
 import celery
 
-import tasks
+from embedq import tasks
+from embedq.workers.processes import spawn, stop
 from tests.running import ROOT
-from workers.processes import spawn, stop
 
 
 class Failed(Exception):

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-import core
-from core.checks import RerankOptions
-from core.engine import Engine
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.options import RerankOptions
 from tests.conftest import GOLDEN
 from tests.golden_cases import Call, difference
 

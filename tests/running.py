@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers.processes import spawn, stop
+from embedq.workers.processes import spawn, stop
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,8 +85,8 @@ class Running:
 
 
 def start_workers(environment: dict[str, str], *arguments: str) -> Running:
-    """`python -m workers`, returned once every worker is ready. The caller stops it."""
-    running = Running([sys.executable, "-m", "workers", *arguments], environment)
+    """`python -m embedq.workers`, returned once every worker is ready. The caller stops it."""
+    running = Running([sys.executable, "-m", "embedq.workers", *arguments], environment)
     try:
         launching = running.wait_for("action=launching")[0]
         running.wait_for("action=worker_ready", count=int(launching.partition("num_workers=")[2].split()[0]))

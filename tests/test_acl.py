@@ -18,11 +18,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from deploy import flower
+from embedq.deploy import flower
+from embedq.workers.embedded import _free_port, find_program
 from tests.producing import Failed, Producing
 from tests.running import ROOT, Running, start_workers
 from tests.scraping import Scrape
-from workers.embedded import _free_port, find_program
 
 USERS = ROOT / "deploy" / "acl" / "users.acl"
 
@@ -158,7 +158,7 @@ def test_flower_sees_the_worker_its_tasks_and_its_queues(guarded: Guarded, produ
 @pytest.mark.usefixtures("nothing_refused")
 def test_an_exporter_counts_what_waits_and_who_works(guarded: Guarded, producer: Producing) -> None:
     environment = {"EMBEDQ_REDIS_URL": guarded.url("exporter")}
-    with Running([sys.executable, "-m", "tasks", "exporter", "--port", "0"], environment) as running:
+    with Running([sys.executable, "-m", "embedq.tasks", "exporter", "--port", "0"], environment) as running:
         address = running.wait_for("metrics of the queues at ")[0].rpartition(" ")[2].removesuffix("/metrics")
         until(lambda: Scrape(address).value("embedq_workers", model="minilm") == 1)
         assert Scrape(address).value("embedq_queue_jobs", queue="embed.minilm") == 0
@@ -171,22 +171,22 @@ def test_an_operator_handles_dead_letters_models_and_workers(
 ) -> None:
     admin.lpush("embed", "rubbish")
     until(lambda: admin.xlen("embedq:dead") == 1)
-    assert "not a JSON object" in command(guarded, "tasks", "dead", "list")
-    assert "7 bytes" in command(guarded, "tasks", "dead", "show", "all")
-    assert "sent again to embed" in command(guarded, "tasks", "dead", "replay", "all")
+    assert "not a JSON object" in command(guarded, "embedq.tasks", "dead", "list")
+    assert "7 bytes" in command(guarded, "embedq.tasks", "dead", "show", "all")
+    assert "sent again to embed" in command(guarded, "embedq.tasks", "dead", "replay", "all")
     until(lambda: admin.xlen("embedq:dead") == 1)
-    assert "dropped" in command(guarded, "tasks", "dead", "drop", "all")
+    assert "dropped" in command(guarded, "embedq.tasks", "dead", "drop", "all")
     assert admin.xlen("embedq:dead") == 0
-    assert command(guarded, "tasks", "models").startswith("minilm  embed")
+    assert command(guarded, "embedq.tasks", "models").startswith("minilm  embed")
     admin.hset("embedq:models", "gone", admin.hget("embedq:models", "minilm").replace('"minilm"', '"gone"'))
-    assert "gone: forgotten" in command(guarded, "tasks", "forget", "gone")
-    assert "pong" in command(guarded, "celery", "-A", "tasks", "inspect", "ping", "-t", "10")
+    assert "gone: forgotten" in command(guarded, "embedq.tasks", "forget", "gone")
+    assert "pong" in command(guarded, "celery", "-A", "embedq.tasks", "inspect", "ping", "-t", "10")
 
 
 def test_a_worker_with_a_wrong_password_ends_at_once_and_shows_none(guarded: Guarded, admin: redis.Redis) -> None:
     url = f"redis://worker:not-the-password@127.0.0.1:{guarded.port}/0"
     environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/nowhere"}
-    with Running([sys.executable, "-m", "workers.worker"], environment) as running:
+    with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         assert running.wait() == 1
     assert "do not trust each other: invalid username-password pair" in running.output
     assert "not-the-password" not in running.output

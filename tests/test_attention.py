@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from core.models.attention import ByLength, cpu_scale, plan_by_length
-from core.models.layout import Layout
-from core.sequence import Sequence, Tokens
+from embedq.core.models.encoders.attention import ByLength, cpu_scale, plan_by_length
+from embedq.core.models.token_layout import Layout
+from embedq.core.sequence import Sequence, Tokens
 
 HEADS, WIDTH = 2, 8
 

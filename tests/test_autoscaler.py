@@ -10,15 +10,15 @@ from collections.abc import Iterator
 import pytest
 from kombu import Connection
 
-import tasks
-from tasks.speeds import Report, Speed, Speeds
+from embedq import tasks
+from embedq.tasks.speeds import Report, Speed, Speeds
+from embedq.workers.heartbeat_line import READY
+from embedq.workers.launcher import worker_process as worker_process
+from embedq.workers.launcher.autoscaler import Autoscaler
+from embedq.workers.launcher.queue_lengths import BacklogSize, Look
+from embedq.workers.launcher.scaling_policy import Policy
 from tests.own_server import OwnServer
 from tests.test_fleet import Driven
-from workers import child as worker_process
-from workers.autoscaler import Autoscaler
-from workers.backlog_size import BacklogSize, Look
-from workers.beats import READY
-from workers.scaling import Policy
 
 QUEUES = {"embed.m": "m"}
 

@@ -12,9 +12,9 @@ import redis.asyncio
 from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-import tasks
-from core.errors import InvalidInput, ServerUnavailable
-from tasks import awaiting
+from embedq import tasks
+from embedq.core.errors import InvalidInput, ServerUnavailable
+from embedq.tasks import awaiting
 from tests.own_server import OwnServer
 from tests.test_waiting import channels, counted
 from tests.traced_jobs import CALLS, run

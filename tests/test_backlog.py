@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from core.backlog import Backlog, Encoded
-from core.errors import DeviceFailure
-from core.job import Job
-from core.sequence import Sequence, Tokens
+from embedq.core.batching.backlog import Backlog, Encoded
+from embedq.core.batching.job import Job
+from embedq.core.errors import DeviceFailure
+from embedq.core.sequence import Sequence, Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.loops import DENSE, backlog_of, job_of, num_waiting, tokens_of
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.calls import Calls
-from core.errors import InvalidInput, UnknownModel
-from core.job import Call
-from core.settings import read_settings
+from embedq.core.batching.job import Call
+from embedq.core.calls import Calls
+from embedq.core.errors import InvalidInput, UnknownModel
+from embedq.core.settings import read_settings
 from tests.checkpoints import FakeModel, row_of
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded
 
-import tasks
+from embedq import tasks
 from tests import bulk
 from tests.events import TIMEOUT_S, Events
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import tasks
-from core.errors import DeviceFailure, InvalidInput
+from embedq import tasks
+from embedq.core.errors import DeviceFailure, InvalidInput
 from tests.events import TIMEOUT_S, Events
 from tests.running import Running
 

@@ -19,8 +19,8 @@ from celery import chain, chord, group, uuid
 from celery.exceptions import ChordError
 from celery.signals import after_task_publish, before_task_publish
 
-import tasks
-from core.errors import InvalidInput
+from embedq import tasks
+from embedq.core.errors import InvalidInput
 from tests import application, bulk
 from tests.events import TIMEOUT_S, Events
 from tests.running import Running

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import redis
 
+from embedq.workers.embedded import _free_port, find_program
 from tests.running import ROOT, Running
-from workers.embedded import _free_port, find_program
 
 ACL = ROOT / "deploy" / "acl"
 FILE = ACL / "cluster.acl"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.codec import DTYPES, pack, unpack
-from core.results import Embeddings, Ranking, Sparse
+from embedq.core.codec import DTYPES, pack, unpack
+from embedq.core.results import Embeddings, Ranking, Sparse
 
 #: The same examples in every run.
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)

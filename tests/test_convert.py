@@ -11,15 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.convert import convert
-from core.errors import CannotLoadModel
+from embedq.core.convert import convert
+from embedq.core.errors import CannotLoadModel
 from tests.running import ROOT
 
 
 def test_the_weights_are_the_same_afterwards(tmp_path: Path) -> None:
     shared = torch.arange(6.0).reshape(2, 3)
     torch.save({"a": shared, "b": shared.T, "tied": shared}, tmp_path / "pytorch_model.bin")
-    command = [sys.executable, "-m", "core.convert", str(tmp_path)]
+    command = [sys.executable, "-m", "embedq.core.convert", str(tmp_path)]
     assert subprocess.check_output(command, text=True, cwd=ROOT).strip() == str(tmp_path / "model.safetensors")
     loaded = load_file(tmp_path / "model.safetensors")
     torch.testing.assert_close(loaded, {"a": shared, "b": shared.T, "tied": shared})

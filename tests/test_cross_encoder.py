@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-import core
-from core.checks import RerankOptions
-from core.engine import Engine
-from core.errors import CannotLoadModel, InvalidInput
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.options import RerankOptions
 from tests import rerankers
 from tests.conftest import GOLDEN
 from tests.golden_cases import Call, calls, difference, read

@@ -10,15 +10,15 @@ import redis
 from celery import chord
 from celery.exceptions import ChordError
 
-import tasks
-from core.errors import InvalidInput, Poisoned
-from tasks.__main__ import main
-from tasks.dead import DeadLetters
+from embedq import tasks
+from embedq.core.errors import InvalidInput, Poisoned
+from embedq.tasks.__main__ import main
+from embedq.tasks.dead import DeadLetters
+from embedq.workers.broker.dead_letters import poisoned
+from embedq.workers.broker.transport import Channel
 from tests.consuming import Consuming, dead_letters, in_flight, send, waiting
 from tests.echo_worker import app, die, echo
 from tests.test_transport import TIMEOUT_S, answers, envelope, start
-from workers.dead_letters import poisoned
-from workers.transport import Channel
 
 
 def die_with(url: str, queue: str, count: int) -> None:

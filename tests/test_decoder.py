@@ -19,9 +19,9 @@ from transformers import (
     Qwen3Config,
 )
 
-import core
-from core.checks import EmbedOptions
-from core.errors import CannotLoadModel, InvalidInput
+from embedq import core
+from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.options import EmbedOptions
 from tests import tiny_models
 
 #: Lengths all about, some longer than the windows.

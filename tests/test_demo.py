@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from core.errors import CannotLoadModel, OperatorError
-from deploy.demo import minilm, texts
+from embedq.core.errors import CannotLoadModel, OperatorError
+from embedq.deploy.demo import minilm, texts
 from tests.running import Running
 
 #: What a busy machine may need for 300 texts and everything around them.
@@ -20,8 +20,18 @@ TIMEOUT_S = 110
 
 
 def run_demo(directory: Path, *arguments: str, **environment: str) -> Running:
-    """`python -m deploy.demo` with `directory` as the working directory."""
-    command = ["env", "-u", "EMBEDQ_DATA_DIR", "-C", str(directory), sys.executable, "-m", "deploy.demo", *arguments]
+    """`python -m embedq.deploy.demo` with `directory` as the working directory."""
+    command = [
+        "env",
+        "-u",
+        "EMBEDQ_DATA_DIR",
+        "-C",
+        str(directory),
+        sys.executable,
+        "-m",
+        "embedq.deploy.demo",
+        *arguments,
+    ]
     return Running(command, environment)
 
 
@@ -89,7 +99,7 @@ def test_a_signal_at_any_moment_leaves_nothing(tmp_path: Path, number: signal.Si
 def test_a_signal_that_arrives_where_python_drops_exceptions_is_heard_all_the_same() -> None:
     script = (
         "import signal, time\n"
-        "from deploy.demo.running import Running\n"
+        "from embedq.deploy.demo.running import Running\n"
         "class Ending:\n"
         "    def __del__(self):\n"
         "        signal.raise_signal(signal.SIGTERM)\n"

@@ -17,9 +17,9 @@ import pytest
 import redis
 import yaml
 
-from core.settings import Settings
+from embedq.core.settings import Settings
+from embedq.workers.embedded import _free_port, find_program
 from tests.running import ROOT, Running
-from workers.embedded import _free_port, find_program
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8"))
@@ -203,7 +203,7 @@ def test_the_unit_gives_a_worker_longer_to_end_than_to_drain() -> None:
 
 
 def test_the_unit_does_not_start_again_what_cannot_start() -> None:
-    from workers.worker import EXIT_CANNOT_START
+    from embedq.workers.exit_codes import EXIT_CANNOT_START
 
     service = unit()["Service"]
     assert service["Restart"] == "always"

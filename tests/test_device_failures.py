@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
-from core.sequence import Sequence
+from embedq.core.errors import DeviceFailure, DeviceOutOfMemory, EmbedqError
+from embedq.core.sequence import Sequence
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.loops import error_of, expected_of, num_waiting, raise_on_token, rows_of, running, submit, wait_until
 

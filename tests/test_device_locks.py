@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-import tasks
-from core.devices import Device
-from core.errors import OperatorError
+from embedq import tasks
+from embedq.core.devices import Device
+from embedq.core.errors import OperatorError
+from embedq.workers.launcher.device_locks import file_names, holders, locked
 from tests.running import Running
-from workers.device_locks import file_names, holders, locked
 
 CORES = Device("cpu", 0, "a processor", cores=(0, 1))
 
 #: Locks the core 1 as a launcher does, hands the lock to a child, and tells.
 _HOLD = """
 import subprocess
-from core.devices import Device
-from workers.device_locks import locked
+from embedq.core.devices import Device
+from embedq.workers.launcher.device_locks import locked
 with locked([Device("cpu", 3, "", cores=(1,))], 1) as descriptors:
     child = subprocess.Popen(["sleep", "60"], pass_fds=descriptors["cpu3"])
     print("child", child.pid, flush=True)
@@ -74,7 +74,7 @@ def test_a_device_of_a_launcher_that_lives_is_refused_at_once_and_its_process_na
 def test_a_worker_that_outlives_its_launcher_keeps_the_device_until_it_is_killed(
     directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="workers")
+    caplog.set_level(logging.WARNING, logger="embedq")
     with ExitStack() as stack:
         other, child = stack.enter_context(holding(directory))
         other.process.kill()

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from core import devices
-from core.devices import Device, choose_device, choose_precision, cpu_devices
-from core.errors import InvalidSettings
-from workers import __main__ as command_line
+from embedq.core import devices
+from embedq.core.devices import Device, choose_device, choose_precision, cpu_devices
+from embedq.core.errors import InvalidSettings
+from embedq.workers import __main__ as command_line
 
 #: Order of preference.
 KINDS = ["cuda", "npu", "musa", "mps", "cpu"]
@@ -268,7 +268,7 @@ def test_each_device_is_printed_with_what_it_can_do_and_why_auto_takes_what(
 def test_the_command_line_prints_what_this_machine_has() -> None:
     """The real command, which asks a process of its own."""
     answer = subprocess.run(
-        [sys.executable, "-m", "workers", "devices"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "embedq.workers", "devices"], capture_output=True, text=True, timeout=60, check=True
     )
     first, second, *_ = answer.stdout.splitlines()
     if first.startswith("cpu"):
@@ -285,7 +285,7 @@ def test_the_command_line_prints_what_this_machine_has() -> None:
 
 def test_the_listing_that_the_launcher_asks_for_is_made_of_devices() -> None:
     answer = subprocess.run(
-        [sys.executable, "-m", "core.devices"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "embedq.core.devices"], capture_output=True, text=True, timeout=60, check=True
     )
     listed = devices.read_devices(answer.stdout)
     assert listed

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-import tasks
+from embedq import tasks
 from tests import bulk
 from tests.events import TIMEOUT_S
 from tests.running import Running
@@ -38,7 +38,7 @@ def worker(server: str, minilm: Path) -> Iterator[Running]:
         "EMBEDQ_DEVICE": "cpu",
         "EMBEDQ_DRAIN_TIMEOUT_S": str(BOUND_S),
     }
-    with Running([sys.executable, "-m", "workers.worker"], environment) as running:
+    with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         running.wait_for("action=worker_ready")
         yield running
     tasks.embed.registry.forget(MODEL)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
-import tasks
-from core.errors import ServerUnavailable
-from workers import embedded
+from embedq import tasks
+from embedq.core.errors import ServerUnavailable
+from embedq.workers import embedded
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from core.errors import DeviceFailure, InvalidInput
-from core.job import SLICE, Call, Job
+from embedq.core.batching.job import SLICE, Call, Job
+from embedq.core.errors import DeviceFailure, InvalidInput
 from tests.checkpoints import PATIENCE_S
 from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
 from tests.loops import num_waiting, wait_for_waiting, wait_until

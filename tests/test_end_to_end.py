@@ -14,10 +14,9 @@ import pytest
 import redis
 from celery import group
 
-import core
-import tasks
-from core.errors import InvalidInput, JobTooLarge, UnknownModel
-from core.results import Embeddings, Ranking
+from embedq import core, tasks
+from embedq.core.errors import InvalidInput, JobTooLarge, UnknownModel
+from embedq.core.results import Embeddings, Ranking
 from tests.running import children_of, start_workers
 
 pytestmark = pytest.mark.usefixtures("worker")

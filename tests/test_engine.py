@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.engine import Engine
-from core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
+from embedq.core.engine import Engine
+from embedq.core.errors import DeviceFailure, InvalidInput, InvalidSettings, UnknownModel
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows, row_of
 from tests.engines import NEAR, busy, running, settings, texts_of
 from tests.loops import wait_for_waiting

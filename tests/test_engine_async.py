@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.engine import Engine
-from core.errors import InvalidInput
+from embedq.core.engine import Engine
+from embedq.core.errors import InvalidInput
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
 from tests.engines import busy, left_over
 from tests.loops import num_waiting, wait_for_waiting

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.checks import EmbedOptions
-from core.engine import Engine
-from core.errors import DeviceFailure, InvalidInput
-from core.job import Job
-from core.sequence import Sequence, Tokens
+from embedq.core.batching.job import Job
+from embedq.core.engine import Engine
+from embedq.core.errors import DeviceFailure, InvalidInput
+from embedq.core.options import EmbedOptions
+from embedq.core.sequence import Sequence, Tokens
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
 from tests.engines import NEAR, settings, texts_of
 from tests.loops import wait_for_waiting

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from core.engine import Engine
+from embedq.core.engine import Engine
 from tests.checkpoints import PATIENCE_S, FakeModel, expected_rows
 from tests.engines import left_over, running, texts_of
 

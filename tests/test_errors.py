@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from core import errors
-from core.errors import EmbedqError
+from embedq.core import errors
+from embedq.core.errors import EmbedqError
 
 
 def _all_classes(cls: type[EmbedqError]) -> list[type[EmbedqError]]:

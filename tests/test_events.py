@@ -12,8 +12,8 @@ import pytest
 from celery import Celery
 from celery.events.dispatcher import EventDispatcher
 
+from embedq.workers.jobs.events import Dispatcher
 from tests.own_server import OwnServer
-from workers.events import Dispatcher
 
 #: Of an event whatever the dispatcher says of itself and of the moment.
 SHARED = {"hostname", "utcoffset", "pid", "clock", "timestamp", "type"}

@@ -12,10 +12,16 @@ import pytest
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
-from tasks.exporter import UNMEASURED_TOKENS_PER_JOB, UNMEASURED_TOKENS_PER_SECOND, QueueCollector, queues_of, work
-from tasks.metrics import EXPORTER
-from tasks.models import Registry, Served
-from tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
+from embedq.tasks.exporter import (
+    UNMEASURED_TOKENS_PER_JOB,
+    UNMEASURED_TOKENS_PER_SECOND,
+    QueueCollector,
+    queues_of,
+    work,
+)
+from embedq.tasks.metrics import EXPORTER
+from embedq.tasks.models import Registry, Served
+from embedq.tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
 from tests.own_server import OwnServer
 from tests.running import Running
 from tests.scraping import Scrape, get, wait_until
@@ -37,7 +43,9 @@ def app(own: OwnServer) -> Iterator[Celery]:
 @pytest.fixture(scope="module")
 def address(own: OwnServer) -> Iterator[str]:
     """A real exporter; it is here before the models are, as in any installation."""
-    with Running([sys.executable, "-m", "tasks", "exporter", "--port", "0"], {"EMBEDQ_REDIS_URL": own.url}) as running:
+    with Running(
+        [sys.executable, "-m", "embedq.tasks", "exporter", "--port", "0"], {"EMBEDQ_REDIS_URL": own.url}
+    ) as running:
         yield running.wait_for("metrics of the queues at ")[0].rpartition(" ")[2].removesuffix("/metrics")
         assert running.stop() == 0
 
@@ -255,7 +263,7 @@ def test_a_server_that_is_away_fails_the_scrape_and_it_goes_on_afterwards(addres
 
 
 def test_a_wrong_port_ends_the_command_with_one_line(own: OwnServer) -> None:
-    command = [sys.executable, "-m", "tasks", "exporter", "--port", str(own.port)]
+    command = [sys.executable, "-m", "embedq.tasks", "exporter", "--port", str(own.port)]
     with Running(command, {"EMBEDQ_REDIS_URL": own.url}) as running:
         assert running.wait() == 1
     assert f"metrics cannot be served at 127.0.0.1 port {own.port}" in running.output

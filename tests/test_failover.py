@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import tasks
-from core.errors import InvalidSettings
+from embedq import tasks
+from embedq.core.errors import InvalidSettings
+from embedq.workers import embedded, logs
 from tests.failover import MASTER, PASSWORD, SENTINEL_PASSWORD, Failover
 from tests.producing import Producing
 from tests.running import Running, start_workers
-from workers import embedded, logs
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,7 +48,7 @@ def test_the_whole_path_goes_where_sentinel_says(failover: Failover, producer: P
     assert producer.do("[list(answer.values()) for answer in app.control.ping(timeout=10, limit=1)]") == [
         [{"ok": "pong"}]
     ]
-    with Running([sys.executable, "-m", "tasks", "models"], failover.environment) as running:
+    with Running([sys.executable, "-m", "embedq.tasks", "models"], failover.environment) as running:
         assert running.wait() == 0
     assert "minilm  embed" in running.output
     with failover.client() as client:
@@ -57,7 +57,7 @@ def test_the_whole_path_goes_where_sentinel_says(failover: Failover, producer: P
         while not client.xlen("embedq:dead"):
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
-    with Running([sys.executable, "-m", "tasks", "dead", "drop", "all"], failover.environment) as running:
+    with Running([sys.executable, "-m", "embedq.tasks", "dead", "drop", "all"], failover.environment) as running:
         assert running.wait() == 0
     assert "dropped" in running.output
     shown = worker.output + running.output
@@ -85,7 +85,7 @@ def test_jobs_sent_before_and_after_a_failover_are_answered(
 def test_a_worker_that_no_sentinel_answers_waits_and_says_for_what() -> None:
     url = "sentinel://:secret@127.0.0.1:1/0;sentinel://:secret@127.0.0.1:2/0"
     environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
-    with Running([sys.executable, "-m", "workers.worker"], environment) as running:
+    with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         line = running.wait_for("action=server_wait")[0]
         assert "url=sentinel://***@127.0.0.1:1/0;sentinel://***@127.0.0.1:2/0" in line
         assert f"No master found for '{MASTER}'" in line
@@ -109,7 +109,7 @@ def test_a_sentinel_url_without_the_masters_name_is_refused(monkeypatch: pytest.
         "sentinel://:secret@one:26379/0;sentinel://two:26379/0?ssl_cert_reqs=none",
     ],
 )
-@pytest.mark.parametrize("command", [["workers.worker"], ["tasks", "models"]])
+@pytest.mark.parametrize("command", [["embedq.workers.worker"], ["tasks", "models"]])
 def test_sentinels_with_tls_are_refused_at_once_and_the_password_stays_untold(url: str, command: list[str]) -> None:
     environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
     with Running([sys.executable, "-m", *command], environment) as running:

@@ -12,8 +12,8 @@ import kombu
 import pytest
 import redis
 
+from embedq.workers.broker.transport import Channel, Room, wake
 from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
-from workers.transport import Channel, Room, wake
 
 
 def set_room(monkeypatch: pytest.MonkeyPatch, **room: int) -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core import flag
-from core.errors import CannotLoadModel, DeviceFailure, InvalidInput, InvalidSettings
+from embedq.core import flag
+from embedq.core.errors import CannotLoadModel, DeviceFailure, InvalidInput, InvalidSettings
 from tests.conftest import GOLDEN
 from tests.running import ROOT
 
@@ -218,7 +218,7 @@ def test_rerankers_on_a_cpu_take_bf16_and_no_fp16(name: str, case: str, given: d
 
 
 def test_importing_loads_no_torch() -> None:
-    command = "import sys; from core.flag import FlagAutoModel; print('torch' in sys.modules)"
+    command = "import sys; from embedq.core.flag import FlagAutoModel; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

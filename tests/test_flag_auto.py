@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core import flag
-from core.errors import InvalidInput
+from embedq.core import flag
+from embedq.core.errors import InvalidInput
 from tests.conftest import GOLDEN
 
 #: Checkpoints that each class can load, whatever they are called.

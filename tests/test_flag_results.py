@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import core
-from core import flag
-from core.errors import InvalidInput
+from embedq import core
+from embedq.core import flag
+from embedq.core.errors import InvalidInput
 from tests.conftest import GOLDEN
 from tests.golden_cases import difference, read
 

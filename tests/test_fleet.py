@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from core.devices import Device
-from workers import child as worker_process
-from workers.beats import DRAINING, LOADING, READY, Beat
-from workers.child import Child, Event, Tell
-from workers.fleet import Fleet
-from workers.progress import Patience
-from workers.rolling import Rolling
-from workers.screen import Lines
+from embedq.core.devices import Device
+from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
+from embedq.workers.launcher import worker_process as worker_process
+from embedq.workers.launcher.fleet import Fleet
+from embedq.workers.launcher.rolling_restart import Rolling
+from embedq.workers.launcher.stall_detector import Patience
+from embedq.workers.launcher.status_table import Lines
+from embedq.workers.launcher.worker_process import Child, Event, Tell
 
 DEVICES = [Device("cuda", 0, ""), Device("cuda", 1, "")]
 

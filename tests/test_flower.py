@@ -18,8 +18,8 @@ import pytest
 from playwright.sync_api import Page
 from playwright.sync_api import TimeoutError as NotShown
 
-import tasks
-from deploy import flower
+from embedq import tasks
+from embedq.deploy import flower
 from tests.browser import find_browser, open_page
 from tests.running import Running, require
 

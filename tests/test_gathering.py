@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from core.encoding import EncodeThreads
-from core.errors import InvalidInput
+from embedq.core.batching.encode_threads import EncodeThreads
+from embedq.core.errors import InvalidInput
 from tests.checkpoints import PATIENCE_S
 from tests.encoders import LENGTH, Encoder, backlog_behind, hold, running
 from tests.loops import wait_for_waiting
@@ -81,7 +81,7 @@ def ahead(encoder: Encoder, encoding: EncodeThreads) -> None:
 
 
 def test_small_jobs_gather_while_batches_enough_wait(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.encoding._GATHERING_S", 10 * PATIENCE_S)
+    monkeypatch.setattr("embedq.core.batching.encode_threads._GATHERING_S", 10 * PATIENCE_S)
     with running(encoder, num_threads=2) as encoding:
         ahead(encoder, encoding)
         encoding.submit(encoder.job("unknown", 1, True))  # its size: nothing goes with it
@@ -105,7 +105,7 @@ def test_small_jobs_that_gathered_are_encoded_when_their_time_is_over_or_the_dev
         num_waiting = NUM_ENOUGH
         encoding.submit(encoder.job("soon", 1, True, num_bytes=10))
         wait_for_waiting(backlog, num_waiting + 1)
-        monkeypatch.setattr("core.encoding._GATHERING_S", 10 * PATIENCE_S)
+        monkeypatch.setattr("embedq.core.batching.encode_threads._GATHERING_S", 10 * PATIENCE_S)
         encoding.submit(encoder.job("held", 1, True, num_bytes=10))
         while backlog.is_ahead(is_bulk=True):
             num_waiting -= len(backlog.next_batch(must_wait=True))
@@ -114,7 +114,7 @@ def test_small_jobs_that_gathered_are_encoded_when_their_time_is_over_or_the_dev
 
 
 def test_close_encodes_what_gathers(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.encoding._GATHERING_S", 10 * PATIENCE_S)
+    monkeypatch.setattr("embedq.core.batching.encode_threads._GATHERING_S", 10 * PATIENCE_S)
     with running(encoder, num_threads=2) as encoding:
         ahead(encoder, encoding)
         encoding.submit(encoder.job("small", 1, True, num_bytes=10))

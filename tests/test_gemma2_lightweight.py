@@ -12,10 +12,15 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from core.errors import CannotLoadModel
-from core.models import gemma2_lightweight
-from core.models.decoder_blocks import Product
-from core.models.gemma2_lightweight import LightweightGemma2, compress, product_in_parts, unrounded_product
+from embedq.core.errors import CannotLoadModel
+from embedq.core.models.decoders import gemma2_lightweight
+from embedq.core.models.decoders.blocks import Product
+from embedq.core.models.decoders.gemma2_lightweight import (
+    LightweightGemma2,
+    compress,
+    product_in_parts,
+    unrounded_product,
+)
 from tests import golden_cases
 from tests.conftest import GOLDEN
 from tests.decoders import (

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from core.errors import InvalidInput
-from core.vectors import normalized
+from embedq.core.errors import InvalidInput
+from embedq.core.vectors import normalized
 from tests.embedder_calls import differences, embed, load, rows_of, token_ids
 from tests.golden_cases import Call, calls
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig, XLMRobertaConfig
 
-import core
-from core.checks import EmbedOptions, RerankOptions
-from core.engine import Engine
-from core.models import linear
-from core.models.layout import Layout
-from core.models.m3 import FILES
-from core.sequence import Sequence
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.models.encoders import linear
+from embedq.core.models.encoders.m3 import FILES
+from embedq.core.models.token_layout import Layout
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence
 from tests import tiny_models
 from tests.checkpoints import PATIENCE_S
 from tests.conftest import GOLDEN

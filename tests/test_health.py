@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from core.engine import Engine
-from core.errors import DeviceFailure
-from tasks.scraping import Scraping
+from embedq.core.engine import Engine
+from embedq.core.errors import DeviceFailure
+from embedq.tasks.scraping import Scraping
+from embedq.workers.monitoring.health import DRAINING, LOADING, READY, WAITING, Health, Readiness
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.engines import busy, running
 from tests.scraping import get, wait_until
-from workers.health import DRAINING, LOADING, READY, WAITING, Health, Readiness
 
 #: Seconds that count as hung here.
 LIMIT_S = 0.3

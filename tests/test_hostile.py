@@ -19,9 +19,9 @@ import redis
 from celery import Celery
 from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
 
-import tasks
-from tasks.__main__ import main
-from tasks.models import KEY, Registry
+from embedq import tasks
+from embedq.tasks.__main__ import main
+from embedq.tasks.models import KEY, Registry
 from tests.consuming import Consuming, in_flight, send
 from tests.echo_worker import app as echo_app
 from tests.echo_worker import echo

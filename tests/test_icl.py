@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-import core
-from core.checks import EmbedOptions
-from core.engine import Engine
-from core.errors import InvalidInput
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.errors import InvalidInput
+from embedq.core.options import EmbedOptions
 from tests.conftest import GOLDEN
 
 DIRECTORY = GOLDEN / "flagiclmodel" / "model"

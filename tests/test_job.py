@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.job import MAX_INTERACTIVE_ROWS, SLICE, Call, Job
-from core.sequence import Wanted
+from embedq.core.batching.job import MAX_INTERACTIVE_ROWS, SLICE, Call, Job
+from embedq.core.sequence import Wanted
 from tests.checkpoints import FakeModel
 from tests.loops import DENSE, job_of
 

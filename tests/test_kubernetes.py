@@ -15,12 +15,12 @@ import pytest
 import redis
 import yaml
 
-import tasks
-from core.settings import Settings
+from embedq import tasks
+from embedq.core.settings import Settings
+from embedq.workers.embedded import _free_port, find_program
 from tests.kustomizing import Object, rendered
 from tests.manifests import DIRECTORY, environment, of_kind, pods, worker
 from tests.running import ROOT, Running
-from workers.embedded import _free_port, find_program
 
 #: What each kind of device is called in a pod's resources.
 ACCELERATORS = {"cuda": "nvidia.com/gpu", "npu": "huawei.com/Ascend910"}

@@ -1,4 +1,4 @@
-"""`python -m workers` as a whole: bursts, replaced, stalled and drained workers. Real processes, real signals."""
+"""`python -m embedq.workers` as a whole: bursts, replaced, stalled and drained workers. Real processes, real signals."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-import tasks
+from embedq import tasks
+from embedq.workers.__main__ import main
+from embedq.workers.exit_codes import EXIT_BROKEN
 from tests import bulk
 from tests.conftest import GOLDEN
 from tests.pools import TIMEOUT_S, TINY, answered, capacities, environment, in_flight, workers_of
 from tests.running import Running, is_alive, start_workers
 from tests.test_transport import wait_until
-from workers.__main__ import main
-from workers.worker import EXIT_BROKEN
 
 HOST = socket.gethostname()
 
@@ -156,7 +156,7 @@ def test_a_successor_that_cannot_start_changes_nothing_and_a_worker_that_never_c
 def test_a_model_that_hangs_while_it_loads_ends_the_launcher_with_a_code_that_a_service_manager_restarts(
     tiny: dict[str, str],
 ) -> None:
-    command = [sys.executable, "-m", "workers", "--cpu-workers", "1"]
+    command = [sys.executable, "-m", "embedq.workers", "--cpu-workers", "1"]
     with Running(command, tiny | {"EMBEDQ_LOAD_TIMEOUT_S": "0.1"}) as running:
         assert running.wait() == EXIT_BROKEN
         assert running.output.count("not loaded in 0 s") == 3
@@ -234,7 +234,7 @@ def test_no_launcher_starts_workers_beside_those_of_another_that_lives_or_was_ki
     tiny: dict[str, str], tmp_path: Path
 ) -> None:
     tiny["EMBEDQ_DRAIN_TIMEOUT_S"] = "2"
-    command = [sys.executable, "-m", "workers", "--cpu-workers", "1"]
+    command = [sys.executable, "-m", "embedq.workers", "--cpu-workers", "1"]
     first = start_workers(tiny, "--cpu-workers", "1")
     worker = workers_of(first)["cpu0"]
     with Running(command, tiny) as second:

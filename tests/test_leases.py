@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis
 
+from embedq.workers.broker.leases import LeaseRenewal, renew
+from embedq.workers.broker.transport import Channel
 from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
-from workers.leases import LeaseRenewal, renew
-from workers.transport import Channel
 
 #: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
 LEASE_S = 1.5

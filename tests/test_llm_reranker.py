@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-import core
-from core.checkpoint import read_spec
-from core.engine import Engine
-from core.errors import CannotLoadModel, InvalidInput
-from core.settings import ModelSettings
-from core.tokenizer import Tokenizer
+from embedq import core
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.engine import Engine
+from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.settings import ModelSettings
+from embedq.core.tokenizer import Tokenizer
 from tests import rerankers
 from tests.decoders import changed_copy
 from tests.golden_cases import Call, calls, read

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-import core
-from core.errors import CannotLoadModel, DeviceFailure, InvalidInput
-from core.models.layout import Layout
-from core.models.m3 import _by_token
-from core.sequence import Sequence, Tokens
+from embedq import core
+from embedq.core.errors import CannotLoadModel, DeviceFailure, InvalidInput
+from embedq.core.models.encoders.m3 import _by_token
+from embedq.core.models.token_layout import Layout
+from embedq.core.sequence import Sequence, Tokens
 from tests.conftest import GOLDEN
 from tests.golden_cases import Call, difference, read
 

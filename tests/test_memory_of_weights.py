@@ -20,9 +20,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from core.checkpoint import read_spec
-from core.models.weights import load
-from core.settings import ModelSettings
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.models.weights import load
+from embedq.core.settings import ModelSettings
 
 directory = Path(sys.argv[1])
 # 35 million weights, 140 MB in float32; the largest, of the words, 15.6 million.

@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from tasks.metrics import EXPORTER, OUTCOMES, STAGES, WORKER, Families, Metric
+from embedq.tasks.metrics import EXPORTER, OUTCOMES, STAGES, WORKER, Families, Metric
 from tests.running import ROOT
 
 ALL = WORKER | EXPORTER

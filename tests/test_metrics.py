@@ -12,17 +12,17 @@ import msgpack
 import pytest
 import redis
 
-import tasks
-from core.errors import InvalidInput, InvalidSettings
-from core.settings import read_settings
-from tasks.metrics import OUTCOMES, STAGES, WORKER
-from tasks.speeds import Report, Speeds
+from embedq import tasks
+from embedq.core.errors import InvalidInput, InvalidSettings
+from embedq.core.settings import read_settings
+from embedq.tasks.metrics import OUTCOMES, STAGES, WORKER
+from embedq.tasks.speeds import Report, Speeds
+from embedq.workers.monitoring.metrics import port_of
 from tests.own_server import OwnServer
 from tests.pools import in_flight
 from tests.running import Running, start_workers
 from tests.scraping import TIMEOUT_S, Scrape, get, wait_until
 from tests.traced_jobs import application
-from workers.metrics import port_of
 
 NAME = f"seen.cpu0@{socket.gethostname()}"
 
@@ -234,6 +234,6 @@ def test_a_port_that_is_none_or_taken_stops_the_worker_with_a_clear_message(own:
     with pytest.raises(InvalidSettings, match="metrics_port"):
         read_settings(metrics_port=70_000)
     wrong = environment(own.url, minilm) | {"EMBEDQ_METRICS_PORT": str(own.port)}
-    with Running([sys.executable, "-m", "workers.worker"], wrong) as worker:
+    with Running([sys.executable, "-m", "embedq.workers.worker"], wrong) as worker:
         assert worker.wait() == 1
         assert f"metrics cannot be served at 127.0.0.1 port {own.port}" in worker.output

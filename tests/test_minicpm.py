@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import CannotLoadModel
-from core.models import minicpm
+from embedq.core.errors import CannotLoadModel
+from embedq.core.models.decoders import minicpm
 from tests import golden_cases
 from tests.conftest import GOLDEN
 from tests.decoders import (
@@ -131,7 +131,7 @@ def test_shared_keys_and_plain_scales_make_it_a_llama(tmp_path: Path) -> None:
 
 
 def test_our_decoders_need_no_transformers() -> None:
-    code = "import sys, core.models.minicpm, core.models.gemma2_lightweight; print('transformers' in sys.modules)"
+    code = "import sys, embedq.core.models.decoders.minicpm, embedq.core.models.decoders.gemma2_lightweight; print('transformers' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == "False"
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import core
-from core.engine import Engine
-from deploy.demo import texts as demo_texts
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.deploy.demo import texts as demo_texts
 
 TOLERANCE = 1e-5
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-import core
-from core.checkpoint import ENCODER_TYPES, read_spec
-from core.checks import EmbedOptions, RerankOptions
-from core.engine import Engine
-from core.errors import CannotLoadModel, InvalidSettings
-from core.models import weights
-from core.settings import ModelSettings, read_settings
+from embedq import core
+from embedq.core.checkpoint.read_spec import ENCODER_TYPES, read_spec
+from embedq.core.engine import Engine
+from embedq.core.errors import CannotLoadModel, InvalidSettings
+from embedq.core.models import weights
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.settings import ModelSettings, read_settings
 from tests.checkpoints import change_config, change_weights, save_cross_encoder, save_encoder
 
 TOLERANCE = 1e-5

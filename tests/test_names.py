@@ -14,11 +14,11 @@ from celery.backends.base import KeyValueStoreBackend
 from celery.worker.control import Panel
 from kombu.transport.redis import Transport
 
-import tasks
-from core.settings import Settings
+from embedq import tasks
+from embedq.core.settings import Settings
+from embedq.workers.monitoring import remote_commands
 from tests.prometheus.exposed import EXPORTER, WORKER
 from tests.running import ROOT
-from workers import control
 
 #: What people are told, by path. Python files in `deploy/` are held to their names by the type checker.
 TOLD = {
@@ -42,10 +42,10 @@ LISTED = re.compile(r"\[\"?python\"?, ?\"?-m\"?, ?([^\]]*)\]")
 #: Names that come with the metrics, with the launcher that scales and with the server's users; nothing is expected to
 #: fail once they are there.
 waits_for_metrics = pytest.mark.xfail(
-    importlib.util.find_spec("tasks.metrics") is None, reason="comes with the metrics", strict=True
+    importlib.util.find_spec("embedq.tasks.metrics") is None, reason="comes with the metrics", strict=True
 )
 waits_for_launcher = pytest.mark.xfail(
-    importlib.util.find_spec("workers.fleet") is None, reason="comes with the launcher", strict=True
+    importlib.util.find_spec("embedq.workers.launcher.fleet") is None, reason="comes with the launcher", strict=True
 )
 waits_for_users = pytest.mark.xfail(
     not (ROOT / "deploy" / "acl" / "users.acl").exists(), reason="comes with the server's users", strict=True
@@ -109,7 +109,7 @@ def test_every_setting_exists() -> None:
 
 def test_every_metric_exists() -> None:
     """Against names that `tests/test_prometheus.py` holds against the code's."""
-    assert control.embedq_stats
+    assert remote_commands.embedq_stats
     series = {f"{name}{end}" for name in (*WORKER, *EXPORTER) for end in ("", "_bucket", "_sum", "_count")}
     assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data)) == {}
 
@@ -137,7 +137,8 @@ def test_every_module_that_is_run_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param("tasks", marks=waits_for_metrics), pytest.param("workers", marks=waits_for_launcher)]
+    "module",
+    [pytest.param("embedq.tasks", marks=waits_for_metrics), pytest.param("embedq.workers", marks=waits_for_launcher)],
 )
 def test_every_command_and_every_option_exists(module: str) -> None:
     known = words_of(importlib.import_module(f"{module}.__main__")._parser())
@@ -168,7 +169,7 @@ def test_every_file_of_ours_exists() -> None:
 
 
 def test_a_name_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = "`EMBEDQ_NONSENSE`, embedq_nonsense_total, embedq:nonsense, `python -m tasks nonsense --nonsense`, docs/nonsense.md"
+    wrong = "`EMBEDQ_NONSENSE`, embedq_nonsense_total, embedq:nonsense, `python -m embedq.tasks nonsense --nonsense`, docs/nonsense.md"
     monkeypatch.setitem(TOLD, "nonsense.md", wrong)
     for test in (
         test_every_setting_exists,
@@ -179,5 +180,5 @@ def test_a_name_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch) ->
         with pytest.raises(AssertionError):
             test()
     with pytest.raises(AssertionError):
-        test_every_command_and_every_option_exists("tasks")
+        test_every_command_and_every_option_exists("embedq.tasks")
     assert Path(__file__).is_file()

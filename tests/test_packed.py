@@ -14,13 +14,13 @@ import pytest
 import torch
 from transformers import BertConfig, CamembertConfig, RobertaConfig, XLMRobertaConfig
 
-import core
-from core.engine import Engine
-from core.models import linear, network
-from core.models.layout import Layout
-from core.models.network import Padded
-from core.models.packed import PackedEncoder
-from core.sequence import Sequence, Tokens
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.models.encoders import linear, network
+from embedq.core.models.encoders.network import Padded
+from embedq.core.models.encoders.packed import PackedEncoder
+from embedq.core.models.token_layout import Layout
+from embedq.core.sequence import Sequence, Tokens
 from tests import tiny_models
 from tests.conftest import GOLDEN
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from core.engine import Engine
+from embedq.core.engine import Engine
+from embedq.workers.jobs.pool import EnginePool
 from tests.checkpoints import PATIENCE_S
-from workers.pool import EnginePool
 
 
 @pytest.fixture

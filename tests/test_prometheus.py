@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
+from embedq.workers.embedded import _free_port
 from tests.browser import find_browser, open_page
 from tests.kustomizing import rendered
 from tests.prometheus.exposed import EXPORTER, WORKER, Exposed, served
 from tests.running import ROOT, Running
-from workers.embedded import _free_port
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
@@ -204,10 +204,10 @@ def test_panels_do_not_overlap_and_have_a_unit() -> None:
 
 def test_what_is_tried_here_is_what_the_code_serves() -> None:
     """Names and labels of the stand-in above, against those of the code."""
-    if importlib.util.find_spec("tasks.metrics") is None:
-        pytest.skip("tasks.metrics is not there; once it is, it is compared with")
+    if importlib.util.find_spec("embedq.tasks.metrics") is None:
+        pytest.skip("embedq.tasks.metrics is not there; once it is, it is compared with")
     served_by_code: Callable[[str], dict[str, tuple[str, ...]]] = lambda kind: {  # noqa: E731
-        name: metric.labels for name, metric in getattr(importlib.import_module("tasks.metrics"), kind).items()
+        name: metric.labels for name, metric in getattr(importlib.import_module("embedq.tasks.metrics"), kind).items()
     }
     assert served_by_code("WORKER") == WORKER
     assert served_by_code("EXPORTER") == EXPORTER

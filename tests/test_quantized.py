@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-import core
-from core import devices
-from core.devices import around_products, choose_precision
-from core.engine import Engine
-from core.errors import CannotLoadModel, InvalidSettings
-from core.models import linear
+from embedq import core
+from embedq.core import devices
+from embedq.core.devices import around_products, choose_precision
+from embedq.core.engine import Engine
+from embedq.core.errors import CannotLoadModel, InvalidSettings
+from embedq.core.models.encoders import linear
 from tests.bench import quality
 from tests.checkpoints import change_config, change_weights, save_cross_encoder, save_encoder
 from tests.conftest import GOLDEN

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-import core
-from core.engine import Engine
-from core.errors import CannotLoadModel, InvalidInput
+from embedq import core
+from embedq.core.engine import Engine
+from embedq.core.errors import CannotLoadModel, InvalidInput
 from tests import rerankers
 from tests.golden_cases import difference, read
 
@@ -131,8 +131,8 @@ def test_the_name_tells_what_it_is_and_settings_the_instruction(tmp_path: Path) 
 
 
 def test_calls_get_8192_tokens_unless_they_or_the_settings_say_otherwise(tmp_path: Path) -> None:
-    from core.checkpoint import read_spec
-    from core.settings import ModelSettings
+    from embedq.core.checkpoint.read_spec import read_spec
+    from embedq.core.settings import ModelSettings
 
     write_model(tmp_path, is_tied=True)
     config = (tmp_path / "config.json").read_text()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import tasks
-from core.settings import ModelSettings, Settings
+from embedq import tasks
+from embedq.core.settings import ModelSettings, Settings
 from tests.running import ROOT, require
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +56,7 @@ def test_a_process_with_only_the_producers_dependencies_gets_vectors(server: str
         "print([name for name in ('torch', 'transformers', 'tokenizers', 'pydantic') if importlib.util.find_spec(name)])\n"
     )
     printed = run_as_producer(script, tmp_path, {"EMBEDQ_REDIS_URL": server})
-    assert printed.splitlines() == ["1 × 384 float32", "core.errors InvalidInput", "[]"]
+    assert printed.splitlines() == ["1 × 384 float32", "embedq.core.errors InvalidInput", "[]"]
 
 
 @pytest.mark.usefixtures("worker")
@@ -108,13 +108,13 @@ def test_every_file_of_the_code_map_exists_and_none_is_missing() -> None:
     named = {line.split()[0] for line in listing.strip().splitlines()}
     assert all((ROOT / name).exists() for name in named)
     files = {
-        str(path.relative_to(ROOT)) for folder in ("core", "tasks", "workers") for path in (ROOT / folder).glob("*.py")
+        str(path.relative_to(ROOT)) for folder in ("core", "tasks", "workers") for path in (ROOT / folder).rglob("*.py")
     }
     assert files - named <= {"workers/__init__.py", "workers/logs.py", "workers/processes.py", "core/convert.py"}
 
 
 def test_every_error_is_documented() -> None:
-    from core import errors
+    from embedq.core import errors
 
     leaves = {cls.__name__ for cls in vars(errors).values() if isinstance(cls, type) and not cls.__subclasses__()}
     assert leaves <= set(re.findall(r"`(\w+)`", README.split("## Errors")[1].split("## Settings")[0]))

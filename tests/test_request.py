@@ -9,8 +9,8 @@ from celery.app.task import Context
 from kombu.message import Message
 from kombu.serialization import dumps
 
-import tasks
-from workers.request import EngineRequest
+from embedq import tasks
+from embedq.workers.jobs.request import EngineRequest
 
 
 def request_of(rest: dict[str, Any] | None = None, **headers: Any) -> EngineRequest:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.codec import pack, unpack
-from core.results import Embeddings, Ranking
+from embedq.core.codec import pack, unpack
+from embedq.core.results import Embeddings, Ranking
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 

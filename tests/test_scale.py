@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from embedq.workers.launcher.scaling_policy import Policy
 from tests.bench.autoscaling import ByCluster, ByLauncher, Pool, Row, simulate
 from tests.bench.many_workers import ManyWorkers
 from tests.benches import figures_of
-from workers.scaling import Policy
 
 MOST, LOAD_S = 50, 60.0
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.scheduler import MIN_BATCH_TOKENS, Limits, Scheduler
-from core.sequence import Sequence, Tokens
-from core.totals import Totals
+from embedq.core.batching.batch_stats import Totals
+from embedq.core.batching.scheduler import MIN_BATCH_TOKENS, Limits, Scheduler
+from embedq.core.sequence import Sequence, Tokens
 from tests.bench.padding import simulate
 from tests.waiting import DENSE, LIMITS, MAX_BULK_WAIT_S, SPARSE, add_all, drain, lengths, scheduler_of, sequence
 

@@ -16,10 +16,10 @@ from kombu import compression
 from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils import functional
 
-import tasks
-from core.errors import InvalidInput, JobTooLarge
-from tasks import sending
-from tasks.sending import Call, _writes, compression_for
+from embedq import tasks
+from embedq.core.errors import InvalidInput, JobTooLarge
+from embedq.tasks import sending
+from embedq.tasks.sending import Call, _writes, compression_for
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, Gemma3TextConfig, ModernBertConfig, PretrainedConfig, Qwen3Config
 
-import core
-from core.errors import CannotLoadModel
+from embedq import core
+from embedq.core.errors import CannotLoadModel
 from tests import tiny_models
 
 TEXTS = ["a ferry", "", " rain \n", "The garden of the lighthouse is small. " * 4, "灯塔"]

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-import tasks
+from embedq import tasks
+from embedq.workers.embedded import _free_port, find_program
 from tests.own_server import OwnServer
 from tests.running import Running
 from tests.test_awaiting import until
 from tests.test_waiting import channels
 from tests.traced_jobs import application, run
-from workers.embedded import _free_port, find_program
 
 
 @pytest.fixture

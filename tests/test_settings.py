@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.errors import InvalidSettings
-from core.settings import ModelSettings, Settings, config_file, read_settings
+from embedq.core.errors import InvalidSettings
+from embedq.core.settings import ModelSettings, Settings, config_file, read_settings
 
 #: Text of a variable EMBEDQ_<NAME> -> value of the setting.
 VARIABLES: dict[str, tuple[str, Any]] = {

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import redis
 
-import tasks
-from core.errors import InvalidSettings, UnknownModel
-from tasks.__main__ import main
-from tasks.models import KEY, Registry, Served
+from embedq import tasks
+from embedq.core.errors import InvalidSettings, UnknownModel
+from embedq.tasks.__main__ import main
+from embedq.tasks.models import KEY, Registry, Served
 from tests.running import ROOT
 
 
@@ -144,7 +144,7 @@ def test_the_file_sets_what_the_environment_does_not(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("worker")
 class TestCommandLine:
-    """`python -m tasks`, in this process."""
+    """`python -m embedq.tasks`, in this process."""
 
     def test_models_lists_what_is_served(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["models"]) == 0

@@ -9,11 +9,11 @@ import msgpack
 import numpy as np
 import pytest
 
-from core.checks import EmbedOptions, RerankOptions
-from core.codec import pack, unpack
-from core.engine import Engine
-from core.errors import InvalidInput
-from core.results import Embeddings, Ranking, Timings
+from embedq.core.codec import pack, unpack
+from embedq.core.engine import Engine
+from embedq.core.errors import InvalidInput
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.results import Embeddings, Ranking, Timings
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.engines import busy, running
 from tests.loops import wait_for_waiting

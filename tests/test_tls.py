@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-import tasks
-from core.errors import InvalidSettings
-from deploy import flower
+from embedq import tasks
+from embedq.core.errors import InvalidSettings
+from embedq.deploy import flower
 from tests.own_server import OwnServer
 from tests.producing import Failed, Producing
 from tests.running import Running, start_workers
@@ -119,7 +119,7 @@ def test_dead_letters_are_listed_through_tls(environment: dict[str, str], server
     while not server.client.xlen("embedq:dead"):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
-    with Running([sys.executable, "-m", "tasks", "dead", "list"], environment) as running:
+    with Running([sys.executable, "-m", "embedq.tasks", "dead", "list"], environment) as running:
         assert running.wait() == 0
     assert "not a JSON object" in running.output
 
@@ -131,7 +131,8 @@ def test_a_worker_ends_at_once_and_says_whom_it_does_not_trust(
     url = proxy.url(stranger) if reason == "another authority" else proxy.url(authority, host="127.0.0.1")
     started_s = time.monotonic()
     with Running(
-        [sys.executable, "-m", "workers", "--model", f"m={minilm}", "--cpu-workers", "1"], {"EMBEDQ_REDIS_URL": url}
+        [sys.executable, "-m", "embedq.workers", "--model", f"m={minilm}", "--cpu-workers", "1"],
+        {"EMBEDQ_REDIS_URL": url},
     ) as running:
         assert running.wait() == 1
     assert "do not trust each other" in running.output

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 
-from core.checkpoint import read_spec
-from core.errors import CannotLoadModel, InvalidInput
-from core.frame import Frame
-from core.sequence import Tokens
-from core.settings import ModelSettings
-from core.tokenizer import Tokenizer
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.sequence import Tokens
+from embedq.core.settings import ModelSettings
+from embedq.core.special_tokens import Frame
+from embedq.core.tokenizer import Tokenizer
 from tests.checkpoints import save_cross_encoder, save_encoder, write_json
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from core.engine import Engine
-from core.errors import InvalidSettings
-from core.meter import Batch
+from embedq.core.batching.batch_stats import Batch
+from embedq.core.engine import Engine
+from embedq.core.errors import InvalidSettings
+from embedq.workers.monitoring import tracing
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.engines import busy
 from tests.loops import job_of
 from tests.own_server import OwnServer
 from tests.running import Running, require, start_workers
 from tests.scraping import TIMEOUT_S
-from workers import tracing
 
 #: What sends with the standard instrumentation, as an application does.
 PRODUCER = """

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.models.transfer import launched_as, to_device, to_host
+from embedq.core.models.transfer import launched_as, to_device, to_host
 
 DEVICES = pytest.mark.parametrize(
     "device",

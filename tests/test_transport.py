@@ -18,11 +18,11 @@ import redis
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from core.errors import InvalidSettings
+from embedq.core.errors import InvalidSettings
+from embedq.workers.broker import server_check, transport
 from tests.consuming import calls, dead_letters, in_flight
 from tests.echo_worker import echo
 from tests.running import Running
-from workers import server, transport
 
 TIMEOUT_S = 60
 
@@ -229,10 +229,10 @@ def test_redis_urls_lead_to_this_transport_with_the_tls_their_scheme_asks_for(mo
 
 
 def test_a_redis_cluster_is_refused_with_a_sentence(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    server.refuse_cluster(kombu.Connection(url))
+    server_check.refuse_cluster(kombu.Connection(url))
     monkeypatch.setattr(redis.Redis, "info", lambda *_: {"cluster_enabled": 1})
     with pytest.raises(InvalidSettings, match="part of a Redis Cluster"):
-        server.refuse_cluster(kombu.Connection(url))
+        server_check.refuse_cluster(kombu.Connection(url))
 
 
 def test_what_we_use_of_kombus_inside_is_still_there(url: str) -> None:

@@ -19,9 +19,9 @@ import pytest
 import redis
 from celery import Celery
 
+from embedq.workers.embedded import find_program
 from tests.hosts import Network, reason_against
 from tests.running import Running
-from workers.embedded import find_program
 
 _REASON = reason_against()
 pytestmark = pytest.mark.skipif(_REASON is not None, reason=_REASON or "")

@@ -12,16 +12,17 @@ import torch
 from torch.nn import functional
 from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 
-from core.checkpoint import read_spec
-from core.models import layout as layout_module
-from core.models import network, weights
-from core.models.attention import ByLength, Varlen, bounds_of, cpu_scale, plan_by_length
-from core.models.layout import Layout
-from core.models.network import Padded
-from core.models.packed import PackedEncoder
-from core.sequence import Sequence, Tokens
-from core.settings import ModelSettings
-from core.spec import ModelSpec
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.models import token_layout as layout_module
+from embedq.core.models import weights
+from embedq.core.models.encoders import network
+from embedq.core.models.encoders.attention import ByLength, Varlen, bounds_of, cpu_scale, plan_by_length
+from embedq.core.models.encoders.network import Padded
+from embedq.core.models.encoders.packed import PackedEncoder
+from embedq.core.models.token_layout import Layout
+from embedq.core.sequence import Sequence, Tokens
+from embedq.core.settings import ModelSettings
 from tests import tiny_models
 from tests.test_transfer import DEVICES
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from core.scoring import max_sim
-from core.vectors import finish, normalized
+from embedq.core.vectors import finish, max_sim, normalized
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 

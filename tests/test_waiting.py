@@ -17,8 +17,8 @@ import pytest
 from celery import Celery, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
-from core.errors import InvalidInput
-from tasks.backend import LateConsumer
+from embedq.core.errors import InvalidInput
+from embedq.tasks.backend import LateConsumer
 from tests.own_server import OwnServer
 from tests.running import ROOT
 from tests.traced_jobs import CALLS, application, run
@@ -83,7 +83,7 @@ def test_our_tasks_cost_one_lpush_once_the_models_are_known(own: OwnServer) -> N
     own.client.flushall()
     script = """
 import json, os, redis, tasks
-from tasks.models import Registry, Served
+from embedq.tasks.models import Registry, Served
 client = redis.Redis.from_url(os.environ["EMBEDQ_REDIS_URL"])
 Registry(client).announce([Served("m", "/m", ["embed"], 8, 16, ["dense"], ["embed"])])
 tasks.embed.delay(["x"])

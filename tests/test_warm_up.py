@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from core.engine import Engine
-from core.errors import DeviceOutOfMemory
-from core.memory import measurable
-from core.sequence import Sequence
-from core.settings import read_settings
+from embedq.core.batching.device_memory import measurable
+from embedq.core.engine import Engine
+from embedq.core.errors import DeviceOutOfMemory
+from embedq.core.sequence import Sequence
+from embedq.core.settings import read_settings
 from tests.checkpoints import FakeModel
-from tests.test_memory import limit, padded_tokens
+from tests.test_device_memory import limit, padded_tokens
 
 
 class FakeAllocator:
@@ -87,7 +87,7 @@ def test_the_starting_budget_is_what_measured_memory_allows(
 def test_the_budget_and_what_it_rests_on_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "core.warm_up")
+    caplog.set_level(logging.INFO, "embedq.core.batching.warm_up")
     engine, _ = warmed_up(monkeypatch, FakeAllocator(18_000_000))
     engine.close()
     told = vars(caplog.records[-1])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from core.sequence import Sequence
-from core.watchdog import Watchdog
+from embedq.core.batching.watchdog import Watchdog
+from embedq.core.sequence import Sequence
 from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.loops import raise_on_token, rows_of, running, submit
 
@@ -20,7 +20,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
-        monkeypatch.setattr("core.watchdog.time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr("embedq.core.batching.watchdog.time", SimpleNamespace(monotonic=lambda: self.now_s))
 
 
 @pytest.fixture

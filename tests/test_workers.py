@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import redis
 
-import tasks
+from embedq import tasks
+from embedq.workers import logs
+from embedq.workers.broker.server_check import with_server
+from embedq.workers.exit_codes import EXIT_BROKEN, EXIT_CANNOT_START
+from embedq.workers.processes import spawn, stop
 from tests.events import Events
 from tests.own_server import OwnServer
 from tests.running import Running, children_of, is_alive, start_workers
-from workers import logs
-from workers.processes import spawn, stop
-from workers.server import with_server
-from workers.worker import EXIT_BROKEN, EXIT_CANNOT_START
 
 TIMEOUT_S = 60
 
@@ -46,7 +46,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
 ) -> None:
     tasks.app.send_task("tasks.embed", args=[["x"]], kwargs={"model": "own"})
     own |= {"EMBEDQ_MODELS": f"own={tmp_path}", "EMBEDQ_MAX_BATCH_TOKEN": "512"}
-    with Running([sys.executable, "-m", "workers", "--cpu-workers", "1"], own) as running:
+    with Running([sys.executable, "-m", "embedq.workers", "--cpu-workers", "1"], own) as running:
         assert running.wait() == 1
     assert f"cannot start: {tmp_path} has no weights as safetensors" in running.output
     assert "action=unknown_variable variable=EMBEDQ_MAX_BATCH_TOKEN" in running.output
@@ -66,7 +66,7 @@ def test_a_model_that_cannot_load_stops_the_launcher_before_any_job_is_taken(
 )
 def test_a_wrong_command_line_ends_with_one_line_that_says_so(arguments: list[str], message: str) -> None:
     with Running(
-        [sys.executable, "-m", "workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}
+        [sys.executable, "-m", "embedq.workers", *arguments], {"EMBEDQ_REDIS_URL": "redis://127.0.0.1:1/0"}
     ) as running:
         assert running.wait() == 1
     assert message in running.output
@@ -210,9 +210,7 @@ def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: P
 
 
 def test_an_error_nobody_expected_is_no_refusal_to_start(own: dict[str, str]) -> None:
-    broken = (
-        "import sys, core, workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
-    )
+    broken = "import sys, core, embedq.workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
     with Running([sys.executable, "-c", broken], own) as running:
         assert running.wait() == EXIT_BROKEN
     assert "action=worker_broken" in running.output

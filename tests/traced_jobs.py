@@ -13,11 +13,11 @@ from celery import Celery
 from celery.app.trace import build_tracer
 from celery.backends.redis import RedisBackend
 
-import tasks
-from core.errors import InvalidInput
-from core.results import Embeddings
+from embedq import tasks
+from embedq.core.errors import InvalidInput
+from embedq.core.results import Embeddings
+from embedq.workers.jobs.result_backend import use_batches
 from tests.own_server import OwnServer
-from workers.backend import use_batches
 
 
 @contextmanager

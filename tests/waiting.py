@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from core.scheduler import Limits, Scheduler
-from core.sequence import Sequence, Tokens, Wanted
+from embedq.core.batching.scheduler import Limits, Scheduler
+from embedq.core.sequence import Sequence, Tokens, Wanted
 
 MAX_BULK_WAIT_S = 5.0
 

@@ -1,4 +1,4 @@
-"""`python -m workers`: workers on the devices of this machine, and a server if none is given.
+"""`python -m embedq.workers`: workers on the devices of this machine, and a server if none is given.
 
 Beside `start`, which is the default, the commands ask and tell workers and launchers anywhere, through the server.
 """
@@ -10,13 +10,14 @@ import contextlib
 import os
 import sys
 
-import tasks
-from core.devices import Device, cpu_devices
-from core.errors import InvalidInput, InvalidSettings, OperatorError
-from core.settings import read_settings
-from workers import embedded, logs, mailbox, screen
-from workers.launcher import Launcher, Plan, list_devices
-from workers.scaling import Policy
+from embedq import tasks
+from embedq.core.devices import Device, cpu_devices
+from embedq.core.errors import InvalidInput, InvalidSettings, OperatorError
+from embedq.core.settings import read_settings
+from embedq.workers import embedded, logs
+from embedq.workers.launcher import remote_control, status_table
+from embedq.workers.launcher.launcher import Launcher, Plan, list_devices
+from embedq.workers.launcher.scaling_policy import Policy
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,19 +81,21 @@ def _print_status(asked: argparse.Namespace) -> int:
     """A table of the workers that launchers tell of, and of those that have none."""
     from rich.console import Console
 
-    answers = {name: answer for name, answer in mailbox.ask_all().items() if "workers" in answer}
+    answers = {name: answer for name, answer in remote_control.ask_all().items() if "workers" in answer}
     rows: dict[str, dict[str, object]] = {}
-    for name in sorted(answers, key=lambda name: name.startswith(mailbox.PREFIX)):  # a launcher knows more, and later
+    for name in sorted(
+        answers, key=lambda name: name.startswith(remote_control.PREFIX)
+    ):  # a launcher knows more, and later
         rows |= {one["worker"]: one for one in answers[name]["workers"]}
     captions = [f"{name}: {answer['caption']}" for name, answer in sorted(answers.items()) if "caption" in answer]
     # Piped or redirected, nobody's terminal is too narrow for it.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    console.print(screen.table([rows[name] for name in sorted(rows)], "\n".join(captions)))
+    console.print(status_table.table([rows[name] for name in sorted(rows)], "\n".join(captions)))
     return 0 if rows else 1
 
 
 def _drain(asked: argparse.Namespace) -> int:
-    print(f"{asked.argument}: {mailbox.drain(_argument(asked, 'the name of a worker'))}")
+    print(f"{asked.argument}: {remote_control.drain(_argument(asked, 'the name of a worker'))}")
     return 0
 
 
@@ -100,7 +103,7 @@ def _scale(asked: argparse.Namespace) -> int:
     given = _argument(asked, "a number of workers, or auto")
     if given != "auto" and not given.isdecimal():
         raise InvalidInput(f"scale needs a number of workers, or auto; given {given!r:.40}")
-    print(mailbox.scale(None if given == "auto" else int(given), asked.launcher))
+    print(remote_control.scale(None if given == "auto" else int(given), asked.launcher))
     return 0
 
 
@@ -129,7 +132,7 @@ def _described(device: Device) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m workers", description="Start workers on the devices of this machine and watch them."
+        prog="python -m embedq.workers", description="Start workers on the devices of this machine and watch them."
     )
     add = parser.add_argument
     add(

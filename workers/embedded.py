@@ -19,10 +19,10 @@ from pathlib import Path
 
 import redis
 
-from core.errors import ServerUnavailable
-from tasks import config
-from workers.processes import spawn, stop
-from workers.server import reach
+from embedq.core.errors import ServerUnavailable
+from embedq.tasks import config
+from embedq.workers.broker.server_check import reach
+from embedq.workers.processes import spawn, stop
 
 log = logging.getLogger(__name__)
 

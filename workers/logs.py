@@ -14,7 +14,7 @@ _KEY_PASSWORD = re.compile(r"(ssl_password=)[^&;]*")
 
 
 class FieldFormatter(logging.Formatter):
-    """`12:00:01 INFO workers.worker: ready action=worker_ready device=cpu`"""
+    """`12:00:01 INFO embedq.workers.worker: ready action=worker_ready device=cpu`"""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, its fields appended to the sentence and before any traceback."""
@@ -34,7 +34,7 @@ def set_up(level: str = "INFO") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ("core", "tasks", "workers", "deploy", "__main__"):
+    for name in ("embedq", "__main__"):
         logging.getLogger(name).setLevel(level)
 
 

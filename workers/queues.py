@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import tasks
-from core.engine import Engine
-from core.settings import Settings
+from embedq import tasks
+from embedq.core.engine import Engine
+from embedq.core.settings import Settings
 
 
 def queues_of(engine: Engine) -> dict[str, str]:

@@ -18,39 +18,31 @@ from typing import Any
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
-import core
-import tasks
-from core.engine import Engine
-from core.errors import EmbedqError
-from core.settings import Settings, read_settings
-from tasks.models import Served
-from tasks.speeds import Speeds
-from workers import beats, control, heartbeat, logs, tracing, transport
-from workers.backend import use_batches
-from workers.dead_letters import failure_writer
-from workers.decompression import restrict
-from workers.events import EventsInBulk, use_written_events
-from workers.health import Readiness, health
-from workers.leases import LeaseRenewal
-from workers.metrics import served as metrics_served
-from workers.pool import EnginePool
-from workers.queues import queues_of
-from workers.refusal import Refusal
-from workers.reports import Reports, speeds_of
-from workers.request import EngineRequest
-from workers.server import refuse_cluster, with_server
+from embedq import core, tasks
+from embedq.core.engine import Engine
+from embedq.core.errors import EmbedqError
+from embedq.core.settings import Settings, read_settings
+from embedq.tasks.models import Served
+from embedq.tasks.speeds import Speeds
+from embedq.workers import heartbeat_line, logs
+from embedq.workers.broker import transport
+from embedq.workers.broker.dead_letters import failure_writer
+from embedq.workers.broker.decompression import restrict
+from embedq.workers.broker.leases import LeaseRenewal
+from embedq.workers.broker.server_check import refuse_cluster, with_server
+from embedq.workers.exit_codes import EXIT_BROKEN, EXIT_CANNOT_START, EXIT_DEVICE_DEAD
+from embedq.workers.jobs.events import EventsInBulk, use_written_events
+from embedq.workers.jobs.pool import EnginePool
+from embedq.workers.jobs.rejected_messages import Refusal
+from embedq.workers.jobs.request import EngineRequest
+from embedq.workers.jobs.result_backend import use_batches
+from embedq.workers.monitoring import heartbeat, remote_commands, tracing
+from embedq.workers.monitoring.health import Readiness, health
+from embedq.workers.monitoring.metrics import served as metrics_served
+from embedq.workers.monitoring.speed_reports import Reports, speeds_of
+from embedq.workers.queues import queues_of
 
 log = logging.getLogger(__name__)
-
-#: Exit code for what a restart cannot cure: a wrong setting, a model that cannot load.
-EXIT_CANNOT_START = 1
-
-#: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
-EXIT_DEVICE_DEAD = 3
-
-#: Exit code of a worker that ended with an error nobody expected, before it took jobs or in its event loop, and of a
-#: launcher whose workers hang while they load: a restart may cure that. Python's own code for it is 1, and so is Celery's.
-EXIT_BROKEN = 4
 
 #: Of Python's garbage collector. A small job is some hundred objects and leaves no cycles; at Python's own 700 the
 #: collector walked through all jobs a worker holds again and again, a fifth of what a job costs (docs/measurements.md).
@@ -61,7 +53,7 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 _INFLATED_PER_JOB = 2
 
 #: Variables that are neither settings of a worker nor of the wire.
-_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", beats.VARIABLE}
+_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", heartbeat_line.VARIABLE}
 
 
 def main() -> int:
@@ -100,7 +92,7 @@ def _run(settings: Settings) -> int:
 
 def serve(engine: Engine, settings: Settings) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    tasks.app.control.mailbox.node_cls = control.Node
+    tasks.app.control.mailbox.node_cls = remote_commands.Node
     tasks.EngineTask.engine = EnginePool.engine = engine
     tasks.EngineTask.Request = EngineRequest
     transport.install()

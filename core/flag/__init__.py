@@ -11,10 +11,15 @@ and no code of a checkpoint is run.
 Everything a face can be asked for can be asked of `core.load(…).embed`, `.score` and `.rerank` as well.
 """
 
-from core.flag.auto import EmbedderModelClass, FlagAutoModel, FlagAutoReranker, RerankerModelClass
-from core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
-from core.flag.m3 import BGEM3FlagModel
-from core.flag.rerankers import FlagLLMReranker, FlagReranker, LayerWiseFlagLLMReranker, LightWeightFlagLLMReranker
+from embedq.core.flag.auto import EmbedderModelClass, FlagAutoModel, FlagAutoReranker, RerankerModelClass
+from embedq.core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
+from embedq.core.flag.m3 import BGEM3FlagModel
+from embedq.core.flag.rerankers import (
+    FlagLLMReranker,
+    FlagReranker,
+    LayerWiseFlagLLMReranker,
+    LightWeightFlagLLMReranker,
+)
 
 __all__ = [
     "BGEM3FlagModel",

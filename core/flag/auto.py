@@ -1,6 +1,6 @@
 """FlagEmbedding's automatic classes: the name of a model -> the face that fits it.
 
-What is known of a name is `core.auto`'s; here it becomes a class. A name is the last part of a path or hub name.
+What is known of a name is `core.checkpoint.published_models`'s; here it becomes a class. A name is the last part of a path or hub name.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, TypeVar
 
-from core.auto import TABLE, known
-from core.errors import InvalidInput
-from core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
-from core.flag.face import Devices
-from core.flag.m3 import BGEM3FlagModel
-from core.flag.rerankers import (
+from embedq.core.checkpoint.prompts import PLAIN
+from embedq.core.checkpoint.published_models import TABLE, known
+from embedq.core.errors import InvalidInput
+from embedq.core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
+from embedq.core.flag.face import Devices
+from embedq.core.flag.m3 import BGEM3FlagModel
+from embedq.core.flag.rerankers import (
     FlagLLMReranker,
     FlagReranker,
     LayerWiseFlagLLMReranker,
     LightWeightFlagLLMReranker,
 )
-from core.prompts import PLAIN
 
 _Kind = TypeVar("_Kind", bound=Enum)
 

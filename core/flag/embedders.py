@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from core.errors import InvalidInput
-from core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
-from core.flag.face import Devices
-from core.prompts import PLAIN
-from core.results import Embeddings
+from embedq.core.checkpoint.prompts import PLAIN
+from embedq.core.errors import InvalidInput
+from embedq.core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
+from embedq.core.flag.face import Devices
+from embedq.core.results import Embeddings
 
 if TYPE_CHECKING:
     import torch

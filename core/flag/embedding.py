@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
-from core.errors import InvalidInput
-from core.flag.face import Face, checked
-from core.prompts import PLAIN
-from core.results import Embeddings
+from embedq.core.checkpoint.prompts import PLAIN
+from embedq.core.errors import InvalidInput
+from embedq.core.flag.face import Face, checked
+from embedq.core.results import Embeddings
 
 #: One text, or several.
 Texts = str | list[str]

@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import core
-from core.checks import check_pairs
-from core.errors import InvalidInput
+from embedq import core
+from embedq.core.errors import InvalidInput
+from embedq.core.options import check_pairs
 
 if TYPE_CHECKING:
-    from core.engine import Engine
-    from core.settings import Precision
-    from core.spec import ModelSpec
+    from embedq.core.checkpoint.spec import ModelSpec
+    from embedq.core.engine import Engine
+    from embedq.core.settings import Precision
 
 #: One device or several: "cuda:0", 0, ["cuda:0", "cuda:1"], [0, 1]; None for what this machine has.
 Devices = str | int | list[str] | list[int] | None
@@ -79,7 +79,7 @@ class Face:
 
     def _load(self, arguments: dict[str, Any]) -> None:
         """Keep a constructor's `arguments` (its locals) as attributes, and load the model."""
-        from core.devices import choose_device
+        from embedq.core.devices import choose_device
 
         given = arguments.pop("given")
         vars(self).update({name: value for name, value in arguments.items() if name != "self"})
@@ -136,15 +136,15 @@ def one_device(devices: Devices) -> str:
         if len(devices) > 1:
             warnings.warn(
                 f"of {len(devices)} devices only {devices[0]!r:.40} is used: a process drives one device, and "
-                "`python -m workers` starts a process for each",
+                "`python -m embedq.workers` starts a process for each",
                 stacklevel=4,
             )
         devices = devices[0]
     if devices is None:
         return "auto"
     if isinstance(devices, int) and not isinstance(devices, bool):
-        from core.devices import VISIBILITY
-        from core.devices import devices as present
+        from embedq.core.devices import VISIBILITY
+        from embedq.core.devices import devices as present
 
         kind = present()[0].kind
         # A number means an accelerator: where there is none the error says so.

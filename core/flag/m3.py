@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from core import scoring
-from core.checks import RerankOptions
-from core.errors import InvalidInput
-from core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
-from core.flag.face import Devices, checked, pairs_of
-from core.prompts import PLAIN
-from core.results import Embeddings, Sparse
+from embedq.core import vectors
+from embedq.core.checkpoint.prompts import PLAIN
+from embedq.core.errors import InvalidInput
+from embedq.core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
+from embedq.core.flag.face import Devices, checked, pairs_of
+from embedq.core.options import RerankOptions
+from embedq.core.results import Embeddings, Sparse
 
 if TYPE_CHECKING:
     import torch
 
-    from core.tokenizer import Tokenizer
+    from embedq.core.tokenizer import Tokenizer
 
 #: Token id as a string -> NumPy float; what is missing reads as 0.
 Lexical = dict[str, Any]
@@ -175,11 +175,11 @@ class BGEM3FlagModel(Embedder):
         """The score, without dimensions, of (num_query_tokens, dim) against (num_passage_tokens, dim)."""
         import torch
 
-        return torch.tensor(scoring.max_sim(q_reps, p_reps))
+        return torch.tensor(vectors.max_sim(q_reps, p_reps))
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        from core.tokenizer import Tokenizer
+        from embedq.core.tokenizer import Tokenizer
 
         return Tokenizer(self.spec)
 
@@ -240,13 +240,13 @@ def _scores(queries: Embeddings, passages: Embeddings, batch_size: int) -> tuple
     assert queries.dense is not None
     assert passages.dense is not None
     dense = np.einsum("id,id->i", queries.dense, passages.dense)
-    sparse = [scoring.match_weights(*pair) for pair in zip(queries.sparse or (), passages.sparse or (), strict=True)]
+    sparse = [vectors.match_weights(*pair) for pair in zip(queries.sparse or (), passages.sparse or (), strict=True)]
     pairs = list(zip(queries.colbert or (), passages.colbert or (), strict=True))
     colbert: list[float] = []
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
         longest = max(len(passage) for _, passage in batch)
-        colbert += [scoring.max_sim(query, passage, len(passage) < longest) for query, passage in batch]
+        colbert += [vectors.max_sim(query, passage, len(passage) < longest) for query, passage in batch]
     return dense, np.array(sparse, np.float32), np.array(colbert, np.float32)
 
 

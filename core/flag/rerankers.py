@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from core.errors import InvalidInput
-from core.flag.face import Devices, Face, checked, pairs_of
-from core.prompts import PLAIN
+from embedq.core.checkpoint.prompts import PLAIN
+from embedq.core.errors import InvalidInput
+from embedq.core.flag.face import Devices, Face, checked, pairs_of
 
 #: What every `compute_score` takes; None for what the constructor said.
 _CALL: Mapping[str, Any] = {"batch_size": None, "query_max_length": None, "max_length": None, "normalize": None}

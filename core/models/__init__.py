@@ -1,7 +1,7 @@
 """The contract between the engine and a model, and the table of families.
 
 To add a family: a file here with a class that fulfils `Model`, a line in FAMILIES, and in
-`core.checkpoint` the rule by which a directory is recognised.
+`core.checkpoint.read_spec` the rule by which a directory is recognised.
 """
 
 from __future__ import annotations
@@ -10,28 +10,28 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from core.checks import EmbedOptions, RerankOptions
-from core.errors import InvalidSettings
-from core.sequence import Sequence, Tokens, Wanted
-from core.spec import ModelSpec
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.errors import InvalidSettings
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence, Tokens, Wanted
 
 if TYPE_CHECKING:
-    from core.settings import Precision
+    from embedq.core.settings import Precision
 
 #: Family name in `ModelSpec` -> module and class.
 FAMILIES = {
-    "encoder": "core.models.encoder:Encoder",
-    "m3": "core.models.m3:M3",
-    "decoder": "core.models.decoder:Decoder",
-    "icl": "core.models.icl:InContext",
-    "cross_encoder": "core.models.cross_encoder:CrossEncoder",
-    "llm_reranker": "core.models.llm_reranker:LlmReranker",
-    "layerwise_reranker": "core.models.layerwise_reranker:LayerwiseReranker",
-    "lightweight_reranker": "core.models.lightweight_reranker:LightweightReranker",
-    "qwen3_reranker": "core.models.qwen3_reranker:Qwen3Reranker",
+    "encoder": "embedq.core.models.encoders.encoder:Encoder",
+    "m3": "embedq.core.models.encoders.m3:M3",
+    "decoder": "embedq.core.models.decoders.decoder:Decoder",
+    "icl": "embedq.core.models.decoders.icl:InContext",
+    "cross_encoder": "embedq.core.models.encoders.cross_encoder:CrossEncoder",
+    "llm_reranker": "embedq.core.models.decoders.llm_reranker:LlmReranker",
+    "layerwise_reranker": "embedq.core.models.decoders.layerwise_reranker:LayerwiseReranker",
+    "lightweight_reranker": "embedq.core.models.decoders.lightweight_reranker:LightweightReranker",
+    "qwen3_reranker": "embedq.core.models.decoders.qwen3_reranker:Qwen3Reranker",
 }
 
-#: Families whose networks can run in int8; which types of them, `core.models.network` says.
+#: Families whose networks can run in int8; which types of them, `core.models.encoders.network` says.
 INT8_FAMILIES = frozenset({"encoder", "m3", "cross_encoder"})
 
 #: For each output, as many rows as a batch has sequences: one array, or a list of arrays of different lengths.

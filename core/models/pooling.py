@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from core.errors import CannotLoadModel
-from core.models.layout import Layout
-from core.spec import DenseModule, ModelSpec
+from embedq.core.checkpoint.spec import DenseModule, ModelSpec
+from embedq.core.errors import CannotLoadModel
+from embedq.core.models.token_layout import Layout
 
 #: A Dense module's weights, in the order they are looked for; both by the names "linear.weight", "linear.bias".
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -40,7 +40,7 @@ class Pooling:
         return self._project(how(states))
 
     def alone(self, network: Any, layout: Layout) -> torch.Tensor:
-        """The same where nothing else is wanted: a network (`core.models.network`) may then compute fewer states."""
+        """The same where nothing else is wanted: a network (`core.models.encoders.network`) may then compute fewer states."""
         if self._how == "cls":
             return self._project(network.first(layout))
         if self._how == "mean":

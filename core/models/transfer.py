@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from core.models import Launched
+from embedq.core.models import Launched
 
 
 def to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:

@@ -11,11 +11,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
-from core.errors import CannotLoadModel
-from core.models.decoder_blocks import weight_files
-from core.models.transfer import to_device
-from core.sequence import Sequence
-from core.spec import ModelSpec
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.errors import CannotLoadModel
+from embedq.core.models.safetensors_files import weight_files
+from embedq.core.models.transfer import to_device
+from embedq.core.sequence import Sequence
 
 transformers_logging.disable_progress_bar()
 # Its load report lists weights we drop on purpose (an unused pooler); what matters is checked below.

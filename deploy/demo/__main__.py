@@ -1,4 +1,4 @@
-"""`python -m deploy.demo`: everything once, on real texts, on this machine.
+"""`python -m embedq.deploy.demo`: everything once, on real texts, on this machine.
 
 Starts a server, the workers and Flower, embeds docstrings of the standard library through the
 queue, ranks the best of them for some questions, and ends all it has started. Keeps its data and
@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from core.errors import EmbedqError
-from deploy.demo import minilm, texts
-from deploy.demo.running import Running
+from embedq.core.errors import EmbedqError
+from embedq.deploy.demo import minilm, texts
+from embedq.deploy.demo.running import Running
 
 #: Texts embedded unless asked otherwise: about a minute on two cores.
 _NUM_TEXTS = 5_000
@@ -39,7 +39,7 @@ def _run(asked: argparse.Namespace, running: Running) -> None:
     # Only now: `tasks`, which the steps use, reads the environment when it is imported.
     from rich.console import Console
 
-    from deploy.demo import steps
+    from embedq.deploy.demo import steps
 
     console = Console()
     url = steps.start_server(running, console)
@@ -66,7 +66,7 @@ def _prepare() -> Path:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy.demo", description="Embed and rerank real texts through a queue on this machine."
+        prog="python -m embedq.deploy.demo", description="Embed and rerank real texts through a queue on this machine."
     )
     parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
     parser.add_argument(

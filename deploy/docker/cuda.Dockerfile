@@ -29,4 +29,4 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 # SIGTERM, which drains; whoever stops the container has to wait for EMBEDQ_DRAIN_TIMEOUT_S and more.
 STOPSIGNAL SIGTERM
-CMD ["python", "-m", "workers"]
+CMD ["python", "-m", "embedq.workers"]

@@ -29,4 +29,4 @@ USER 10001:1000
 STOPSIGNAL SIGTERM
 # CANN's variables are set by its script, and a process must be born with them. `exec`: SIGTERM is for Python.
 ENTRYPOINT ["bash", "-c", "source /usr/local/Ascend/ascend-toolkit/set_env.sh && exec \"$@\"", "--"]
-CMD ["python", "-m", "workers"]
+CMD ["python", "-m", "embedq.workers"]

@@ -1,4 +1,4 @@
-# Flower, the exporter and the commands of `python -m tasks`: what a producer has, without torch. From the repository root:
+# Flower, the exporter and the commands of `python -m embedq.tasks`: what a producer has, without torch. From the repository root:
 #   docker build -f deploy/docker/tools.Dockerfile -t embedq-tools:0.1.0 .
 FROM python:3.12.10-slim-bookworm
 
@@ -15,4 +15,4 @@ RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -e
 RUN groupadd --gid 10001 embedq && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp embedq
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
-CMD ["python", "-m", "tasks", "models"]
+CMD ["python", "-m", "embedq.tasks", "models"]

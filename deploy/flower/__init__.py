@@ -1,6 +1,6 @@
 """How Flower is started for embedq; the same as, from the repository root,
 
-celery -A tasks flower --conf=deploy/flower/flowerconfig.py
+celery -A embedq.tasks flower --conf=deploy/flower/flowerconfig.py
 """
 
 from __future__ import annotations
@@ -25,4 +25,4 @@ OPEN = {"FLOWER_BASIC_AUTH": "none"}
 
 def command(port: int) -> list[str]:
     """The command that runs Flower on loopback; port 0 takes a free one, which it then names in its log."""
-    return [sys.executable, "-m", "celery", "-A", "tasks", "flower", f"--conf={CONFIG}", f"--port={port}"]
+    return [sys.executable, "-m", "celery", "-A", "embedq.tasks", "flower", f"--conf={CONFIG}", f"--port={port}"]

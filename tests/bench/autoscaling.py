@@ -1,7 +1,7 @@
 """Policies of how many workers there are, tried on a load of some hours: the launcher's, and the cluster's.
 
 Work is a fluid here, in seconds of one worker; workers load before they work. The launcher's policy is its very code
-(`workers.scaling`); the cluster's is what `deploy/kubernetes/worker/scaling.yaml` makes of the rules of a horizontal pod
+(`workers.launcher.scaling_policy`); the cluster's is what `deploy/kubernetes/worker/scaling.yaml` makes of the rules of a horizontal pod
 autoscaler, written down again here, with its figures read from that file.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from embedq.workers.launcher.scaling_policy import Policy, Since, decide
+from embedq.workers.launcher.scaling_policy import Seen as Fleet
 from tests.running import ROOT
-from workers.scaling import Policy, Since, decide
-from workers.scaling import Seen as Fleet
 
 SEED = 13
 
@@ -93,7 +93,7 @@ class Pool:
 
 
 class ByLauncher:
-    """`python -m workers --min … --max …`."""
+    """`python -m embedq.workers --min … --max …`."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy

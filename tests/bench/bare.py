@@ -11,9 +11,9 @@ import sys
 import time
 from typing import Any
 
-import core
-from core.checks import EmbedOptions
-from core.sequence import Sequence
+from embedq import core
+from embedq.core.options import EmbedOptions
+from embedq.core.sequence import Sequence
 
 #: Calls that do not count.
 _NUM_FIRST = 20

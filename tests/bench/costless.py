@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 from celery.signals import worker_ready
 
-import tasks
-from core.checks import EmbedOptions
-from core.engine import Engine
-from core.models import Launched
-from core.models.wanted import of_embedder
-from core.sequence import Sequence, Tokens, Wanted
-from core.settings import read_settings
-from core.spec import ModelSpec
-from tasks.models import Registry
-from workers import logs, worker
-from workers.backend import use_batches
-from workers.decompression import restrict
+from embedq import tasks
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.engine import Engine
+from embedq.core.models import Launched
+from embedq.core.models.requested_outputs import of_embedder
+from embedq.core.options import EmbedOptions
+from embedq.core.sequence import Sequence, Tokens, Wanted
+from embedq.core.settings import read_settings
+from embedq.tasks.models import Registry
+from embedq.workers import logs, worker
+from embedq.workers.broker.decompression import restrict
+from embedq.workers.jobs.result_backend import use_batches
 
 ALIAS = "costless"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import redis
 from celery import Celery
 
-import tasks
+from embedq import tasks
 from tests.bench import stock, usage
 from tests.bench.usage import ServerUse
 from tests.running import Running

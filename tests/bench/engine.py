@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-import tasks
-from core.devices import cpu_devices
-from core.errors import EmbedqError
-from deploy.demo import minilm
+from embedq import tasks
+from embedq.core.devices import cpu_devices
+from embedq.core.errors import EmbedqError
+from embedq.deploy.demo import minilm
 from tests.bench import backlog, latency, random_models, real_texts, report
 from tests.bench.arguments import whole
 from tests.bench.real_texts import RealTexts
@@ -287,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--device",
         default="cpu",
-        help="where the worker computes, as `python -m workers devices` names it (default: cpu)",
+        help="where the worker computes, as `python -m embedq.workers devices` names it (default: cpu)",
     )
     add("--precision", default="auto", help="arithmetic of the model (default: %(default)s)")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker; may be repeated")

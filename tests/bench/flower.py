@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import tasks
-from deploy import flower
+from embedq import tasks
+from embedq.deploy import flower
 from tests.bench import report, usage
 from tests.bench.arguments import whole
 from tests.bench.report import Figure

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-import tasks
+from embedq import tasks
 from tests.bench import draining, report, usage
 from tests.bench.arguments import whole
 from tests.bench.draining import OURS, Subject

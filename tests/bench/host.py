@@ -17,22 +17,22 @@ from statistics import median
 
 import numpy as np
 
-from core.checkpoint import read_spec
-from core.checks import EmbedOptions, RerankOptions
-from core.engine import Engine
-from core.job import Call
-from core.models import Launched
-from core.models.layout import Layout
-from core.models.wanted import of_embedder
-from core.sequence import Sequence, Tokens, Wanted
-from core.settings import ModelSettings, Settings
-from core.tokenizer import Tokenizer
-from deploy.demo import minilm
+from embedq.core.batching.job import Call
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.engine import Engine
+from embedq.core.models import Launched
+from embedq.core.models.requested_outputs import of_embedder
+from embedq.core.models.token_layout import Layout
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence, Tokens, Wanted
+from embedq.core.settings import ModelSettings, Settings
+from embedq.core.tokenizer import Tokenizer
+from embedq.deploy.demo import minilm
+from embedq.workers.worker import spare_the_garbage_collector
 from tests.bench import real_texts, report, usage
 from tests.bench.arguments import whole
 from tests.bench.backlog import jobs_of
 from tests.bench.report import Figure
-from workers.worker import spare_the_garbage_collector
 
 _ALIAS = "host"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import tasks
+from embedq import tasks
 
 #: A result takes longer than this only if the worker has ended.
 _TIMEOUT_S = 600.0

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from celery.result import AsyncResult
 
-import tasks
-from deploy.demo import minilm
+from embedq import tasks
+from embedq.deploy.demo import minilm
 from tests.bench import real_texts, report, usage
 from tests.bench.arguments import whole
 from tests.bench.report import Figure

@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
-from core.scheduler import Limits, Scheduler
-from core.sequence import Sequence, Tokens
+from embedq.core.batching.scheduler import Limits, Scheduler
+from embedq.core.sequence import Sequence, Tokens
 from tests.bench.padding import drawn
 
 SEED = 11

@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 
-import tasks
-from core.job import Job
-from core.meter import Meter
-from core.sequence import Tokens
-from core.totals import ModelTotals
+from embedq import tasks
+from embedq.core.batching.batch_stats import Meter, ModelTotals
+from embedq.core.batching.job import Job
+from embedq.core.sequence import Tokens
+from embedq.workers.monitoring.health import Health
+from embedq.workers.monitoring.job_counters import Counts, JobCounts, outcome_of, times_of
+from embedq.workers.monitoring.metrics import WorkerCollector
 from tests.bench import report
 from tests.bench.report import Figure
 from tests.checkpoints import FakeModel
 from tests.engines import running
 from tests.loops import job_of
-from workers.counts import Counts, JobCounts, outcome_of, times_of
-from workers.health import Health
-from workers.metrics import WorkerCollector
 
 #: Calls of one timing, and timings of which the best counts: what a neighbour on the machine takes is not ours.
 _CALLS, _TRIES = 20_000, 7

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from core.scheduler import Limits, Scheduler
-from core.sequence import Sequence, Tokens
-from core.totals import Totals
+from embedq.core.batching.batch_stats import Totals
+from embedq.core.batching.scheduler import Limits, Scheduler
+from embedq.core.sequence import Sequence, Tokens
 from tests.bench.arguments import whole
 
 SEED = 7

@@ -8,8 +8,8 @@ from typing import Any
 
 import redis
 
-import tasks
-from tasks.models import Registry, Served
+from embedq import tasks
+from embedq.tasks.models import Registry, Served
 from tests.bench import stock
 
 #: Jobs of one `embed_many`, for each that is sent one by one.

@@ -16,9 +16,9 @@ from typing import get_args
 
 import numpy as np
 
-import core
-from core.settings import Precision
-from deploy.demo import minilm, texts
+from embedq import core
+from embedq.core.settings import Precision
+from embedq.deploy.demo import minilm, texts
 from tests.bench import report
 from tests.bench.arguments import whole
 from tests.bench.report import Figure

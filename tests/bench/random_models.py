@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deploy.demo import minilm
+from embedq.deploy.demo import minilm
 from tests.bench.real_texts import MAX_TOKENS
 from tests.conftest import GOLDEN
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from core.errors import OperatorError
-from deploy.demo import texts
+from embedq.core.errors import OperatorError
+from embedq.deploy.demo import texts
 
 #: Tokens of a short text at most, the two special ones included.
 MAX_SHORT_TOKENS = 16

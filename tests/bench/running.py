@@ -15,10 +15,10 @@ from typing import Any
 import redis
 from celery import Celery
 
-import tasks
+from embedq import tasks
+from embedq.workers import embedded
 from tests.bench.real_texts import MAX_TOKENS
 from tests.running import start_workers
-from workers import embedded
 
 #: The measured model's name.
 ALIAS = "bench"

@@ -10,12 +10,12 @@ import argparse
 import math
 from pathlib import Path
 
-from deploy.demo import minilm
+from embedq.deploy.demo import minilm
+from embedq.workers.launcher.scaling_policy import Policy
 from tests.bench.arguments import whole
 from tests.bench.autoscaling import ByCluster, ByLauncher, simulate
 from tests.bench.many_workers import ManyWorkers
 from tests.bench.report import Figure, show, write
-from workers.scaling import Policy
 
 #: Seconds from a worker's start to its first job in the simulation: a cold image, weights from a volume, warm-up.
 LOAD_S = 60.0

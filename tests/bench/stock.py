@@ -13,8 +13,8 @@ import numpy as np
 from celery import Celery
 from celery.signals import worker_ready
 
-import tasks
-from core.results import Embeddings
+from embedq import tasks
+from embedq.core.results import Embeddings
 
 DIMENSIONS = 384
 

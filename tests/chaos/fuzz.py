@@ -18,7 +18,7 @@ from pathlib import Path
 import redis
 from celery import chain, states
 
-import tasks
+from embedq import tasks
 from tests.bench.report import Figure
 from tests.chaos.fleet import Fleet
 from tests.chaos.light_worker import ALIAS

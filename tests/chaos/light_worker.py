@@ -25,13 +25,12 @@ from typing import Any
 
 from celery import signals
 
-import core
-import tasks
-from core.engine import Engine
-from core.settings import Settings
+from embedq import core, tasks
+from embedq.core.engine import Engine
+from embedq.core.settings import Settings
+from embedq.workers import worker
 from tests.chaos.notes import Notes
 from tests.checkpoints import FakeModel
-from workers import worker
 
 #: The only model's name.
 ALIAS = "light"

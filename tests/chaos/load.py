@@ -17,7 +17,7 @@ import redis
 from kombu.exceptions import OperationalError
 from kombu.utils.uuid import uuid
 
-import tasks
+from embedq import tasks
 
 #: Jobs sent and not answered at any moment: more than all workers hold, so that some wait.
 MAX_OUTSTANDING = 400

@@ -17,7 +17,7 @@ import redis
 from celery.result import AsyncResult
 from kombu.utils.uuid import uuid
 
-import tasks
+from embedq import tasks
 from tests.bench.report import Figure
 from tests.chaos.fleet import Fleet
 from tests.chaos.light_worker import DEADLY

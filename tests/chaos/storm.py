@@ -28,7 +28,7 @@ import numpy as np
 import redis
 from celery import states
 
-import tasks
+from embedq import tasks
 from tests.bench.report import Figure
 from tests.chaos.attacks import RECOVERY_S, REDELIVERY_S, Attacks, redelivery_s
 from tests.chaos.fleet import Fleet

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.devices import cpu_devices
+from embedq.core.devices import cpu_devices
 from tests.bench import report
 from tests.bench.accelerator.asked import MODELS, Asked, directory_of
 from tests.bench.report import Figure

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.demo import minilm
+from embedq.deploy.demo import minilm
 from tests.bench import random_models
 from tests.conftest import GOLDEN
 

@@ -11,11 +11,12 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from core.checkpoint import read_spec
-from core.checks import EmbedOptions, RerankOptions
-from core.models import Launched, Model, load_model, network
-from core.sequence import Sequence, Tokens
-from core.settings import ModelSettings
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.models import Launched, Model, load_model
+from embedq.core.models.encoders import network
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence, Tokens
+from embedq.core.settings import ModelSettings
 from tests.bench.accelerator.asked import Asked
 from tests.bench.accelerator.texts import lengths_of
 from tests.bench.peers import flops

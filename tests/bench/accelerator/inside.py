@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import core
-from core.engine import Engine
-from core.job import Job
+from embedq import core
+from embedq.core.batching.job import Job
+from embedq.core.engine import Engine
 from tests.bench.accelerator import texts
 from tests.bench.accelerator.asked import Asked
 from tests.bench.report import Figure

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import tasks
+from embedq import tasks
 from tests.bench.accelerator import inside, texts
 from tests.bench.accelerator.asked import Asked
 from tests.bench.report import Figure

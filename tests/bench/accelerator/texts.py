@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from deploy.demo import texts
+from embedq.deploy.demo import texts
 
 #: Docstrings whose words are drawn from.
 _NUM_READ = 2_000

@@ -10,9 +10,9 @@ from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
-from core.checkpoint import read_spec
-from core.settings import ModelSettings
-from core.tokenizer import Tokenizer
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.settings import ModelSettings
+from embedq.core.tokenizer import Tokenizer
 from tests.bench.accelerator import texts
 from tests.bench.accelerator.asked import Asked
 from tests.bench.report import Figure

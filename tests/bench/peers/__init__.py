@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.errors import EmbedqError
+from embedq.core.errors import EmbedqError
 from tests.bench import report
 from tests.bench.arguments import whole
 from tests.bench.peers import comparing, flops, models, table, texts

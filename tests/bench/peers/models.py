@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.demo import minilm
+from embedq.deploy.demo import minilm
 from tests.bench import random_models
 from tests.running import ROOT
 

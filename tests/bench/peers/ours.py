@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-import tasks
+from embedq import tasks
 from tests.bench import usage
 from tests.bench.peers.models import Model
 from tests.bench.peers.process import CannotMeasure

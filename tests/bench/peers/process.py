@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from embedq.workers.processes import stop
 from tests.bench import usage
-from workers.processes import stop
 
 PROGRAMS = Path(__file__).parent / "programs"
 

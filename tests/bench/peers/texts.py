@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from core.errors import OperatorError
-from deploy.demo import texts
+from embedq.core.errors import OperatorError
+from embedq.deploy.demo import texts
 from tests.bench import real_texts
 
 #: Tokens of a text at least and at most, by kind. Lengths are spread evenly from the first to the second and cut to

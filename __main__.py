@@ -1,0 +1,1 @@
+"""`python -m embedq` and the command `embedq`."""

@@ -1,0 +1,1 @@
+"""From jobs to batches and back: encode threads, scheduler, device loop, completion."""

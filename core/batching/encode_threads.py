@@ -1,0 +1,244 @@
+"""Jobs -> token ids, on threads of their own: ahead of the device, never ahead of memory.
+
+Interactive jobs first; of a class the oldest first, slice by slice, several threads at one large
+job, several small jobs in one go, for which they gather while the device has batches enough. A class whose waiting tokens
+fill their room is not encoded further until batches have left.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+from embedq.core.batching.backlog import Backlog, Encoded
+from embedq.core.batching.job import Job
+from embedq.core.errors import DeviceFailure, EmbedqError, InvalidInput
+from embedq.core.sequence import Tokens
+
+#: Bytes of jobs that one thread opens and encodes in one go: a dozen jobs of one text, for which the lock and the
+#: wake-ups on the way cost as much as the encoding. So few that a device without work waits a millisecond for them.
+_MAX_BYTES_TOGETHER = 16_384
+
+#: Seconds for which small jobs may gather while batches enough wait for the device. To give up the interpreter's lock
+#: for one text, and to take it again from busy threads, costs several times what encoding it does.
+_GATHERING_S = 0.02
+
+#: What a slice still weighs after each further one, in what is learned of bytes and tokens.
+_DECAY = 0.98
+
+
+class _Part(NamedTuple):
+    """Rows of an opened job that are to be encoded."""
+
+    job: Job
+    rows: slice
+
+
+class EncodeThreads:
+    """Open and encode jobs, and hand their sequences to the backlog."""
+
+    def __init__(self, backlog: Backlog, num_threads: int) -> None:
+        self._backlog = backlog
+        #: By class, oldest first; a dict, so that one of thousands leaves without a search.
+        self._queues: dict[bool, OrderedDict[Job, None]] = {False: OrderedDict(), True: OrderedDict()}
+        self._num_bytes = {False: 0, True: 0}
+        #: Decayed sums over the slices encoded so far: bytes of their jobs, and the tokens they became.
+        self._learned_bytes, self._learned_tokens = 8.0, 1.0
+        self._is_closing = False
+        self._threads = [
+            threading.Thread(target=self._run, name=f"encode-{index}", daemon=True) for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Let `job` be encoded; returns at once. DeviceFailure once the engine is closed or dead."""
+        with self._backlog.lock:
+            if self._backlog.dead:
+                raise self._backlog.dead
+            if self._is_closing:
+                raise DeviceFailure("the engine is closed; no new work is taken")
+            self._put(job)
+
+    def withdraw(self, job: Job) -> None:
+        """Drop `job` if it still waits here; its bytes are free at once."""
+        with self._backlog.lock:
+            if job in self._queues[job.is_bulk]:
+                self._drop(job)
+
+    def num_bytes(self, is_bulk: bool) -> int:
+        """Bytes of the jobs that wait here, wholly or in part."""
+        return self._num_bytes[is_bulk]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What a token takes of a job's `num_bytes`, as seen lately."""
+        return self._learned_bytes / self._learned_tokens
+
+    def num_tokens(self, is_bulk: bool) -> int:
+        """Tokens that the jobs which wait here will have, as far as their bytes tell."""
+        return int(self._num_bytes[is_bulk] / self.bytes_per_token)
+
+    def close(self) -> None:
+        """Encode what waits, then end the threads."""
+        with self._backlog.lock:
+            self._is_closing = True
+            self._backlog.room.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def fail_all(self, error: EmbedqError) -> None:
+        """Answer every job that waits here with `error`."""
+        with self._backlog.lock:
+            jobs = [job for queue in self._queues.values() for job in queue]
+            for is_bulk, queue in self._queues.items():
+                queue.clear()
+                self._num_bytes[is_bulk] = 0
+            self._is_closing = True
+            self._backlog.room.notify_all()
+        for job in jobs:
+            job.fail(error)
+
+    def _run(self) -> None:
+        while taken := self._take():
+            parts = [part for job, rows in taken if (part := self._opened(job, rows))]
+            encoded = [one for _, alike in groupby(parts, _encoded_as) for one in self._encode([*alike])]
+            if not encoded:
+                continue
+            try:
+                self._backlog.add(encoded)
+            except Exception as error:  # a fault of ours must not end this thread
+                for one in encoded:
+                    self._fail(one.job, error)
+
+    def _opened(self, job: Job, rows: slice | None) -> _Part | None:
+        """The next rows of a job, opened first if it is not; None if nothing of it is wanted any more, or it failed."""
+        try:
+            if rows is None:
+                was_bulk = job.is_bulk
+                job.open()
+                rows = self._first_slice(job, was_bulk)
+        except BaseException as error:
+            self._fail(job, error)
+            return None
+        return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
+
+    def _encode(self, parts: list[_Part]) -> list[Encoded]:
+        """Rows of jobs that are encoded alike, in one go: for small jobs its beginning and end cost as much as its texts."""
+        begun_s = time.monotonic()
+        rows = [row for part in parts for row in part.job.call.rows[part.rows]]
+        try:
+            tokens = parts[0].job.call.encode(rows)
+            assert len(tokens) == len(rows), "a model's encoding lost rows"
+        except BaseException as error:
+            if len(parts) > 1:  # whose fault it is, each alone will show
+                return [one for part in parts for one in self._encode([part])]
+            self._fail(parts[0].job, error)
+            return []
+        seconds_each, left = (time.monotonic() - begun_s) / len(rows), iter(tokens)
+        encoded = []
+        for job, part in parts:
+            own = [*islice(left, part.stop - part.start)]
+            self._learn(job, own)
+            encoded.append(Encoded(job, part.start, own, seconds_each * len(own)))
+        return encoded
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        # A panic in the tokenizer's Rust code is none, and whoever asks for the answer must not end by it.
+        if not isinstance(error, Exception):
+            error = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
+        job.fail(error)
+        self._backlog.withdraw(job)
+
+    def _learn(self, job: Job, encoded: list[Tokens]) -> None:
+        if job.num_bytes:
+            num_tokens = sum(len(tokens.ids) for tokens in encoded)
+            self._learned_bytes = _DECAY * self._learned_bytes + job.num_bytes * len(encoded) / job.call.num_rows
+            self._learned_tokens = _DECAY * self._learned_tokens + num_tokens
+
+    def _take(self) -> list[tuple[Job, slice | None]]:
+        """Wait for work: one (job, its next rows), or some (job to open, None); empty at the end."""
+        with self._backlog.lock:
+            while True:
+                is_bulk = self._next_class()
+                if is_bulk is not None:
+                    job = next(iter(self._queues[is_bulk]))
+                    if not job.is_opened:
+                        return self._take_unopened(self._queues[is_bulk])
+                    rows = job.take_slice()
+                    if rows.stop >= job.call.num_rows:
+                        self._drop(job)
+                    return [(job, rows)]
+                if self._is_closing and not any(self._queues.values()):
+                    self._backlog.room.notify_all()  # the others may end, too
+                    return []
+                self._backlog.room.wait(self._next_look_s())
+
+    def _take_unopened(self, queue: OrderedDict[Job, None]) -> list[tuple[Job, slice | None]]:
+        """The first job of a queue, and the small ones behind it. Nobody else may open them."""
+        taken: list[tuple[Job, slice | None]] = []
+        left_bytes = _MAX_BYTES_TOGETHER
+        while queue and left_bytes > 0:
+            job = next(iter(queue))
+            if taken and (job.is_opened or not 0 < job.num_bytes <= left_bytes):
+                break
+            self._drop(job)
+            taken.append((job, None))
+            left_bytes -= job.num_bytes or left_bytes  # of unknown size: it may be large
+        return taken
+
+    def _next_class(self) -> bool | None:
+        """The class whose first job is encoded next; None if nothing waits or nothing has room."""
+        for is_bulk, queue in self._queues.items():
+            while queue and (job := next(iter(queue))).is_over:
+                self._drop(job)  # cancelled or failed: the rest need not be encoded
+            if queue and self._backlog.has_room(is_bulk) and not self._gathering_s(is_bulk):
+                return is_bulk
+        return None
+
+    def _next_look_s(self) -> float | None:
+        """Seconds until a class with room has gathered; None where only a new job or room can change anything."""
+        gathering = (is_bulk for is_bulk, queue in self._queues.items() if queue and self._backlog.has_room(is_bulk))
+        return min(map(self._gathering_s, gathering), default=None)
+
+    def _gathering_s(self, is_bulk: bool) -> float:
+        """Seconds for which more may join the jobs of a class that wait: 0 for what may be large, or the device may need."""
+        first = next(iter(self._queues[is_bulk]))
+        if (
+            first.is_opened
+            or not first.num_bytes
+            or self._num_bytes[is_bulk] >= _MAX_BYTES_TOGETHER
+            or self._is_closing
+            or not self._backlog.is_ahead(is_bulk)
+        ):
+            return 0.0
+        return max(0.0, first.submitted_s + _GATHERING_S - time.monotonic())
+
+    def _put(self, job: Job) -> None:
+        queue = self._queues[job.is_bulk]
+        queue[job] = None
+        self._num_bytes[job.is_bulk] += job.num_bytes
+        # The first of those that gather, too: a thread must know when their time is over.
+        if len(queue) == 1 or not self._gathering_s(job.is_bulk):
+            self._backlog.room.notify()
+
+    def _drop(self, job: Job) -> None:
+        del self._queues[job.is_bulk][job]
+        self._num_bytes[job.is_bulk] -= job.num_bytes
+
+    def _first_slice(self, job: Job, was_bulk: bool) -> slice:
+        """The first rows of a job just opened. What is left of it goes back to the front, or behind its new class."""
+        rows = job.take_slice()  # without the lock: as long as it is in no queue, it is ours
+        if rows.stop < job.call.num_rows and not job.is_over:
+            with self._backlog.lock:
+                self._put(job)
+                if job.is_bulk == was_bulk:
+                    self._queues[was_bulk].move_to_end(job, last=False)
+        return rows
+
+
+def _encoded_as(part: _Part) -> Any:
+    return part.job.call.encoded_as

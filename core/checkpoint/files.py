@@ -1,0 +1,62 @@
+"""A checkpoint's directory: found or fetched, verified, its JSON files read. Knows no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from embedq.core.errors import CannotLoadModel
+
+#: Weights are read from these only; `pytorch_model.bin` is a pickle.
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+#: What a hub download brings: weights as safetensors, and the small files that describe them.
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
+
+
+def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
+    """A local directory as it is; any other name is fetched from the hub into its cache."""
+    path = Path(path_or_name).expanduser()
+    if path_or_name and path.is_dir():
+        return path
+    if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
+        raise CannotLoadModel(f"there is no model directory {path_or_name!r:.300}; a hub name is written owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
+    except Exception as error:  # the client has dozens of classes: absent, private, offline, disk full
+        raise CannotLoadModel(
+            f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
+        ) from error
+
+
+def check_weights(path: Path, sha256: str | None) -> None:
+    if not any((path / name).is_file() for name in _WEIGHTS):
+        raise CannotLoadModel(
+            f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
+            "never served; turn a local one into safetensors once with `python -m embedq.core.convert DIRECTORY`"
+        )
+    if sha256 is None:
+        return
+    if not (path / _WEIGHTS[0]).is_file():
+        raise CannotLoadModel(f"{path} has its weights in several files; sha256 is for one, {_WEIGHTS[0]}")
+    with (path / _WEIGHTS[0]).open("rb") as weights:
+        found = hashlib.file_digest(weights, "sha256").hexdigest()
+    if found != sha256:
+        raise CannotLoadModel(f"{path / _WEIGHTS[0]} has SHA-256 {found}, not the expected {sha256}")
+
+
+def read_json(path: Path, form: type = dict) -> Any:
+    """The file's content, of that form; None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CannotLoadModel(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, form):
+        raise CannotLoadModel(f"{path} holds a {type(content).__name__} where a {form.__name__} is expected")
+    return content

@@ -1,0 +1,1 @@
+"""Causal language models: embedders and rerankers, and the networks they run on."""

@@ -1,0 +1,73 @@
+"""(query, passage) pairs -> token ids with a question behind them, as FlagEmbedding writes them for language models.
+
+    [bos] query | newline passage | newline prompt
+
+The middle gives way if the pair is too long; the prompt is added behind and never cut. Shared by the families that
+rerank with a language model. Knows of ids only; instructions around the texts are the spec's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.errors import InvalidInput
+from embedq.core.options import RerankOptions
+from embedq.core.sequence import Tokens
+from embedq.core.tokenizer import ALL_TOKENS, QUERY_SHARE, Tokenizer
+
+
+class PromptedPairs:
+    """Encodes pairs for one model. Used by any number of threads at once."""
+
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, default_prompt: str, bos: int | None) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+        self._default_prompt = default_prompt
+        self._bos = [] if bos is None else [bos]
+        #: One id, or two where the tokenizer puts a blank before every text.
+        self._newline = tokenizer.ids(["\n"], ALL_TOKENS)[0]
+
+    def encode(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
+        """Encode `pairs` in order; the passage is cut to what `max_length` tokens leave it.
+
+        `max_length` counts bos, query and passage; the newlines and the prompt come on top. As in FlagEmbedding,
+        nothing is cut of a passage that is not longer than the excess. InvalidInput if the whole does not fit the
+        model's positions.
+        """
+        max_length = self._tokenizer.checked_length(options.max_length, 2)
+        query_limit = options.query_max_length or max_length * QUERY_SHARE[0] // QUERY_SHARE[1]
+        written = self._spec.write_pairs(pairs, options)
+        queries = list(dict.fromkeys(query for query, _ in written))  # a rerank has one, many times
+        query_ids = dict(zip(queries, self._tokenizer.ids(queries, query_limit), strict=True))
+        passages = self._tokenizer.ids([passage for _, passage in written], max_length)
+        prompt = self._default_prompt if options.prompt is None else options.prompt
+        prompt_ids = self._tokenizer.ids([prompt], ALL_TOKENS)[0]
+        room = max_length + len(self._newline) + len(prompt_ids)
+        tail = self._newline + prompt_ids
+        joined = [
+            self._join(query_ids[query], passage, room, tail)
+            for (query, _), passage in zip(written, passages, strict=True)
+        ]
+        self._check_positions(joined)
+        return joined
+
+    def _join(self, query: list[int], passage: list[int], room: int, tail: list[int]) -> Tokens:
+        first, second = self._bos + query, self._newline + passage
+        over = len(first) + len(second) - room
+        if 0 < over < len(second):
+            second = second[: len(second) - over]
+        ids = first + second + tail
+        # The newline belongs to the query, unless there was no room for it.
+        num_query = min(len(first) + len(self._newline), len(first) + len(second))
+        return Tokens(np.array(ids, np.int32), num_query_tokens=num_query, num_prompt_tokens=len(tail))
+
+    def _check_positions(self, joined: list[Tokens]) -> None:
+        longest = max((len(tokens.ids) for tokens in joined), default=0)
+        limit = self._spec.num_positions or self._spec.max_length
+        if longest > limit:
+            prompt = joined[0].num_prompt_tokens
+            raise InvalidInput(
+                f"a pair has {longest} tokens, {prompt} of them its prompt, and model {self._spec.alias} takes {limit}; "
+                "lower max_length, or shorten the prompt"
+            )

@@ -1,0 +1,1 @@
+"""Bidirectional encoders: embedders, cross-encoders, and the networks they run on."""

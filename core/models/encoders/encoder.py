@@ -1,0 +1,70 @@
+"""Embedding with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and their kin.
+
+One forward pass gives the last hidden state; "dense" pools it, "colbert" keeps it per token.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from transformers import AutoModel
+
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.devices import around_products, choose_precision
+from embedq.core.models import Launched
+from embedq.core.models.encoders.network import Padded, build
+from embedq.core.models.pooling import Pooling
+from embedq.core.models.requested_outputs import of_embedder
+from embedq.core.models.token_layout import Layout
+from embedq.core.models.transfer import launched_as, to_host
+from embedq.core.models.weights import load
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Sequence, Tokens, Wanted
+from embedq.core.settings import Precision
+from embedq.core.tokenizer import Tokenizer
+
+
+class Encoder:
+    """An encoder, its pooling, and what sentence-transformers puts behind it."""
+
+    outputs = frozenset({"dense", "colbert"})
+
+    def __init__(self, spec: ModelSpec, device: str, precision: Precision) -> None:
+        self.spec = spec
+        self.device = device
+        self.precision, self.reason = choose_precision(device, precision)
+        self._tokenizer = Tokenizer(spec)
+        # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
+        module = load(AutoModel, spec, device, around_products(device, self.precision), unused=("pooler.",))
+        self._network = build(module, spec, device, self.precision)
+        self.is_padded = isinstance(self._network, Padded)
+        self._pool = Pooling(spec, device)
+
+    def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
+        """See `core.models.Model.wanted`."""
+        return of_embedder(self.spec, self.outputs, options)
+
+    def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
+        """See `core.models.Embedder.encode_texts`."""
+        return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
+
+    @torch.inference_mode()
+    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
+        """See `core.models.Model.launch`."""
+        layout = Layout(batch, self.device)
+        if wanted.outputs == {"dense"}:
+            return launched_as("dense", self._pool.alone(self._network, layout))
+        states = self._network(layout)  # (num_tokens, dim)
+        dense = to_host(self._pool(states, layout)) if "dense" in wanted.outputs else None
+        tokens = to_host(states.float()) if "colbert" in wanted.outputs else None
+
+        def finish() -> dict[str, np.ndarray | list[np.ndarray]]:
+            rows: dict[str, np.ndarray | list[np.ndarray]] = {}
+            if dense:
+                rows["dense"] = dense()
+            if tokens:
+                # Without the first token, with the last: as BGE-M3 keeps them.
+                rows["colbert"] = layout.split(tokens(), num_left_out=1)
+            return rows
+
+        return finish

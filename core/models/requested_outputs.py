@@ -1,0 +1,76 @@
+"""What a call wants of a model's forward pass, and what is refused. Shared by the families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+
+from embedq.core.checkpoint.spec import ModelSpec
+from embedq.core.errors import InvalidInput
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.sequence import Wanted
+
+#: Options of a rerank that only some rerankers understand.
+_SPECIAL = ("prompt", "cutoff_layers", "compress_layers", "compress_ratio")
+
+#: What each way of scoring with an embedding model needs of its forward pass.
+_MODE_OUTPUTS = {
+    "dense": frozenset({"dense"}),
+    "sparse": frozenset({"sparse"}),
+    "colbert": frozenset({"colbert"}),
+    "weighted": frozenset({"dense", "sparse", "colbert"}),
+}
+
+
+def of_embedder(
+    spec: ModelSpec,
+    outputs: frozenset[str],
+    options: EmbedOptions | RerankOptions,
+    reasons: Mapping[str, str] | None = None,
+) -> Wanted:
+    """For a model that embeds, also when it is asked to rerank. `reasons`: why it may lack an output."""
+    if isinstance(options, RerankOptions):
+        refuse(spec, options, _SPECIAL)
+        wanted = _MODE_OUTPUTS[options.mode or "dense"]
+    else:
+        wanted = frozenset(options.outputs)
+        if options.dimensions is not None and options.dimensions > spec.dimensions:
+            raise InvalidInput(
+                f"dimensions may be up to {spec.dimensions} for model {spec.alias}; given {options.dimensions}"
+            )
+    for output in sorted(wanted - outputs):
+        reason = f": {reasons[output]}" if reasons and output in reasons else ""
+        raise InvalidInput(f"model {spec.alias} has no {output!r} output{reason}; it has {', '.join(sorted(outputs))}")
+    return _of_outputs(wanted)
+
+
+@cache
+def _of_outputs(outputs: frozenset[str]) -> Wanted:
+    """The same object for the same outputs: what is found by it is found at once, without comparing."""
+    return Wanted(outputs)
+
+
+def refuse(spec: ModelSpec, options: RerankOptions, names: tuple[str, ...]) -> None:
+    """InvalidInput if a call uses one of the options that this family does not know."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise InvalidInput(f"option {name} means nothing to model {spec.alias}, a {spec.family.replace('_', ' ')}")
+
+
+def layers_of(spec: ModelSpec, layers: tuple[int, ...], options: RerankOptions) -> tuple[int, ...]:
+    """Those of a layered model's `layers` that a call wants scores of, ascending; the last if it names none."""
+    asked = options.cutoff_layers
+    if asked is None:
+        return layers[-1:]
+    for layer in asked or ("none",):
+        if layer not in layers:
+            raise InvalidInput(
+                f"cutoff_layers must be layers with a head, for model {spec.alias} {_ranges(layers)}; given {layer}"
+            )
+    return tuple(sorted(set(asked)))
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    """Names evenly spaced numbers: "8 to 40", "20 to 40 in steps of 4"."""
+    step = layers[1] - layers[0] if len(layers) > 1 else 1
+    return f"{layers[0]} to {layers[-1]}" + (f" in steps of {step}" if step > 1 else "")

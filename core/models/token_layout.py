@@ -1,0 +1,100 @@
+"""A batch's tokens in one line, one sequence behind the other. A row is a token's place in that line.
+
+So nothing is padded: products with weights, most of an encoder's work, see the tokens that there are.
+Attention and pooling, which need to know where a sequence begins and ends, ask here.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from embedq.core.models.transfer import to_device
+from embedq.core.sequence import Sequence
+
+
+class Layout:
+    """Where the sequences of `batch` lie."""
+
+    def __init__(self, batch: list[Sequence], device: str) -> None:
+        self.batch = batch
+        self.device = device
+        #: (num_sequences,) tokens of each, and its first row.
+        self.lengths = np.array([sequence.length for sequence in batch])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.num_tokens = int(self.lengths.sum())
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """(num_tokens,) int64 token ids."""
+        return np.concatenate([sequence.tokens.ids for sequence in self.batch], dtype=np.int64)
+
+    @cached_property
+    def types(self) -> np.ndarray:
+        """(num_tokens,) int64 segment of each token; 0 where a sequence names none."""
+        given = ((sequence.tokens.type_ids, sequence.length) for sequence in self.batch)
+        each = [np.zeros(length, np.int32) if types is None else types for types, length in given]
+        return np.concatenate(each, dtype=np.int64)
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """(num_tokens,) int64 place of each token in its sequence, from 0."""
+        places: np.ndarray = np.arange(self.num_tokens) - np.repeat(self.starts, self.lengths)
+        return places
+
+    @cached_property
+    def bounds(self) -> torch.Tensor:
+        """(num_sequences + 1,) int32, on the device: each sequence's first row, and the one behind the last."""
+        (bounds,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
+        return bounds
+
+    def first(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of `rows` (num_tokens, dim) each sequence's first: (num_sequences, dim)."""
+        return rows.index_select(0, self.bounds[:-1])
+
+    def last(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of `rows` (num_tokens, dim) each sequence's last: (num_sequences, dim)."""
+        return rows.index_select(0, self.bounds[1:] - 1)
+
+    def mean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
+        lengths = self.bounds.diff()
+        if self.device == "cpu" or self.device.startswith("cuda"):
+            return mean_of_each(rows, lengths)
+        (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
+        sums = torch.zeros(len(self.lengths), rows.shape[1], device=rows.device)
+        return sums.index_add_(0, owners, rows.float()) / lengths.unsqueeze(1)
+
+    def without_padding(self, padded: torch.Tensor) -> torch.Tensor:
+        """(num_sequences, longest, dim), padded behind -> (num_tokens, dim)."""
+        longest = padded.shape[1]
+        rows = padded.reshape(-1, padded.shape[-1])
+        if self.num_tokens == len(rows):
+            return rows
+        places = np.repeat(np.arange(len(self.lengths)) * longest, self.lengths) + self.places
+        return rows.index_select(0, *self.on_device(places))
+
+    def split(self, rows: np.ndarray, num_left_out: int = 0) -> list[np.ndarray]:
+        """(num_tokens, ...) on the host -> per sequence its own, without its first `num_left_out`."""
+        return [
+            rows[start + num_left_out : start + length]
+            for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+        ]
+
+    def on_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Host arrays (n,) of one type where the batch is computed. In one copy: each costs the host the same again."""
+        if self.device == "cpu":  # no copy, and no operation that would let go of the interpreter's lock
+            return tuple(torch.from_numpy(array) for array in arrays)
+        whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
+        return torch.split(whole, [len(array) for array in arrays])
+
+
+def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Of `rows` (num_tokens, dim) the mean of each sequence of `lengths` (num_sequences,), in float32.
+
+    Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others. Unsafe,
+    since to look at the lengths first the host would wait for all that the device has been given.
+    """
+    return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)

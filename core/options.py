@@ -1,0 +1,289 @@
+"""A call's arguments, checked without a model: the door that producers and the engine share.
+
+Checked once in the producer, where the mistake is, and again in the worker, because any program can
+write to the queue. What comes out has been checked: a `list[str]`, `EmbedOptions`, `RerankOptions`.
+What only the model knows (its dimension, its outputs) is checked by the engine.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Self, cast, get_args
+
+from embedq.core.errors import InvalidInput
+from embedq.core.results import Dtype
+
+#: Outputs an embedding job can ask for; which of them a model has is the model's affair.
+OUTPUTS = ("dense", "sparse", "colbert")
+
+#: How an embedding model scores a passage; rerankers proper have one way and take no mode.
+MODES = ("dense", "sparse", "colbert", "weighted")
+
+#: Group sizes that lightweight rerankers were trained with.
+COMPRESS_RATIOS = (1, 2, 4, 8)
+
+#: More layers than any model has.
+_MAX_LAYERS = 1_000
+
+INPUT_TYPES = ("query", "document")
+
+#: What an example of an in-context model may hold.
+_EXAMPLE_KEYS = ("instruct", "query", "response")
+
+#: Options of a rerank that are texts themselves.
+_RERANK_TEXTS = (
+    "query_instruction",
+    "query_instruction_format",
+    "passage_instruction",
+    "passage_instruction_format",
+    "prompt",
+)
+
+#: A model's alias becomes part of a queue's name, a worker's name and a metric label.
+ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+#: Types of which equal values of equal type are the same for us.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+#: Above any dimension, length or number of passages, and within what every wire format can carry.
+MAX_COUNT = 2**31 - 1
+
+#: Longer instructions are texts put in the wrong place.
+MAX_INSTRUCTION_CHARACTERS = 10_000
+
+
+class _Options:
+    """What the two kinds of options share."""
+
+    __slots__ = ()
+
+    @classmethod
+    def checked(cls, given: dict[str, Any]) -> Self:
+        """Build from keyword arguments; an unknown one is an error that lists the known ones."""
+        # Most jobs of an application ask alike, and checking took a tenth of what a worker spends on a small one.
+        # By type as well, because 1 == True; so only values of which nothing is inside can be looked up.
+        if all(type(value) in _PLAIN for value in given.values()):
+            return cast(Self, _remembered(cls, tuple(given), *given.values()))  # type: ignore[arg-type]  # a class is hashable
+        return cls._built(given)
+
+    @classmethod
+    def _built(cls, given: dict[str, Any]) -> Self:
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # subclasses are dataclasses
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InvalidInput(f"unknown option {unknown[0]!r:.40}; the options are {', '.join(known)}")
+        return cls(**given)
+
+
+@lru_cache(maxsize=256, typed=True)
+def _remembered(kind: type[_Options], names: tuple[str, ...], *values: Any) -> _Options:
+    """What these options made before; errors are made anew."""
+    return kind._built(dict(zip(names, values, strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedOptions(_Options):
+    """How to embed. InvalidInput says which option is wrong, what it may be, and what was given."""
+
+    #: Alias of a model; None for the default one.
+    model: str | None = None
+    #: Which of the checkpoint's prompts goes before each text; None takes the checkpoint's default.
+    input_type: str | None = None
+    #: Written around each text instead of the checkpoint's prompt, by `instruction_format`.
+    instruction: str | None = None
+    #: Holds {} twice, for instruction and text; None takes the model's own for the input type.
+    instruction_format: str | None = None
+    #: For in-context models: dicts of "instruct", "query", "response" shown before each query.
+    examples: tuple[dict[str, str], ...] | None = None
+    #: Keep this many leading components (Matryoshka); None keeps all.
+    dimensions: int | None = None
+    dtype: Dtype = "float32"
+    outputs: tuple[str, ...] = ("dense",)
+    #: Tokens per text, special tokens included; longer texts are cut. None for the model's limit.
+    max_length: int | None = None
+    #: Scale vectors to length 1; None does what the checkpoint says.
+    normalize: bool | None = None
+    #: Let the result carry its `Timings`.
+    timings: bool = False
+
+    def __post_init__(self) -> None:
+        _optional_alias(self.model)
+        _one_of("input_type", self.input_type, (None, *INPUT_TYPES))
+        _optional_instruction("instruction", self.instruction)
+        _optional_instruction("instruction_format", self.instruction_format)
+        _check_examples(self.examples)
+        _optional_count("dimensions", self.dimensions)
+        _one_of("dtype", self.dtype, get_args(Dtype))
+        _optional_count("max_length", self.max_length, minimum=3)
+        _one_of("normalize", self.normalize, (None, True, False))
+        _one_of("timings", self.timings, (True, False))
+        if not isinstance(self.outputs, list | tuple) or not self.outputs:
+            raise InvalidInput(f"outputs must be a list of {', '.join(OUTPUTS)}; given {_given(self.outputs)}")
+        for output in self.outputs:
+            _one_of("outputs", output, OUTPUTS)
+        # Lists from the wire become tuples, so that options can be compared.
+        object.__setattr__(self, "outputs", tuple(self.outputs))
+        object.__setattr__(self, "examples", None if self.examples is None else tuple(self.examples))
+
+
+@dataclass(frozen=True, slots=True)
+class RerankOptions(_Options):
+    """How to rerank. InvalidInput says which option is wrong, what it may be, and what was given."""
+
+    model: str | None = None
+    #: For embedding models: "dense" (None), "sparse", "colbert", or "weighted" by `weights`.
+    mode: str | None = None
+    #: Of the weighted sum: dense, sparse, colbert; None weighs them alike.
+    weights: tuple[float, float, float] | None = None
+    #: Keep this many of the best in `Ranking.order`; None keeps all.
+    top_k: int | None = None
+    #: Map scores to 0..1 by the sigmoid. Does not change the order.
+    normalize: bool = False
+    #: Tokens per query-passage pair; with an embedding model, per text.
+    max_length: int | None = None
+    #: Of them the query may have this many; None for three quarters.
+    query_max_length: int | None = None
+    #: Written around query and passages; None takes what the model was trained with.
+    query_instruction: str | None = None
+    query_instruction_format: str | None = None
+    passage_instruction: str | None = None
+    passage_instruction_format: str | None = None
+    #: For language models: the question put behind each pair.
+    prompt: str | None = None
+    #: For layered models: layers whose scores are wanted; None for the last.
+    cutoff_layers: tuple[int, ...] | None = None
+    #: For compressing models: before which layers, and how many tokens become one.
+    compress_layers: tuple[int, ...] | None = None
+    compress_ratio: int | None = None
+    #: Let the result carry its `Timings`.
+    timings: bool = False
+
+    def __post_init__(self) -> None:
+        _optional_alias(self.model)
+        _one_of("mode", self.mode, (None, *MODES))
+        _optional_count("top_k", self.top_k)
+        _optional_count("query_max_length", self.query_max_length)
+        for name in _RERANK_TEXTS:
+            _optional_instruction(name, getattr(self, name))
+        for name in ("cutoff_layers", "compress_layers"):
+            object.__setattr__(self, name, _optional_layers(name, getattr(self, name)))
+        _one_of("compress_ratio", self.compress_ratio, (None, *COMPRESS_RATIOS))
+        object.__setattr__(self, "weights", _optional_weights(self.weights))
+        _one_of("normalize", self.normalize, (True, False))
+        _one_of("timings", self.timings, (True, False))
+        _optional_count("max_length", self.max_length, minimum=3)
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """A list or tuple of strings that can be encoded as UTF-8, as a list."""
+    if not isinstance(texts, list | tuple):
+        hint = f"; for one text write [{name[:-1]}]" if isinstance(texts, str) else ""
+        raise InvalidInput(f"{name} must be a list of strings; given {type(texts).__name__}{hint}")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name} must be strings; number {index} is {type(text).__name__}")
+        check_text(f"{name}, number {index},", text)
+    return list(texts)
+
+
+def check_pairs(pairs: Any) -> list[tuple[str, str]]:
+    """A list of (query, passage) pairs of strings, as tuples."""
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
+        raise InvalidInput(f"pairs must be a list of (query, passage) pairs; given {type(pairs).__name__}")
+    sides = [check_texts(name, [pair[side] for pair in pairs]) for side, name in enumerate(("queries", "passages"))]
+    return list(zip(*sides, strict=True))
+
+
+def check_text(name: str, text: Any) -> str:
+    """A string that can be encoded as UTF-8."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name} must be a string; given {type(text).__name__}")
+    if not text.isascii():  # isascii is a flag lookup, and lone surrogates are never ASCII
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"{name} cannot be encoded as UTF-8: lone surrogate at character {error.start}; "
+                "decode the source with errors='replace', or remove it"
+            ) from None
+    return text
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    # By type as well: 1 == True would let a number pass as a flag.
+    if not any(type(value) is type(one) and value == one for one in allowed):
+        raise InvalidInput(f"{name} must be one of {', '.join(map(str, allowed))}; given {_given(value)}")
+
+
+def _optional_count(name: str, value: Any, minimum: int = 1) -> None:
+    if value is not None and (type(value) is not int or value < minimum):
+        raise InvalidInput(f"{name} must be a whole number from {minimum}; given {_given(value)}")
+    if value is not None and value > MAX_COUNT:
+        raise InvalidInput(f"{name} may be up to {MAX_COUNT:,}; given {_given(value)}")
+
+
+def _optional_alias(value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and ALIAS.fullmatch(value)):
+        raise InvalidInput(
+            f"model must be an alias of 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit; given {_given(value)}"
+        )
+
+
+def _optional_instruction(name: str, value: Any) -> None:
+    if value is not None and len(check_text(name, value)) > MAX_INSTRUCTION_CHARACTERS:
+        raise InvalidInput(f"{name} may have {MAX_INSTRUCTION_CHARACTERS:,} characters; given {len(value):,}")
+
+
+def _check_examples(examples: Any) -> None:
+    if examples is None:
+        return
+    if not isinstance(examples, list | tuple) or not all(isinstance(one, dict) for one in examples):
+        raise InvalidInput(f"examples must be a list of dicts; given {_given(examples)}")
+    for example in examples:
+        unknown = set(example) - set(_EXAMPLE_KEYS)
+        if unknown:
+            raise InvalidInput(f"an example holds {', '.join(_EXAMPLE_KEYS)}; given {len(unknown)} other keys")
+        for name, text in example.items():
+            _optional_instruction(f"{name} of an example", text)
+
+
+def _optional_layers(name: str, value: Any) -> tuple[int, ...] | None:
+    if value is None or type(value) is int:
+        value = value if value is None else (value,)
+    if value is not None and not (
+        isinstance(value, list | tuple) and all(type(one) is int and 0 <= one < _MAX_LAYERS for one in value)
+    ):
+        raise InvalidInput(f"{name} must be a list of layer numbers below {_MAX_LAYERS}; given {_given(value)}")
+    return None if value is None else tuple(value)
+
+
+def _optional_weights(value: Any) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list | tuple)
+        or len(value) != 3
+        or not all(_is_weight(one) for one in value)
+        or not sum(value)
+    ):
+        raise InvalidInput(
+            f"weights must be three numbers from 0, for dense, sparse and colbert; given {_given(value)}"
+        )
+    return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+def _given(value: Any) -> str:
+    """Name a wrong value: plain scalars and short words as they are, anything else by its type."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"one of {value.bit_length()} bits"  # Python refuses to print numbers of thousands of digits
+    if isinstance(value, bool | int | float) or value is None:
+        return str(value)[:40]
+    return repr(value) if isinstance(value, str) and len(value) <= 40 else type(value).__name__

@@ -1,0 +1,66 @@
+"""The tasks `embed` and `rerank`, and many of them at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from embedq.core.options import EmbedOptions, RerankOptions
+from embedq.core.results import Embeddings, Ranking
+from embedq.tasks.application import app
+from embedq.tasks.engine_task import EngineTask, current_answer
+from embedq.tasks.sending import send_many
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from celery.result import AsyncResult, ResultSet
+
+
+@app.task(base=EngineTask, bind=True, shared=False, name="tasks.embed", options_class=EmbedOptions)
+def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
+    """Embed `texts`; `.dense` is (num_texts, dim) in their order. Options: `core.options.EmbedOptions`."""
+    if answer := current_answer():
+        return cast(Embeddings, answer.result())
+    return self.running_engine().embed(texts, **options)
+
+
+@app.task(base=EngineTask, bind=True, shared=False, name="tasks.rerank", options_class=RerankOptions)
+def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) -> Ranking:
+    """Score `passages` against `query`; `.order` is best first. Options: `core.options.RerankOptions`."""
+    if answer := current_answer():
+        return cast(Ranking, answer.result())
+    return self.running_engine().rerank(query, passages, **options)
+
+
+def embed_many(
+    batches: Iterable[list[str]], sending: Mapping[str, Any] | None = None, **options: Any
+) -> list[AsyncResult]:
+    """Send one `embed` job for each list of texts, hundreds in a round trip; their results in order.
+
+    All share `options`, and `sending`: what `apply_async` takes, such as `{"priority": 9}`.
+    ProducerError, before anything is sent, if one of them is wrong.
+    """
+    return _send_all(embed, [((texts,), options) for texts in batches], sending)
+
+
+def rerank_many(
+    calls: Iterable[tuple[str, list[str]]], sending: Mapping[str, Any] | None = None, **options: Any
+) -> list[AsyncResult]:
+    """Send one `rerank` job for each pair of a query and its passages, as `embed_many` does."""
+    return _send_all(rerank, [(call, options) for call in calls], sending)
+
+
+def _send_all(
+    task: Any, calls: list[tuple[Any, dict[str, Any]]], sending: Mapping[str, Any] | None
+) -> list[AsyncResult]:
+    checked = [task.checked(args, kwargs) for args, kwargs in calls]
+    for model in {call.kwargs.get("model") for call in checked}:
+        task.check_model(model)
+    return send_many(task, [call._replace(sending={**call.sending, **(sending or {})}) for call in checked])
+
+
+async def aget(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
+    """`job.get(timeout)` in asyncio: returns and raises the same, and blocks nobody. All waits share a connection."""
+    from embedq.tasks.awaiting import wait_for
+
+    return await wait_for(job, timeout)

@@ -1,0 +1,155 @@
+"""The base class of our tasks: a call is checked and summarised where it is sent, and computed by a worker's engine."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from celery import Task
+
+from embedq.core.errors import InvalidInput, JobTooLarge, ProducerError, WorkerError
+from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
+from embedq.tasks.application import config, key_prefix
+from embedq.tasks.models import Registry
+from embedq.tasks.sending import Call, compression_for
+
+if TYPE_CHECKING:
+    from celery.result import AsyncResult
+
+    from embedq.core.batching.job import Call as EngineCall
+    from embedq.core.engine import Engine
+
+#: Options shown in logs and Flower. The instruction is a text, so it is not among them.
+_SHOWN = ("model", "input_type", "dimensions", "dtype", "outputs", "mode", "top_k", "max_length", "normalize")
+
+
+class _Ready(threading.local):
+    """The engine's answer to the job whose task this thread runs."""
+
+    answer: Future[Any] | None = None
+
+
+_ready = _Ready()
+
+
+@contextmanager
+def ready_answer(answer: Future[Any] | None) -> Iterator[None]:
+    """Let `embed` and `rerank`, run on this thread, give this answer. For the worker's pool."""
+    _ready.answer = answer
+    try:
+        yield
+    finally:
+        _ready.answer = None
+
+
+def current_answer() -> Future[Any] | None:
+    """The answer of the job whose task this thread runs; None outside the worker's pool."""
+    return _ready.answer
+
+
+class EngineTask(Task):
+    """A job: checked and summarised where it is sent, computed by the engine where it is run."""
+
+    abstract = True
+    #: Expected errors: logged in one line without a traceback, because the producer gets them.
+    throws = (ProducerError,)
+    #: Failures of the worker, not of the call: the job is sent again, with pauses that double, because another
+    #: worker or another moment may do. After that the failure is the answer.
+    autoretry_for = (WorkerError,)
+    max_retries = 3
+    retry_backoff = 1
+    retry_jitter = False  # Celery's would make some pauses nothing
+    #: Set by the worker once its models are loaded. A producer has none.
+    engine: ClassVar[Engine | None] = None
+
+    #: Set by `task`: how to check one kind of call.
+    options_class: ClassVar[type[EmbedOptions] | type[RerankOptions]]
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **sending: Any) -> AsyncResult:
+        """Check the call, then send it. ProducerError, before anything is sent, if it is wrong."""
+        call = self.checked(args or (), kwargs or {})
+        self.check_model(call.kwargs.get("model"))
+        return super().apply_async(args, kwargs, *rest, **{**call.sending, **sending})
+
+    def check_model(self, alias: str | None) -> None:
+        """UnknownModel or InvalidInput if no worker would take a job for this model, None for the default."""
+        self.registry.check(self.name.removeprefix("tasks."), alias)
+
+    def checked(self, args: Any, kwargs: dict[str, Any]) -> Call:
+        """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
+        call, given = self._bind(args, kwargs)
+        check_texts(self._texts_name, call[self._texts_name])
+        num_bytes = self._check_size(call)
+        self.options_class.checked(given)
+        # AMQP's own property for when a message was sent: the exporter tells by it how long the next job has waited.
+        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given), "timestamp": int(time.time())}
+        if compression := compression_for(num_bytes):
+            sending["compression"] = compression
+        return Call(args, kwargs, num_bytes, sending)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The announced models, on the connections of the result backend."""
+        return Registry(self.backend.client, key_prefix(self.app))
+
+    def running_engine(self) -> Engine:
+        """The worker's engine. InvalidInput where there is none: the task was called, not sent."""
+        if self.engine is None:
+            raise InvalidInput(
+                f"{self.name} runs in a worker; send it with .delay(...), or use core.load(...) in this process"
+            )
+        return self.engine
+
+    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> EngineCall:
+        """What a message asks of the engine, checked. Any program can write to the queue."""
+        call, given = self._bind(args, kwargs)
+        build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank
+        built = build(**call, **given)  # checks all but the size
+        self._check_size(call)
+        return built
+
+    def _bind(self, args: Any, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The call's arguments and its options, by name. TypeError if texts are missing."""
+        call = dict(self._signature.bind(*args, **kwargs).arguments)
+        return call, call.pop("options", {})
+
+    def _check_size(self, call: dict[str, Any]) -> int:
+        return check_size(call[self._texts_name], call.get("query", ""))
+
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return inspect.signature(self.run)  # at every job it took a third of what a worker spends on a small one
+
+    @property
+    def _texts_name(self) -> str:
+        return "texts" if self.options_class is EmbedOptions else "passages"
+
+    def _summary(self, call: dict[str, Any]) -> str:
+        """What Flower and logs show of the texts: how many, how long, never what they say."""
+        texts = call[self._texts_name]
+        noun = self._texts_name if len(texts) != 1 else self._texts_name[:-1]
+        return f"{len(texts):,} {noun}, {sum(map(len, texts)):,} characters"
+
+
+def check_size(texts: list[str], query: str = "") -> int:
+    """Bytes of one job's texts. JobTooLarge if it holds too much; says the limits, what was given, and what to do."""
+    max_texts, max_bytes = config.wire["max_texts_per_job"], config.wire["max_bytes_per_job"]
+    check_text("query", query)
+    num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in (query, *texts))
+    if len(texts) > max_texts or num_bytes > max_bytes:
+        raise JobTooLarge(
+            f"a job may hold {max_texts:,} texts and {max_bytes:,} bytes; given {len(texts):,} texts and {num_bytes:,} bytes. "
+            "Send several jobs, or raise EMBEDQ_MAX_TEXTS_PER_JOB or EMBEDQ_MAX_BYTES_PER_JOB for producers and workers."
+        )
+    return num_bytes
+
+
+def _shown(call: dict[str, Any]) -> str:
+    # "{}" and not "": Celery replaces an empty summary by the repr of the arguments themselves.
+    return ", ".join(f"{name}={call[name]}" for name in _SHOWN if call.get(name) is not None) or "{}"

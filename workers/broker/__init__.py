@@ -1,0 +1,1 @@
+"""How jobs travel between Redis and a worker: fetching, leases, acknowledgements, dead letters."""

@@ -1,0 +1,153 @@
+"""How a channel asks for jobs: when, how many, and how it waits without asking.
+
+In goes the connection that the event loop watches; out come jobs, taken and in flight. Knows nothing
+of what becomes of them. A worker without work asks nothing: the server tracks which lists the last
+call looked at (CLIENT TRACKING) and says on the same connection when one of them changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any, NamedTuple
+
+from kombu.asynchronous import get_event_loop
+from redis.exceptions import ResponseError
+
+from embedq.workers.broker.leases import SCRIPT
+
+log = logging.getLogger(__name__)
+
+#: Jobs taken in one call; the server does nothing else meanwhile (some 15 µs per job).
+_MAX_JOBS_PER_FETCH = 512
+
+#: Seconds between two looks of a worker that waits to be told: shows that the connection still lives.
+_LOOK_S = 1.0
+
+#: The same where the server does not tell; the latency of a job on an idle worker, at worst.
+POLL_S = 0.2
+
+#: What the parser gives in place of an invalidation, to tell it from a reply.
+INVALIDATION = object()
+
+#: State of the lists after a fetch; `transport.lua` says when.
+_IS_EMPTY, _HAS_MORE, _NEXT_IS_ALONE, _TOOK_ALONE = range(4)
+
+
+class Room(NamedTuple):
+    """How much a worker takes now. Nothing if `max_jobs` or `max_bytes` is 0, else at least one job."""
+
+    max_jobs: int = 1_000_000
+    max_bytes: int = 256 * 1024 * 1024
+    #: Only lists of this priority step and more urgent ones: 0 interactive … 9 all.
+    max_priority: int = 9
+
+
+class Fetched(NamedTuple):
+    """A message as the script gave it."""
+
+    queue: str
+    tag: str
+    #: Earlier deliveries whose worker died, one line each.
+    deliveries: list[str]
+    raw: bytes
+
+
+class Fetch:
+    """Asks for jobs on one channel's connection. One question at a time; the answer comes later."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._queues: list[str] = []
+        self._socket: Any = None
+        self._is_told = False
+        self._is_known = False
+        self._should_look = True
+        #: The last priority step that was looked at; of what is beyond it nothing is known.
+        self._looked_to = -1
+        self._next_look_s = 0.0
+        self._alone_until_s = 0.0
+
+    def ask(self, connection: Any) -> bool:
+        """Ask for jobs if there may be some and there is room; returns whether an answer will come."""
+        if connection._sock is not self._socket:
+            self._track(connection)
+        now_s = monotonic()
+        room = self._room()
+        if room.max_jobs < 1 or room.max_bytes < 1:
+            return False
+        if not self._should_look and now_s < self._next_look_s and room.max_priority <= self._looked_to:
+            return False
+        may_be_alone = not self._channel.qos.taken or self._alone_until_s <= now_s
+        if self._alone_until_s and not may_be_alone:
+            return False
+        connection.send_command(*self._command(room, may_be_alone))
+        self._alone_until_s, self._should_look, self._looked_to = 0.0, False, room.max_priority
+        self._next_look_s = now_s + (_LOOK_S if self._is_told else POLL_S)
+        return True
+
+    def take(self, answer: list[Any]) -> Iterator[Fetched]:
+        """The jobs of an answer."""
+        state, *flat = answer
+        # News of changed lists that came before this answer is in it already.
+        self._is_known, self._should_look = True, state != _IS_EMPTY
+        if state in (_NEXT_IS_ALONE, _TOOK_ALONE):
+            # Not for ever: a job held until its ETA would stop this worker from taking any other.
+            self._alone_until_s = monotonic() + self._channel.visibility_timeout
+        if not self._is_told and (hub := get_event_loop()) is not None:
+            hub.call_later(POLL_S, nothing)
+        for number, tag, lines, raw in zip(*(iter(flat),) * 4, strict=True):
+            yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
+
+    def forget_script(self) -> None:
+        """The server does not know the script: it was restarted, or told to forget. Send it again."""
+        self._is_known, self._should_look = False, True
+
+    def _room(self) -> Room:
+        """The worker's room, within the prefetch count where Celery set one."""
+        qos = self._channel.qos
+        room: Room = type(self._channel).room()
+        max_jobs = min(room.max_jobs, _MAX_JOBS_PER_FETCH)
+        if qos.prefetch_count:
+            max_jobs = min(max_jobs, qos.prefetch_count - len(qos.taken))
+        return room._replace(max_jobs=max_jobs if qos.can_consume() else 0)
+
+    def _command(self, room: Room, may_be_alone: bool) -> list[Any]:
+        channel = self._channel
+        queues, steps = (
+            channel.queues_in_order(),
+            [step for step in channel.priority_steps if step <= room.max_priority],
+        )
+        self._queues = [queue for _ in steps for queue in queues]
+        lists = [channel.list_of(queue, step) for step in steps for queue in queues]
+        keys = [*channel.leases.keys, *lists]
+        script = ["EVALSHA", channel.leases.sha] if self._is_known else ["EVAL", SCRIPT]
+        holder = (channel.worker, channel.visibility_timeout)
+        room_and_limits = (room.max_jobs, room.max_bytes, channel.max_message_bytes, channel.max_attempts)
+        more = (int(may_be_alone), channel.max_dead_letters)
+        return [*script, len(keys), *keys, "fetch", *holder, *room_and_limits, *more]
+
+    def _track(self, connection: Any) -> None:
+        """Have the server tell this connection when a list that it looked at changes."""
+        self._socket, self._is_known, self._should_look = connection._sock, False, True
+        self._channel.qos.give_back_idle()  # what the last connection could not give back
+        connection._parser.set_invalidation_push_handler(self._on_invalidation)
+        connection.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
+        try:
+            connection.read_response()
+            self._is_told = True
+        except ResponseError as error:
+            self._is_told = False
+            log.warning(
+                "the server does not tell of new jobs; it is asked instead",
+                extra={"action": "tracking_refused", "interval_s": POLL_S, "error": str(error)},
+            )
+
+    def _on_invalidation(self, _: Any) -> object:
+        self._should_look = True
+        return INVALIDATION
+
+
+def nothing() -> None:
+    """Ends the wait of an event loop; its tick does the rest."""

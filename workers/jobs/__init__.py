@@ -1,0 +1,1 @@
+"""Jobs inside a worker: from the message Celery hands over to the stored result."""

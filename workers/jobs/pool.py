@@ -1,0 +1,249 @@
+"""Celery's pool for an engine: jobs in, batches across them, and Celery's own tracer per job on its ready answer.
+
+    event loop      on_apply: hand the job to the engine, and come back
+    encode threads  open the message, check it, encode it
+    device thread   batches
+    answers thread  started, limits, tracer (results, retries, callbacks, chords, signals), acknowledgement
+
+Celery's strategy stays what it is, so events, revoking, expiry, countdowns and rate limits do, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
+
+from embedq import tasks
+from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY
+from embedq.core.engine import Engine
+from embedq.core.errors import DeviceFailure
+from embedq.workers.broker.fetch import Room
+from embedq.workers.jobs.answer_thread import AnswersThread
+from embedq.workers.jobs.held_job import HeldJob
+from embedq.workers.jobs.request import EngineRequest
+from embedq.workers.monitoring.health import DRAINING, health
+from embedq.workers.monitoring.job_counters import Counts, JobCounts, outcome_of, times_of
+
+log = logging.getLogger(__name__)
+
+#: Of the time a worker may take to drain, the part for jobs under way; the rest is for what follows them.
+_DRAIN_PART = 0.8
+
+
+class EnginePool(BasePool):
+    """`worker_pool` of embedq's workers."""
+
+    signal_safe = False
+    #: Set by the worker before Celery builds the pool.
+    engine: Engine
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.job_counts = JobCounts(self.engine.models)
+        self._held: set[HeldJob] = set()
+
+    def on_start(self) -> None:
+        """Called by Celery before the first job."""
+        self._lock = threading.Lock()
+        self._is_empty = threading.Condition(self._lock)
+        self._answers = AnswersThread(lambda: self.app.backend.batch())
+        self.counts = Counts()
+
+    def room(self) -> Room:
+        """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
+
+        A worker whose bulk window is full still takes interactive jobs.
+        """
+        engine = self.engine
+        self.counts.num_turns += 1
+        max_jobs = engine.settings.max_jobs - len(state.requests)
+        tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
+        if max_jobs <= 0 or tokens[False] <= 0 or not self.active:
+            return Room(max_jobs=0)
+        takes_bulk = tokens[True] > 0
+        max_tokens = min(tokens.values()) if takes_bulk else tokens[False]
+        max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
+        return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
+
+    @property
+    def num_held(self) -> int:
+        """Jobs taken and not answered yet."""
+        return len(self._held)
+
+    def running(self) -> list[str]:
+        """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
+        return [held.request.id for held in self._held_now()]
+
+    def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
+        """Take a job; called on the event loop, so it only hands on."""
+        held = HeldJob(target, args, options)
+        with self._lock:
+            self._held.add(held)
+            self.counts.holds(True)
+        if isinstance(held.request, EngineRequest):
+            self._submit(held)
+        else:
+            self._answers.tell(partial(self._answer, held))
+        return held
+
+    def drop_revoked(self) -> None:
+        """Let waiting jobs that were revoked, or have expired, give up their places."""
+        for held in self._held_now():
+            self._drop_if_revoked(held)
+
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        """Nothing: `HeldJob.terminate` has dropped the job, and no process of its own is to be killed."""
+
+    def grow(self, n: int = 1) -> None:
+        """NotImplementedError: there is nothing to grow."""
+        raise NotImplementedError("this pool has no size: one device thread runs all jobs; start more workers instead")
+
+    def shrink(self, n: int = 1) -> None:
+        """NotImplementedError: there is nothing to shrink."""
+        raise NotImplementedError("this pool has no size: one device thread runs all jobs; stop a worker instead")
+
+    def on_close(self) -> None:
+        """Called by Celery first, whatever the way to end."""
+        health.state = DRAINING
+        # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
+        # moment would wait for it for ever.
+        log.info(
+            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self._held)}
+        )
+
+    def on_stop(self) -> None:
+        """Warm shutdown: finish what is in batches, leave the rest to go back to the queue; within a bound."""
+        self._end(self.engine.settings.drain_timeout_s * _DRAIN_PART)
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: what is not answered goes back to the queue at once."""
+        self._end(0.0)
+
+    def _end(self, timeout_s: float) -> None:
+        for held in self._held_now():
+            if held.waits:
+                held.terminate()
+        with self._lock:
+            self._is_empty.wait_for(lambda: not self._held, timeout_s)
+        late = self._held_now()
+        if late:
+            log.warning(
+                "jobs under way did not end in time and go back to the queue",
+                extra={"action": "drain_timeout", "num_jobs": len(late), "seconds": round(timeout_s, 1)},
+            )
+        for held in late:
+            held.terminate()
+        self._answers.close()
+
+    def _get_info(self) -> dict[str, Any]:
+        implementation = f"{type(self).__module__}:{type(self).__name__}"
+        return {"implementation": implementation, "jobs": len(self._held), "engine": self.engine.stats()}
+
+    def _submit(self, held: HeldJob) -> None:
+        request = held.request
+        try:
+            held.job = self.engine.submit(
+                lambda: held.open_call(self.engine),
+                request.priority,
+                request.num_bytes,
+                lambda: self._answers.tell(partial(self._accept, held)),
+                request,
+            )
+        except DeviceFailure as error:  # closed or dead: the process is about to end, and the job goes back
+            log.warning("a job is not taken: %s", error, extra={"action": "job_refused", "job": request.id})
+            self._forget(held)
+            return
+        if request.expires_s is not None:
+            self._answers.tell(partial(self._watch_expiry, held))
+        held.job.answer.add_done_callback(lambda answer: self._settled(held, answer))
+
+    def _settled(self, held: HeldJob, answer: Future[Any]) -> None:
+        """The engine has answered; or the job was dropped, and nobody is to be told of that here."""
+        if answer.cancelled() and held.error is None:
+            self._forget(held)
+        else:
+            self._answers.tell(partial(self._answer, held))
+
+    def _accept(self, held: HeldJob) -> None:
+        """The first rows of a job are in a batch: it has started, and its limits begin to count."""
+        if held.is_accepted or (held.job and held.job.answer.cancelled() and held.error is None):
+            return
+        held.is_accepted = True
+        held.on_accepted(os.getpid(), time.monotonic())
+        if held.job and held.soft_timeout_s:
+            held.timers.append(self._answers.later(held.soft_timeout_s, partial(self._soft_timeout, held)))
+        if held.job and held.timeout_s:
+            held.timers.append(self._answers.later(held.timeout_s, partial(self._timeout, held)))
+
+    def _answer(self, held: HeldJob) -> None:
+        """Run Celery's tracer on a job whose answer is there."""
+        self._accept(held)
+        try:
+            with tasks.ready_answer(held.answer()):
+                outcome = held.target(*held.args)
+        except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
+            became, done = "failed", partial(held.on_failure, ExceptionInfo())
+        else:
+            became, done = outcome_of(outcome), partial(held.on_success, outcome)
+        times = times_of(held.job, held.request.task)
+        self.counts.answered(held.queue, times.num_tokens)
+        stored = partial(self.job_counts.stored, times, became, done)
+        give_back = partial(held.request.reject, requeue=True)
+        self._answers.after(partial(self._settle, held, stored), partial(self._settle, held, give_back))
+
+    def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
+        """Acknowledge a job, or give it back. Held until then: one that a reconnect found idle would run again."""
+        try:
+            do()
+        finally:
+            self._forget(held)
+
+    def _soft_timeout(self, held: HeldJob) -> None:
+        if held.job and not held.job.is_over:
+            held.error = SoftTimeLimitExceeded(held.soft_timeout_s)
+            if held.job.answer.cancel():
+                held.on_timeout(True, held.soft_timeout_s)
+            else:
+                held.error = None  # the answer came in this moment
+
+    def _timeout(self, held: HeldJob) -> None:
+        if held.job and held.job.answer.cancel():
+            # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
+            done = partial(held.on_timeout, False, held.timeout_s)
+            self._answers.after(done, done)
+            self.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
+
+    def _watch_expiry(self, held: HeldJob) -> None:
+        drop = partial(self._drop_if_revoked, held)
+        seconds = max(0.0, held.request.expires_s - time.time())
+        held.timers.append(self._answers.later(seconds, lambda: self._answers.after(drop, drop)))
+
+    def _drop_if_revoked(self, held: HeldJob) -> None:
+        """Answer a waiting job with REVOKED, if it was revoked or has expired, and free its place."""
+        if held.waits and held.request.revoked():
+            held.terminate()
+
+    def _held_now(self) -> list[HeldJob]:
+        with self._lock:
+            return list(self._held)
+
+    def _forget(self, held: HeldJob) -> None:
+        for timer in held.timers:
+            timer.cancel()
+        held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
+        with self._lock:
+            self._held.discard(held)
+            self.counts.holds(bool(self._held))
+            if not self._held:
+                self._is_empty.notify_all()

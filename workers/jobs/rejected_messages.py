@@ -1,0 +1,61 @@
+"""Messages that cannot become jobs: their producers get a failure, and the worker goes on.
+
+Comes in: a message and why kombu or Celery could not read it. Goes out: a failure at the job's key,
+then the acknowledgement; or a dead letter, where the message names no job. Celery logs the message
+instead, texts included, and stores nothing, so that the producer waits for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery import bootsteps
+
+from embedq.core.errors import InvalidInput, ProducerError, ServerUnavailable
+from embedq.workers.jobs.message_schema import Misshapen
+
+log = logging.getLogger(__name__)
+
+#: Characters of a job's id that are believed; Celery's have 36.
+_MAX_ID_LENGTH = 200
+
+
+class Refusal(bootsteps.Step):
+    """Consumer step that puts `refuse` where Celery would log a message and drop it."""
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        consumer.on_decode_error = partial(refuse, consumer)
+        consumer.on_invalid_task = lambda body, message, error: refuse(consumer, message, error)
+
+
+def refuse(consumer: Any, message: Any, error: Exception) -> None:
+    """Store why the job was refused, then acknowledge it; if nothing can be stored it stays in flight."""
+    job_id = _job_id(message)
+    reason = error if isinstance(error, ProducerError) else _reason(message, error)
+    log.warning("a message is refused", extra={"action": "message_refused", "job": job_id, "reason": str(reason)})
+    if job_id:
+        try:
+            consumer.app.backend.mark_as_failure(job_id, reason)
+        except ServerUnavailable:
+            log.exception("a refusal cannot be stored", extra={"action": "refusal_waits", "job": job_id})
+            return
+    # Of a message that names no job nobody would ever hear: it is kept as a dead letter.
+    settle = message.ack_log_error if job_id else message.reject_log_error
+    settle(log, consumer.connection_errors)
+
+
+def _reason(message: Any, error: Exception) -> InvalidInput:
+    if isinstance(error, Misshapen):
+        return InvalidInput(str(error))
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    if headers.get("compression"):
+        return InvalidInput("the message is compressed in a way that workers do not read; they read zstd and gzip")
+    return InvalidInput(f"the message cannot be read as a job ({type(error).__name__})")
+
+
+def _job_id(message: Any) -> str | None:
+    job_id = message.headers.get("id") if isinstance(message.headers, dict) else None
+    return job_id if isinstance(job_id, str) and 0 < len(job_id) <= _MAX_ID_LENGTH else None

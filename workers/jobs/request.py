@@ -1,0 +1,93 @@
+"""A job as the worker's event loop holds it: Celery's own request, with six things changed.
+
+It is of the shape that jobs have, never shows its arguments, does not decode its message a second time,
+gives up its place in the engine when it is revoked before anything of it was computed, is acknowledged together
+with others, and always returns its part of a chord.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import partial
+from typing import Any
+
+from celery.app.task import Context
+from celery.worker.request import Request
+
+from embedq.workers.broker.in_flight import QoS
+from embedq.workers.jobs.message_schema import check_shape
+
+log = logging.getLogger(__name__)
+
+#: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
+_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
+
+
+#: Headers that Celery knows. Of any others it makes the `headers` that a task may ask for.
+_HEADERS = frozenset(vars(Context)) | {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
+
+#: A message without its body: headers and properties of a job with a summary.
+_ENVELOPE_BYTES = 1024
+
+
+class EngineRequest(Request):
+    """`Task.Request` of the tasks that the engine runs."""
+
+    #: Whether it was acknowledged or given back, or soon will be.
+    acknowledged: bool = False
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("decoded", True):
+            # The strategy has decoded the body already, to see which protocol it is.
+            kwargs |= {"body": message.payload, "decoded": True}
+        check_shape(kwargs.get("headers") or message.headers, kwargs["body"], message.properties or {})
+        super().__init__(message, *args, **kwargs)
+        #: About what the message takes in its list: base64 of the body, and the envelope.
+        self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES
+        if _is_chord_part(kwargs.get("body")):
+            # Celery skips what was delivered again and has its result. Its worker may have died between
+            # storing that and returning the part, and then nobody else would: run it again, both are idempotent.
+            self._request_dict["delivery_info"] = self._request_dict["delivery_info"] | {"redelivered": False}
+        if self._request_dict.keys() <= _HEADERS:
+            self._request_dict.setdefault("headers", {})  # that there are none: Celery would look for them again
+        if not _SUMMARY.fullmatch(self.argsrepr or ""):
+            # Both places: events and logs read the one, the tracer's messages the other.
+            self._argsrepr = self._kwargsrepr = "(not shown)"
+            self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
+
+    def acknowledge(self) -> None:
+        """Celery's, together with those of other jobs that are done."""
+        if self.acknowledged:
+            return
+        if QoS.acknowledge_soon(partial(self.message.ack_log_error, log, self.connection_errors)):
+            self.acknowledged = True
+        else:
+            super().acknowledge()
+
+    def info(self, safe: bool = False) -> dict[str, Any]:
+        """What inspection shows: the summary, also where Celery would send the texts themselves."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
+    @property
+    def priority(self) -> int:
+        """0 interactive to 9 bulk."""
+        return int((self.delivery_info or {}).get("priority") or 0)
+
+    @property
+    def expires_s(self) -> float | None:
+        """When it is no longer wanted, as `time.time()` counts; None for never."""
+        return self.expires.timestamp() if self.expires else None
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Stop it: what waits leaves its place, of what is computed the rows are dropped."""
+        if self.time_start:
+            super().terminate(pool, signal)
+        else:
+            pool.drop_revoked()
+
+
+def _is_chord_part(body: Any) -> bool:
+    """Of arguments, keywords and what follows the job, as Celery packs them, the last says so."""
+    return isinstance(body, list | tuple) and len(body) == 3 and bool(body[2] and body[2].get("chord"))

@@ -1,0 +1,233 @@
+"""Result backend of a worker: the results of a batch of jobs in one write.
+
+    with app.backend.batch():      # on the thread that runs Celery's tracers
+        for job in finished: trace(job)
+    ...                            # every result is in Redis now: acknowledge
+
+Comes in: what the tracer stores for each job. Goes out: Celery's own blobs at their own keys, each
+published on the channel of the same name, so that stock producers read them. Knows nothing of the
+pool, of queues or of models.
+
+A stored SUCCESS is final, so that a job which ran twice has one result (see `workers/jobs/result_writer.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from celery import Celery, Task, states
+from celery._state import _task_stack, get_current_task  # no public way to run in a job's context
+from celery.app.task import Context
+from kombu.exceptions import EncodeError
+
+from embedq.core.errors import InvalidSettings, JobTooLarge, ServerUnavailable
+from embedq.tasks.backend import ResultBackend, SentinelResultBackend
+from embedq.workers.jobs.result_writer import Held
+
+log = logging.getLogger(__name__)
+
+#: Bytes of results held back within a batch; more are written before the batch ends.
+_MAX_HELD_BYTES = 64 * 1024 * 1024
+
+#: Bytes of one result. The server takes no string above 512 MiB and closes the connection on which
+#: one arrives, with its neighbours; half of that leaves room for its own copy.
+MAX_RESULT_BYTES = 256 * 1024 * 1024
+
+#: Seconds for which results are kept and retried while the server cannot be written to: longer than
+#: a restart that loads a large append-only file, or a failover.
+MAX_OUTAGE_S = 300.0
+
+#: The same for a result stored outside a batch, on a thread that must go on serving events.
+_MAX_SINGLE_OUTAGE_S = 5.0
+
+
+class ResultTooLarge(EncodeError, JobTooLarge):
+    """Of both kinds, so that Celery's tracer makes a failure of it; producers get `JobTooLarge`."""
+
+
+class BatchBackend(ResultBackend):
+    """Holds results back within `batch()`. Each thread has a backend of its own, as Celery hands them out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.compression or self.thread_safe:
+            raise InvalidSettings("result_compression and result_backend_thread_safe do not go with batches of results")
+        self._held = Held(self.client)
+        #: Chord parts that follow the results, each with the task in whose job it was returned.
+        self._parts: deque[tuple[Task | None, Context | None, Callable[[], None]]] = deque()
+        self._is_batch = False
+        self._max_outage_s = _MAX_SINGLE_OUTAGE_S
+        self._is_extended = bool(self.app.conf.find_value_for_key("extended", "result"))
+        self._timezone = self.app.timezone
+
+    @contextmanager
+    def batch(self, max_outage_s: float = MAX_OUTAGE_S) -> Iterator[None]:
+        """Hold results back until the end of the block; then store them, also after an exception.
+
+        Whatever reads a result within the block finds it stored. At the end the results go first,
+        then the chord parts. ServerUnavailable if the server could not be written to for
+        `max_outage_s`: no job of the block may be acknowledged then, and all of them run again.
+        """
+        assert not self._is_batch, "batches do not nest"
+        self._is_batch, self._max_outage_s = True, max_outage_s
+        try:
+            try:
+                yield
+            finally:
+                self.flush()
+        finally:
+            self._is_batch, self._max_outage_s = False, _MAX_SINGLE_OUTAGE_S
+            self._held.clear()
+            self._parts.clear()
+
+    def flush(self) -> None:
+        """Store all that is held back, then return the chord parts. ServerUnavailable as `batch` says."""
+        self._write_held()
+        while self._parts:
+            task, request, part = self._parts.popleft()
+            with _running(task, request):
+                self._return_part(part)
+            self._write_held()  # a chord that fails stores results of its own
+
+    def store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
+    ) -> Any:
+        """Hold a result back, or store it at once outside a batch. Returns it in its plain form."""
+        result = self.encode_result(result, state)
+        meta = self._get_result_meta(result, state, traceback, request)
+        meta["task_id"] = task_id
+        blob = self.encode(meta)
+        if len(blob) > MAX_RESULT_BYTES:
+            raise ResultTooLarge(
+                f"a result may have {MAX_RESULT_BYTES:,} bytes; this one has {len(blob):,}. "
+                "Send fewer texts per job, or ask for fewer outputs or dimensions."
+            )
+        lives_s = self.failure_expires if state == states.FAILURE else self.expires
+        self._held.add(self.get_key_for_task(task_id), lives_s or 0, blob)
+        if not self._is_batch:
+            self._write_single()
+        elif self._held.num_bytes > _MAX_HELD_BYTES:
+            self._write_early()
+        return result
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, *rest: Any, **options: Any) -> None:
+        """Return a chord part once the results of the batch are stored; outside a batch at once."""
+        part = partial(super().on_chord_part_return, request, state, result, *rest, **options)
+        if not self._is_batch:
+            part()
+            return
+        task = get_current_task()
+        self._parts.append((task, task and task.request_stack.top, part))
+
+    def get(self, key: bytes) -> Any:
+        """Celery's, after what is held back for this key is stored."""
+        self._write_if_held([key])
+        return super().get(key)
+
+    def mget(self, keys: list[bytes]) -> Any:
+        """Celery's, after what is held back for these keys is stored."""
+        self._write_if_held(keys)
+        return super().mget(keys)
+
+    def delete(self, key: bytes) -> None:
+        """Celery's, after what is held back for this key is stored: it must not come back."""
+        self._write_if_held([key])
+        super().delete(key)
+
+    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
+        """Celery's; a result that is too large is the producer's error, of the class it knows."""
+        return super().prepare_exception(JobTooLarge(str(exc)) if isinstance(exc, ResultTooLarge) else exc, serializer)
+
+    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
+        # An errback is a job that gets the failed job's id and may read its result.
+        self._write_held()
+        super()._call_task_errbacks(request, exc, traceback)
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, *rest: Any, **options: Any
+    ) -> Any:
+        if self._is_extended:
+            return super()._get_result_meta(result, state, traceback, request, *rest, **options)
+        # The same fields in the same order; Celery's looks up a setting and converts the time, which
+        # takes as long as all else that a result costs.
+        meta = {
+            "status": state,
+            "result": result,
+            "traceback": traceback,
+            "children": self.current_task_children(request),
+            "date_done": datetime.now(self._timezone).isoformat() if state in states.READY_STATES else None,
+        }
+        if request and getattr(request, "group", None):
+            meta["group_id"] = request.group
+        if request and getattr(request, "parent_id", None):
+            meta["parent_id"] = request.parent_id
+        return meta
+
+    def _write_if_held(self, keys: list[bytes]) -> None:
+        if any(key in self._held for key in keys):
+            self._write_held()
+
+    def _write_held(self) -> None:
+        try:
+            self._held.retry(self._held.write, self._max_outage_s)
+        except ServerUnavailable:
+            self._max_outage_s = 0.0  # waited for long enough: what is left of the batch is tried once
+            raise
+
+    def _return_part(self, part: Callable[[], None]) -> None:
+        try:
+            self._held.retry(part, self._max_outage_s)
+        except ServerUnavailable:
+            raise
+        except Exception:  # one broken chord must not keep the jobs of the batch from being acknowledged
+            log.exception("a chord part cannot be returned", extra={"action": "chord_part_lost"})
+
+    def _write_early(self) -> None:
+        """Bound the memory of a batch. A failure is left to the end of the batch: the tracer cannot use it."""
+        if self._max_outage_s:
+            with suppress(ServerUnavailable):
+                self._write_held()
+
+    def _write_single(self) -> None:
+        try:
+            self._write_held()
+        finally:
+            self._held.clear()
+            self._max_outage_s = _MAX_SINGLE_OUTAGE_S
+
+
+class SentinelBatchBackend(BatchBackend, SentinelResultBackend):
+    """Results on the server that Sentinel names."""
+
+
+def use_batches(app: Celery) -> None:
+    """Make `app` store results through the classes above, in this process alone.
+
+    To be called before anything asks for `app.backend`.
+    """
+    app.loader.override_backends = {
+        **app.conf.override_backends,
+        **dict.fromkeys(("redis", "rediss"), f"{__name__}:BatchBackend"),
+        "sentinel": f"{__name__}:SentinelBatchBackend",
+    }
+
+
+@contextmanager
+def _running(task: Task | None, request: Context | None) -> Iterator[None]:
+    """Be inside a job again: what is sent from here names it as its parent, as Celery's tracer would."""
+    if task is None or request is None:
+        yield
+        return
+    _task_stack.push(task)
+    task.request_stack.push(request)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        _task_stack.pop()

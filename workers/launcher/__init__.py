@@ -1,0 +1,1 @@
+"""The launcher: starts, watches, restarts, replaces and scales the workers of one machine."""

@@ -1,0 +1,187 @@
+"""The workers of one launcher: as many as are wanted, on the devices given, each ended and started in order.
+
+Everything here runs on the launcher's main thread, at times that it gives; nothing waits. Why a number is wanted, and
+when workers are replaced, is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+from embedq.core.devices import Device
+from embedq.workers.exit_codes import EXIT_CANNOT_START
+from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
+from embedq.workers.launcher.stall_detector import Patience
+from embedq.workers.launcher.worker_process import Child, Tell
+from embedq.workers.processes import finish
+
+log = logging.getLogger(__name__)
+
+#: Starts of a worker that cannot, while others could, or that hangs while it loads: what it needs may be back soon.
+#: Without others the first refusal is the last, for then it is the settings that are wrong.
+_MAX_REFUSALS = 3
+
+
+class Fleet:
+    """Workers on devices."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        per_device: int,
+        environment: dict[str, str],
+        locks: Mapping[str, Sequence[int]],
+        tell: Tell,
+        patience: Patience,
+        drain_timeout_s: float,
+    ) -> None:
+        self.children: list[Child] = []
+        #: How many there should be.
+        self.wanted = 0
+        #: Seconds from a start to the first job, as last seen.
+        self.load_s = 0.0
+        self._devices = devices
+        self._per_device = per_device
+        self._environment = environment
+        self._locks = locks
+        self._tell = tell
+        self._patience = patience
+        self._drain_timeout_s = drain_timeout_s
+        self._was_ready = False
+
+    @property
+    def num_places(self) -> int:
+        """How many workers fit."""
+        return len(self._devices) * self._per_device
+
+    @property
+    def staying(self) -> list[Child]:
+        """The workers that count: all but those that drain, or go as soon as their successors are ready."""
+        return [child for child in self.children if child.deadline_s is None and not child.successor]
+
+    def settle(self, now_s: float) -> None:
+        """Add and drain workers until there are as many as wanted."""
+        staying = self.staying
+        for child in reversed(staying[self.wanted :]):
+            self.drain(child, now_s)
+        for _ in range(self.wanted - len(staying)):
+            device = self._free_device()
+            if device is None:  # one still drains there
+                break
+            self.add(device)
+
+    def start_due(self, now_s: float) -> None:
+        """Start what is new, and what crashed a while ago."""
+        for child in self.children:
+            if child.due_s is not None and child.due_s <= now_s:
+                self._start(child, now_s)
+
+    def add(self, device: Device) -> Child:
+        """A worker more on `device`, started by the next `start_due`."""
+        taken = {child.label for child in self.children}
+        labels = [device.label, *(f"{device.label}-{number}" for number in range(2, len(taken) + 3))]
+        child = Child(device, next(label for label in labels if label not in taken))
+        self.children.append(child)
+        return child
+
+    def drain(self, child: Child, now_s: float) -> None:
+        """Let it finish what it holds, within the bound, and end."""
+        if child.process is None:
+            self.children.remove(child)
+            return
+        if child.deadline_s is None:
+            child.deadline_s = now_s + self._drain_timeout_s
+            child.process.terminate()
+
+    def beat(self, child: Child, beat: Beat, now_s: float, is_server_up: bool) -> None:
+        """Take note of what a worker says."""
+        last, child.beat = child.beat, beat
+        child.name = beat.worker or child.name
+        child.progress.beat(beat, now_s, is_server_up)
+        if beat.state == READY and last.state == LOADING:
+            self._was_ready = True
+            child.num_refusals = 0
+            self.load_s = now_s - child.started_s
+            log.info(
+                "worker takes jobs",
+                extra={"action": "worker_up", "worker": child.name, "after_s": round(self.load_s, 1)},
+            )
+        if beat.state == DRAINING and child.deadline_s is None:  # told by somebody else: the bound holds all the same
+            child.deadline_s = now_s + self._drain_timeout_s
+            if not child.successor:
+                self.wanted = max(0, self.wanted - 1)
+
+    def watch(self, now_s: float) -> None:
+        """Kill what makes no progress, and what has not drained in time; both work on a stopped process, too."""
+        for child in self.children:
+            if child.process is None or child.process.poll() is not None:
+                continue
+            if child.deadline_s is not None:
+                if now_s > child.deadline_s:
+                    self._kill(child, "worker_drain_timeout", f"not drained in {self._drain_timeout_s:.0f} s")
+                continue
+            reason = child.progress.standstill(now_s, self._patience)
+            if reason:
+                child.has_hung = child.progress.is_loading
+                self._kill(child, "worker_stalled", reason)
+
+    def ended(self, child: Child, now_s: float) -> bool:
+        """Decide what follows the end of a process; False if no other can be expected to start."""
+        assert child.process
+        code, child.process = child.process.wait(), None
+        told = {"device": child.label, "code": code}
+        if code == 0 or child.deadline_s is not None or child.successor:
+            if child.deadline_s is None and not child.successor:
+                self.wanted = max(0, self.wanted - 1)  # somebody else told it to end
+            self.children.remove(child)
+            log.info("worker ended", extra={"action": "worker_ended", **told})
+            return True
+        if code == EXIT_CANNOT_START or child.has_hung:
+            child.num_refusals += 1
+            is_wrong = not self._was_ready and not child.has_hung
+            if is_wrong or child.num_refusals >= _MAX_REFUSALS:
+                return False
+        log.error(
+            "worker crashed and is started again; its jobs go to other workers",
+            extra={"action": "worker_crashed", **told, "in_s": child.retry(now_s)},
+        )
+        return True
+
+    def excuse(self, now_s: float) -> None:
+        """Forget every standstill: nobody has looked for a while."""
+        for child in self.children:
+            child.progress.excuse(now_s)
+
+    def drain_all(self) -> None:
+        """SIGTERM to all at once, then wait for each; what exceeds the bound is killed, its jobs return."""
+        for child in self.children:
+            if child.process and child.process.poll() is None and child.deadline_s is None:
+                child.process.terminate()
+        deadline_s = time.monotonic() + self._drain_timeout_s
+        for child in self.children:
+            if child.process:
+                finish(child.process, max(0.1, deadline_s - time.monotonic()))
+
+    def _start(self, child: Child, now_s: float) -> None:
+        told: dict[str, object] = {"device": child.label}
+        try:
+            pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._tell)
+        except OSError as error:  # too many processes, or no memory for one: later there may be
+            told |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}
+            log.error("a worker's process cannot be started: %s", error.strerror, extra=told)
+            return
+        log.info("worker started", extra={"action": "worker_started", **told, "pid": pid})
+
+    def _free_device(self) -> Device | None:
+        """The device with the fewest workers, the first of those; None if all are full."""
+        counts = [sum(child.device is device for child in self.children) for device in self._devices]
+        fewest = min(counts, default=self._per_device)
+        return self._devices[counts.index(fewest)] if fewest < self._per_device else None
+
+    def _kill(self, child: Child, action: str, reason: str) -> None:
+        assert child.process
+        log.error("a worker is killed: %s", reason, extra={"action": action, "worker": child.name})
+        child.process.send_signal(signal.SIGKILL)

@@ -1,0 +1,132 @@
+"""One worker of a launcher: its device, its process, what it last said, when it is started again.
+
+The launcher's main thread alone starts and stops it; a thread per process reads its heartbeats and waits for its end,
+and puts both where the launcher looks.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from embedq.core.devices import Device
+from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, VARIABLE, Beat
+from embedq.workers.launcher.stall_detector import Progress
+from embedq.workers.launcher.status_table import Lines
+from embedq.workers.processes import spawn
+
+#: Pause before the first restart of a crashed worker; doubled up to the longest, and forgotten
+#: after the worker has run for `_STEADY_S`.
+_FIRST_BACKOFF_S = 1.0
+_LONGEST_BACKOFF_S = 60.0
+_STEADY_S = 300.0
+
+#: What runs on a device.
+COMMAND = (sys.executable, "-m", "embedq.workers.worker")
+
+#: What is to be done on the main thread.
+Event = Callable[[], None]
+
+
+class Child:
+    """A worker: one process after another on one device, under one name."""
+
+    def __init__(self, device: Device, label: str) -> None:
+        self.device = device
+        #: The device's part of the worker's name; unlike the device's own where several workers share it.
+        self.label = label
+        #: Its name as a worker, also while its next process loads; before the first is ready, its label.
+        self.name = label
+        self.process: subprocess.Popen[bytes] | None = None
+        self.beat = Beat()
+        self.progress = Progress(0.0)
+        self.started_s = 0.0
+        #: When to start it (again); None while it runs.
+        self.due_s: float | None = 0.0
+        #: When it is killed if it has not drained; None while it is to go on.
+        self.deadline_s: float | None = None
+        #: The worker that takes its place once ready, and its own place among those wanted already.
+        self.successor: Child | None = None
+        #: How often in a row it could not start, and whether this time because it did not get on.
+        self.num_refusals = 0
+        self.has_hung = False
+        self._backoff_s = _FIRST_BACKOFF_S
+
+    @property
+    def state(self) -> str:
+        """Of a worker's own states, and "waiting" between a crash and the next start."""
+        if self.process is None:
+            return "waiting"
+        return DRAINING if self.deadline_s is not None else self.beat.state
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes jobs."""
+        return self.state == READY
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is on its way to take jobs."""
+        return self.state in ("waiting", LOADING)
+
+    def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], tell: Tell) -> int:
+        """Start its process and return its id; must be called on the main thread, see `spawn`."""
+        reading, writing = os.pipe()
+        environment = environment | self.device.environment()
+        environment |= {
+            "EMBEDQ_DEVICE": self.device.kind,
+            "EMBEDQ_DEVICE_LABEL": self.label,
+            VARIABLE: str(writing),
+        }
+        try:
+            self.process = spawn(
+                COMMAND, environment, self.device.cores, pass_fds=(writing, *locks), **tell.screen.popen
+            )
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        tell.screen.follow(self.process)
+        self.beat, self.progress, self.has_hung = Beat(), Progress(now_s), False
+        self.started_s, self.due_s = now_s, None
+        arguments = (self.process, reading, tell)
+        threading.Thread(target=self._follow, args=arguments, name=f"follow-{self.label}", daemon=True).start()
+        return self.process.pid
+
+    def retry(self, now_s: float) -> float:
+        """Note when it is to be started again; returns in how many seconds."""
+        if now_s - self.started_s > _STEADY_S:
+            self._backoff_s = _FIRST_BACKOFF_S
+        backoff_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
+        self.due_s = now_s + backoff_s
+        return backoff_s
+
+    def _follow(self, process: subprocess.Popen[bytes], reading: int, tell: Tell) -> None:
+        with os.fdopen(reading, "rb") as beats:
+            for line in beats:
+                if not line.endswith(b"\n"):  # killed in the middle of it
+                    break
+                tell.events(partial(tell.on_beat, self, process, Beat.read(line)))
+        process.wait()
+        tell.events(partial(tell.on_end, self, process))
+
+
+class Tell:
+    """Whom a worker's thread tells what, and where its output goes."""
+
+    def __init__(
+        self,
+        events: Callable[[Event], None],
+        on_beat: Callable[[Child, subprocess.Popen[bytes], Beat], None],
+        on_end: Callable[[Child, subprocess.Popen[bytes]], None],
+        screen: Lines,
+    ) -> None:
+        self.events = events
+        self.on_beat = on_beat
+        self.on_end = on_end
+        self.screen = screen

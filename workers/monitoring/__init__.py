@@ -1,0 +1,1 @@
+"""What a worker reports about itself: health, heartbeats, metrics, traces, speed."""

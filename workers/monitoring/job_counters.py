@@ -1,0 +1,151 @@
+"""What the pool of one worker has done so far: `Counts` for whoever scales it, `JobCounts` for whoever looks at it.
+
+Counted where jobs come and go, read by the heartbeat and at each scrape. Written by the event loop and the answers thread,
+each its own fields. A job costs some microseconds here (`python -m tests.bench metrics`). Labels come from our own models
+and tasks, never from a message: anybody may write those, and each new label is a new time series for whoever collects them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection
+from itertools import product
+from typing import Any, NamedTuple
+
+from celery.exceptions import Retry
+from celery.signals import task_revoked
+
+from embedq.core.batching.batch_stats import Histogram
+from embedq.core.batching.job import Job
+from embedq.tasks.metrics import OUTCOMES, STAGES
+
+#: What a job still weighs after each further one of its queue, in what is learned of their sizes.
+_DECAY = 0.99
+
+#: Names of queues come with messages, and anybody may write those: beyond so many, no more are learned.
+_MAX_QUEUES = 200
+
+#: Upper bounds of the stages' histograms: a one-text job takes some milliseconds, a bulk job minutes.
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+#: The model of a job that never came to one: its call was wrong, or it was revoked before it was opened.
+UNKNOWN = "unknown"
+
+
+class Counts:
+    """Counts of one pool since it started."""
+
+    def __init__(self) -> None:
+        #: Jobs answered, failures included.
+        self.num_jobs = 0
+        #: Turns of the event loop: it looks for jobs in each.
+        self.num_turns = 0
+        #: Per queue, decayed sums over its answered jobs: how many, and their tokens.
+        self._sizes: dict[str, tuple[float, float]] = {}
+        self._busy_s = 0.0
+        self._busy_since_s: float | None = None
+
+    def holds(self, is_holding: bool) -> None:
+        """The pool holds jobs now, or none any more. Its caller holds the pool's lock."""
+        now_s = time.monotonic()
+        if is_holding and self._busy_since_s is None:
+            self._busy_since_s = now_s
+        elif not is_holding and self._busy_since_s is not None:
+            self._busy_s += now_s - self._busy_since_s
+            self._busy_since_s = None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which there was a job to work on."""
+        since_s = self._busy_since_s
+        return self._busy_s + (time.monotonic() - since_s if since_s is not None else 0.0)
+
+    def answered(self, queue: str, num_tokens: int) -> None:
+        """A job of `queue` has its answer. Called on the answers thread only."""
+        self.num_jobs += 1
+        if num_tokens and (queue in self._sizes or len(self._sizes) < _MAX_QUEUES):
+            jobs, tokens = self._sizes.get(queue, (0.0, 0.0))
+            self._sizes[queue] = _DECAY * jobs + 1, _DECAY * tokens + num_tokens
+
+    def tokens_per_job(self) -> dict[str, float]:
+        """By queue, the tokens of a job as seen lately."""
+        return {queue: round(tokens / jobs, 1) for queue, (jobs, tokens) in tuple(self._sizes.items())}
+
+
+class Times(NamedTuple):
+    """One job on its way to its result."""
+
+    model: str
+    kind: str
+    waited_s: float
+    encoded_s: float
+    computed_s: float
+    ended_s: float
+    num_tokens: int
+
+
+class JobCounts:
+    """Counts of one pool since it started."""
+
+    def __init__(self, models: Collection[str]) -> None:
+        #: Ended jobs by (model, kind, outcome). From the start also those of which there is none: Prometheus sees a
+        #: count that rises from 0, and not one that begins at 1.
+        self.outcomes = dict.fromkeys(product((*models, UNKNOWN), ("embed", "rerank"), OUTCOMES), 0)
+        self.num_ended = 0
+        #: By model, of jobs that were computed: seconds in each of `STAGES`.
+        self.stages = {model: tuple(Histogram(SECONDS) for _ in STAGES) for model in models}
+        self._lock = threading.Lock()
+        task_revoked.connect(self._revoked, weak=True)
+
+    def stored(self, times: Times, outcome: str, then: Callable[[], None]) -> None:
+        """A job's result is stored: count it, and do what follows."""
+        self._add(times, outcome)
+        then()
+
+    def _add(self, times: Times, outcome: str) -> None:
+        model, kind, waited_s, encoded_s, computed_s, ended_s, _ = times
+        self.count(model, kind, outcome)
+        if not ended_s:
+            return  # nothing of it was computed
+        waited, encoded, computed, stored = self.stages[model]
+        waited.add(waited_s)
+        encoded.add(encoded_s)
+        computed.add(computed_s)
+        stored.add(time.monotonic() - ended_s)
+
+    def count(self, model: str, kind: str, outcome: str) -> None:
+        """A job has ended so."""
+        key = model, kind, outcome
+        self.num_ended += 1
+        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+
+    def _revoked(self, sender: Any = None, **_: Any) -> None:
+        """Celery says so wherever a job is dropped: by the event loop before the pool had it, or by the pool."""
+        with self._lock:
+            self.count(UNKNOWN, kind_of(sender), "revoked")
+
+
+def times_of(job: Job | None, task: Any) -> Times:
+    """What is known of a job as it is answered."""
+    kind = kind_of(task)
+    if job is None or not job.is_opened:
+        return Times(UNKNOWN, kind, 0.0, 0.0, 0.0, 0.0, 0)
+    return Times(
+        job.call.model.spec.alias, kind, job.waited_s, job.encoded_s, job.computed_s, job.ended_s, job.num_tokens
+    )
+
+
+def outcome_of(traced: Any) -> str:
+    """What Celery's tracer made of a job: (whether it failed, its result or exception, seconds)."""
+    has_failed, result, _ = traced
+    if not has_failed:
+        return "succeeded"
+    error = getattr(result, "exception", None)
+    return "retried" if isinstance(getattr(error, "exc", error), Retry) or isinstance(error, Retry) else "failed"
+
+
+def kind_of(task: Any) -> str:
+    """ "embed", "rerank", or "other" for tasks that are not the engine's."""
+    kind = str(getattr(task, "name", "")).removeprefix("tasks.")
+    return kind if kind in ("embed", "rerank") else "other"

@@ -1,0 +1,81 @@
+"""What a worker answers to Celery's remote control beyond Celery's own commands.
+
+celery -A embedq.tasks inspect embedq_stats       batches, tokens, padding, time on the device
+celery -A embedq.tasks inspect embedq_status      its last heartbeat: state, jobs/s, tokens/s, what waits, memory
+celery -A embedq.tasks control shutdown           drains, as SIGTERM does
+celery -A embedq.tasks control revoke JOB_ID      as ever; a waiting job gives up its place at once
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal as signals
+from typing import Any
+
+from celery.worker import control
+from kombu import pidbox
+
+from embedq.workers.broker.transport import BROKEN
+from embedq.workers.launcher.status_table import row
+from embedq.workers.monitoring.heartbeat import heart
+
+log = logging.getLogger(__name__)
+
+
+class Node(pidbox.Node):
+    """A worker's ear for remote control, which a senseless command does not close.
+
+    Celery opens it anew after each, and hears nothing meanwhile.
+    """
+
+    def handle_message(self, body: Any, message: Any = None) -> Any:
+        """kombu's; what cannot be carried out is logged without its words and forgotten."""
+        try:
+            return super().handle_message(body, message)
+        except BROKEN:
+            raise
+        except Exception as error:
+            extra = {"action": "control_command_refused", "error": type(error).__name__}
+            log.warning("a command of remote control makes no sense", extra=extra)
+            return None
+
+
+@control.inspect_command(name="embedq_stats")
+def embedq_stats(state: Any) -> dict[str, Any]:
+    """What this worker's engine has computed since it started."""
+    stats: dict[str, Any] = state.consumer.pool.engine.stats()
+    return stats
+
+
+@control.inspect_command(name="embedq_status")
+def embedq_status(state: Any) -> dict[str, Any]:
+    """How this worker is. A launcher answers the same command for all its workers."""
+    return {"workers": [row(heart.last)]}
+
+
+@control.control_command(name="shutdown")
+def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, str]:
+    """Drain and end, exactly as on SIGTERM. Celery's own would make its message the exit code: a crash."""
+    os.kill(os.getpid(), signals.SIGTERM)
+    return {"ok": "draining"}
+
+
+@control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+    """Celery's `revoke`; by itself it stops a job only before the pool has it, and our pool holds what waits."""
+    answer = control.revoke(state, task_id, terminate, signal, **options)
+    state.consumer.pool.drop_revoked()
+    return answer
+
+
+@control.control_command(
+    name="revoke_by_stamped_headers", variadic="headers", signature="[key1=value1 [key2=value2 [... [keyN=valueN]]]]"
+)
+def revoke_by_stamped_headers(
+    state: Any, headers: Any, terminate: bool = False, signal: Any = None, **options: Any
+) -> Any:
+    """Celery's own, and as for `revoke`."""
+    answer = control.revoke_by_stamped_headers(state, headers, terminate, signal, **options)
+    state.consumer.pool.drop_revoked()
+    return answer
