@@ -5,15 +5,20 @@ An array travels as a plain msgpack map of three keys, so that any language can 
     {"dtype": "<f4", "shape": [128, 384], "data": <raw little-endian bytes, C order>}
 
 A result class (`Embeddings`, `Ranking`) travels as a map too, with its name under the key
-"embedq"; `register` says which class a name stands for. Nothing here can run code or import a
-module: unknown names stay plain maps, and an array may only hold the numeric types in DTYPES.
+"embedq"; `register` says which class a name stands for. Types that msgpack lacks travel as kombu's
+JSON writes them, {"__type__": "decimal", "__value__": "1.5"}: see `_TYPES`. Nothing here can run code
+or import a module: unknown names stay plain maps, and an array may only hold the numeric types in DTYPES.
 Knows nothing of Redis, Celery or the meaning of what it carries.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 import msgpack
 import numpy as np
@@ -24,6 +29,26 @@ DTYPES = frozenset({"<f4", "<f2", "|i1", "|u1", "<i4", "<u4", "<i8", "<u8"})
 
 #: Keys of an array on the wire.
 _ARRAY_KEYS = frozenset({"dtype", "shape", "data"})
+
+#: Keys of a value of one of `_TYPES`.
+_TYPE_KEYS = frozenset({"__type__", "__value__"})
+
+#: Whole numbers that msgpack can write; a larger one travels in hexadecimal digits, which Python reads in linear time.
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**64 - 1
+
+#: Types beyond msgpack's: the name on the wire, how a value is written and read. The names and forms are those of
+#: kombu's JSON, so that an application may change its serializer and keep its arguments; sets and whole numbers of more
+#: than 64 bits are ours. A datetime is a date, too, and must be looked for first.
+_TYPES: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    datetime: ("datetime", datetime.isoformat, datetime.fromisoformat),
+    date: ("date", date.isoformat, lambda written: datetime.fromisoformat(written).date()),
+    time: ("time", time.isoformat, time.fromisoformat),
+    Decimal: ("decimal", str, Decimal),
+    UUID: ("uuid", lambda value: {"hex": value.hex}, lambda written: UUID(hex=written["hex"])),
+    set: ("set", list, set),
+    frozenset: ("frozenset", list, frozenset),
+}
+_DECODERS = {marker: decode for marker, _, decode in _TYPES.values()} | {"int": lambda written: int(written, 16)}
 
 #: More dimensions than any result has; a longer shape is refused before its product is computed.
 _MAX_DIMENSIONS = 4
@@ -52,8 +77,13 @@ def register(cls: _Class) -> _Class:
 
 
 def pack(value: Any) -> bytes:
-    """Encode `value`. TypeError for what has no form on the wire (datetimes, sets, object arrays)."""
-    packed = msgpack.packb(value, default=_to_plain, use_bin_type=True)
+    """Encode `value`. TypeError for what has no form on the wire (object arrays, instances of other classes).
+
+    A subclass of a plain type travels as that type, by what iterating over it yields. Its length may differ from
+    that: the length of Celery's `group`, a dict, is its number of tasks, and its lazy lists begin empty. Packed as the
+    dict and list they are, both gave bytes that nobody can read.
+    """
+    packed = msgpack.packb(value, default=_to_plain, use_bin_type=True, strict_types=True)
     assert isinstance(packed, bytes)
     return packed
 
@@ -71,6 +101,9 @@ def unpack(packed: bytes | bytearray | memoryview) -> Any:
 
 
 def _to_plain(value: Any) -> Any:
+    """The next plainer form of what msgpack cannot write as it is: it comes back here until nothing is left to do."""
+    if isinstance(value, tuple | list):
+        return [*value]
     if isinstance(value, np.ndarray):
         return _array_to_map(value)
     if isinstance(value, np.number | np.bool_):
@@ -78,6 +111,23 @@ def _to_plain(value: Any) -> Any:
     name = type(value).__name__.lower()
     if _classes.get(name) is type(value):
         return {"embedq": name, **value.to_map()}
+    for cls, (marker, encode, _) in _TYPES.items():
+        if isinstance(value, cls):
+            return {"__type__": marker, "__value__": encode(value)}
+    if isinstance(value, Mapping):
+        return {key: value[key] for key in value}
+    return _base_value(value)
+
+
+def _base_value(value: Any) -> Any:
+    """A subclass of a scalar type as that type; what a class writes of itself for JSON."""
+    for base in (str, float, bytes, bytearray):
+        if isinstance(value, base):
+            return base(value)
+    if isinstance(value, int):  # also a plain one that needs more than 64 bits
+        return int(value) if _MIN_INTEGER <= value <= _MAX_INTEGER else {"__type__": "int", "__value__": hex(value)}
+    if callable(getattr(type(value), "__json__", None)):
+        return value.__json__()
     raise TypeError(f"cannot send a {type(value).__name__}; plain values, arrays and results can travel")
 
 
@@ -93,10 +143,24 @@ def _array_to_map(array: np.ndarray) -> dict[str, Any]:
 def _from_plain(fields: dict[str, Any]) -> Any:
     if fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], bytes):
         return _array_from_map(fields)
+    if fields.keys() == _TYPE_KEYS:
+        return _type_from_map(fields)
     cls = _classes.get(fields["embedq"]) if isinstance(fields.get("embedq"), str) else None
     if cls is None:
         return fields
     return cls.from_map({key: value for key, value in fields.items() if key != "embedq"})
+
+
+def _type_from_map(fields: dict[str, Any]) -> Any:
+    """ValueError where the value is not what its type is written as."""
+    marker, written = fields["__type__"], fields["__value__"]
+    decode = _DECODERS.get(marker) if isinstance(marker, str) else None
+    if decode is None:
+        return fields
+    try:
+        return decode(written)
+    except (ValueError, TypeError, ArithmeticError, KeyError, AttributeError):
+        raise ValueError(f"malformed bytes arrived: no {marker}") from None  # the value may be a text
 
 
 def _array_from_map(fields: dict[str, Any]) -> np.ndarray:
