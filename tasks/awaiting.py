@@ -23,6 +23,7 @@ from redis.asyncio.sentinel import Sentinel
 
 from embedq.core.errors import ServerUnavailable
 from embedq.tasks.backend import is_refusal
+from embedq.tasks.celery_private import known_meta, set_meta, transport_options
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ async def _value(job: AsyncResult | ResultSet) -> Any:
                 part.cancel()
     if job.ignored:
         return None
-    if job._cache is None:  # not yet read, in Celery's own terms
-        job._maybe_set_cache(await _waits(job.backend).meta(job.backend.get_key_for_task(job.id)))
+    if known_meta(job) is None:
+        set_meta(job, await _waits(job.backend).meta(job.backend.get_key_for_task(job.id)))
     return job.maybe_throw()
 
 
@@ -243,7 +244,7 @@ def make_clients(backend: RedisBackend) -> list[aio.Redis]:
     params = {name: value for name, value in backend.connparams.items() if value is not None}
     connection_class = params.pop("connection_class", None)
     if "hosts" in params:
-        options = backend._transport_options
+        options = transport_options(backend)
         sentinel = Sentinel(
             [(one["host"], one["port"]) for one in params.pop("hosts")],
             min_other_sentinels=options.get("min_other_sentinels", 0),

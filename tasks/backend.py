@@ -19,10 +19,11 @@ from typing import Any
 
 import redis
 from celery import states
-from celery.backends.asynchronous import _waiting_on
 from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
-from celery.backends.redis import RedisBackend, ResultConsumer, SentinelBackend
+from celery.backends.redis import SentinelBackend
 from celery.result import AsyncResult, ResultSet, result_from_tuple
+
+from embedq.tasks.celery_private import ConsumerBase, ReadingBackend, known_meta
 
 #: Keys asked for in one MGET: what arrives is held in memory at once.
 _MAX_KEYS_PER_MGET = 100
@@ -38,18 +39,16 @@ _REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, red
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the server and we do not trust each other, which no waiting cures."""
+    """True for authentication, permission and certificate errors, which retrying cannot fix."""
     return isinstance(error, _REFUSALS) or isinstance(error.__context__, ssl.SSLCertVerificationError)
 
 
-class LateConsumer(ResultConsumer):
+class LateConsumer(ConsumerBase):
     """Notes what may be waited for, and subscribes to it when somebody does.
 
     Celery subscribes when a job is sent, and for a group when its result object is made: a round
     trip for each, and channels that stay open if nobody ever waits.
     """
-
-    _pubsub: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -58,11 +57,11 @@ class LateConsumer(ResultConsumer):
 
     def consume_from(self, task_id: str) -> None:
         """Note that this result is wanted. Sends nothing."""
-        self._wanted.add(self._get_key_for_task(task_id))
+        self._wanted.add(self.key_of(task_id))
 
     def cancel_for(self, task_id: str) -> None:
         """Want it no more, and unsubscribe if need be."""
-        self._wanted.discard(self._get_key_for_task(task_id))
+        self._wanted.discard(self.key_of(task_id))
         super().cancel_for(task_id)
 
     def on_wait_for_pending(self, result: Any, **options: Any) -> None:
@@ -70,17 +69,17 @@ class LateConsumer(ResultConsumer):
         for job in _jobs(result):
             # A group asks the backend of the thread that waits, its jobs that of the thread that made
             # them: Celery waits for ever where the two differ.
-            if job.backend is not self.backend and not job._cache:
-                self.backend._add_pending_result(job.id, job)
+            if job.backend is not self.backend and not known_meta(job):
+                self.backend.hold(job)
         super().on_wait_for_pending(result, **options)
         if not result.on_ready.ready:
-            with self._locked(), self.reconnect_on_error():
+            with self.locked(), self.reconnect_on_error():
                 self._subscribe()
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Celery's; whoever drains waits, for what was asked for with `then` above all."""
         if self._wanted:
-            with self._locked(), self.reconnect_on_error():
+            with self.locked(), self.reconnect_on_error():
                 self._subscribe()
         super().drain_events(timeout)
 
@@ -90,30 +89,31 @@ class LateConsumer(ResultConsumer):
         A result that came over a channel is of the channel's job, whatever id it gives itself.
         """
         if message:
-            meta["task_id"] = self.backend._strip_prefix(message["channel"])
-        if self.on_message or _waiting_on(self._pending_results, meta.get("task_id")):
+            meta["task_id"] = self.backend.id_of(message["channel"])
+        if self.on_message or self.is_waited_for(meta.get("task_id")):
             super().on_state_change(meta, message)
         elif meta["status"] != states.PENDING:  # which is no blob, and names no job
-            self._maybe_cancel_ready_task(meta)
+            self.stop_waiting_for(meta)
         if meta["status"] in states.READY_STATES:
-            for waiting in self._pending_results:
-                waiting.pop(meta["task_id"], None)
+            for results in self.held:
+                results.pop(meta["task_id"], None)
 
     def on_after_fork(self) -> None:
         """The parent's connection stays the parent's."""
         super().on_after_fork()
-        self._pubsub = None
+        self.subscription = None
         self._wanted |= self.subscribed_to
         self.subscribed_to.clear()
 
-    def _reconnect_pubsub(self) -> None:
-        with self._locked():
-            if self._pubsub is not None:
-                self._pubsub.close()
-            self._pubsub = None
-            self._wanted |= self.subscribed_to - self._pending_unsubscribe
+    def reconnect(self) -> None:
+        """Subscribe anew to all that somebody still waits for."""
+        with self.locked():
+            if self.subscription is not None:
+                self.subscription.close()
+            self.subscription = None
+            self._wanted |= self.subscribed_to - self.unsubscribing
             self.subscribed_to.clear()
-            self._pending_unsubscribe.clear()
+            self.unsubscribing.clear()
             self._subscribe()
 
     def _subscribe(self) -> None:
@@ -125,9 +125,9 @@ class LateConsumer(ResultConsumer):
         keys = list(self._wanted)
         if not keys:
             return
-        if self._pubsub is None:
-            self._pubsub = self.backend.client.pubsub()
-        self._pubsub.subscribe(*keys)
+        if self.subscription is None:
+            self.subscription = self.backend.client.pubsub()
+        self.subscription.subscribe(*keys)
         self.subscribed_to.update(keys)
         self._wanted.difference_update(keys)
         self._wait_for_confirmation(set(keys))
@@ -138,19 +138,19 @@ class LateConsumer(ResultConsumer):
         patience_s = self.backend.connparams.get("socket_timeout") or _CONFIRM_TIMEOUT_S
         deadline_s = time.monotonic() + patience_s
         while keys:
-            message = self._pubsub.get_message(timeout=max(deadline_s - time.monotonic(), 0))
+            message = self.subscription.get_message(timeout=max(deadline_s - time.monotonic(), 0))
             if message is None and time.monotonic() >= deadline_s:
                 raise redis.TimeoutError("the server does not confirm a subscription")
             if message and message["type"] == "subscribe":
                 keys.discard(message["channel"])
             elif message and message["type"] == "message":
-                self.on_state_change(self._decode_result(message["data"]), message)
+                self.on_state_change(self.decoded(message["data"]), message)
 
     def _read(self, keys: list[bytes]) -> None:
-        waited_for = [key for key in keys if key not in self._pending_unsubscribe]
+        waited_for = [key for key in keys if key not in self.unsubscribing]
         for key, blob in zip(waited_for, self.backend.client.mget(waited_for) if waited_for else (), strict=True):
             if blob:
-                self.on_state_change(self._decode_result(blob), {"channel": key})
+                self.on_state_change(self.decoded(blob), {"channel": key})
 
 
 def _jobs(result: Any) -> Iterator[AsyncResult]:
@@ -162,7 +162,7 @@ def _jobs(result: Any) -> Iterator[AsyncResult]:
         yield result
 
 
-class ResultBackend(RedisBackend):
+class ResultBackend(ReadingBackend):
     """Results on one server."""
 
     ResultConsumer = LateConsumer
@@ -204,8 +204,8 @@ class ResultBackend(RedisBackend):
         for job_id, meta in super().get_many(*args, **kwargs):
             yield job_id, meta | {"task_id": job_id}
 
-    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        meta: dict[str, Any] = super()._get_task_meta_for(task_id)
+    def read_meta(self, task_id: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """A result is of the job whose key it was found at, whatever id it carries."""
         return meta if meta["status"] == states.PENDING else meta | {"task_id": task_id}
 
     def on_task_call(self, producer: Any, task_id: str) -> None:

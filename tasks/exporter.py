@@ -26,15 +26,16 @@ from prometheus_client import CollectorRegistry
 
 from embedq import tasks
 from embedq.core.errors import ServerUnavailable
+from embedq.tasks.backlog_estimate import estimate
 from embedq.tasks.dead import DeadLetters
 from embedq.tasks.metrics import EXPORTER, Families
 from embedq.tasks.models import Registry, Served
 from embedq.tasks.scraping import Scraping
 from embedq.tasks.speeds import Report, Speed, Speeds
 
-#: Tokens that one worker is taken to compute in a second, and that a job is taken to have, where no worker has ever
-#: measured: low enough that a backlog is seen at once, and a finite number, because KEDA takes an infinite one for none.
-UNMEASURED_TOKENS_PER_SECOND, UNMEASURED_TOKENS_PER_JOB = 1_000.0, 256.0
+#: Tokens that one worker is assumed to compute in a second, and a job to have, where no worker has ever measured: low
+#: enough that a backlog is seen at once, and a finite number, because KEDA takes an infinite one for none.
+UNMEASURED = Speed(1_000.0, {"any": 256.0})
 
 #: The model of a queue whose default nobody has announced.
 UNKNOWN = "unknown"
@@ -150,27 +151,15 @@ def queues_of(models: Mapping[str, Served]) -> dict[str, tuple[str, str]]:
     return queues
 
 
-def work(waiting: Mapping[str, int], alias: str, reports: list[Report], latest: Speed) -> tuple[float, float]:
-    """(tokens, seconds) of the jobs that wait in queues of one model: by the speed of the workers present.
+def work(queued: Mapping[str, int], alias: str, reports: list[Report], latest: Speed) -> tuple[float, float]:
+    """(tokens, seconds) of the jobs in the queues of one model: by the speed of the workers present.
 
     Without any, the seconds that one worker would take at the speed last measured: more than 0 as long as a job
     waits, and never infinite. A worker present that has not measured yet counts as fast as the others.
     """
-    speeds = [report.models[alias] for report in reports if alias in report.models]
-    num_tokens = sum(number * _job_size(queue, speeds, latest) for queue, number in waiting.items())
-    measured = [speed.tokens_per_second for speed in speeds if speed.tokens_per_second > 0]
-    usual = sum(measured) / len(measured) if measured else latest.tokens_per_second or UNMEASURED_TOKENS_PER_SECOND
-    return num_tokens, num_tokens / (usual * max(1, len(speeds)))
-
-
-def _job_size(queue: str, speeds: list[Speed], latest: Speed) -> float:
-    """Mean tokens of a queue's jobs: as workers see them, else as they last saw them, there or in the model's other queues."""
-    sizes = [speed.tokens_per_job[queue] for speed in speeds if queue in speed.tokens_per_job]
-    if sizes:
-        return sum(sizes) / len(sizes)
-    known = latest.tokens_per_job
-    usual = sum(known.values()) / len(known) if known else UNMEASURED_TOKENS_PER_JOB
-    return known.get(queue, usual)
+    workers = [report.models[alias] for report in reports if alias in report.models]
+    found = estimate(queued, workers, latest, UNMEASURED)
+    return (found.num_tokens, found.seconds(max(1, len(workers)))) if found else (0.0, 0.0)
 
 
 def run(host: str, port: int) -> None:

@@ -47,7 +47,7 @@ WORKER: dict[str, Metric] = {
     "embedq_waiting_tokens": Metric("gauge", (*_OF_WORKER, "class"), "tokens taken that wait for a batch"),
     "embedq_held_jobs": Metric("gauge", _OF_WORKER, "jobs taken and not yet answered"),
     "embedq_tokens_per_second": Metric(
-        "gauge", _OF_MODEL, "measured speed: tokens without padding in a second of the device's work"
+        "gauge", _OF_MODEL, "measured speed: tokens without padding in a second of work"
     ),
     "embedq_device_busy_seconds_total": Metric("counter", _OF_MODEL, "seconds in which batches were on the device"),
     "embedq_out_of_memory_splits_total": Metric("counter", _OF_MODEL, "batches halved because memory was too small"),

@@ -1,4 +1,4 @@
-"""How fast the workers present are: told by each every few seconds, read by the exporter.
+"""How fast the workers present are: each publishes it every few seconds, exporter and launchers read it.
 
     embedq:workers    hash    worker's name -> JSON of `Report`; each worker renews its own. The key is gone an hour
                               after the last of them
@@ -33,9 +33,9 @@ _MAX_BYTES = 64 * 1024
 class Speed:
     """What one worker measured on one model."""
 
-    #: Without padding; 0 before its first batch.
+    #: Tokens without padding in a second in which there was work for the model; 0 before there was enough.
     tokens_per_second: float = 0.0
-    #: By queue of the model, the mean tokens of the jobs it answered lately.
+    #: By queue of the model, the mean tokens of its latest jobs.
     tokens_per_job: dict[str, float] = field(default_factory=dict)
 
 
@@ -55,7 +55,7 @@ class Speeds:
         self._client = client
         self._workers, self._latest = prefix + WORKERS_KEY, prefix + SPEEDS_KEY
 
-    def tell(self, worker: str, models: dict[str, Speed]) -> None:
+    def publish(self, worker: str, models: dict[str, Speed]) -> None:
         """Renew `worker`'s report. redis.RedisError where the server cannot be reached."""
         report = Report(self._now_s(), models)
         measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
@@ -66,12 +66,12 @@ class Speeds:
                 pipe.hset(self._latest, mapping=measured)
             pipe.execute()
 
-    def leave(self, worker: str) -> None:
-        """This worker takes no jobs any more."""
+    def withdraw(self, worker: str) -> None:
+        """Remove `worker`'s report: it takes no jobs any more."""
         self._client.hdel(self._workers, worker)
 
     def tidy(self) -> None:
-        """Forget workers that died without leaving; called by each that starts."""
+        """Remove the reports of workers that died without withdrawing them; called by each that starts."""
         now_s = self._now_s()
         found = self._client.hgetall(self._workers)
         gone = [name for name, value in found.items() if not _is_present(_report(value), now_s)]
@@ -79,7 +79,7 @@ class Speeds:
             self._client.hdel(self._workers, *gone)
 
     def present(self) -> dict[str, Report]:
-        """The reports of workers that are there, by name."""
+        """The reports of the workers present, by name."""
         now_s = self._now_s()
         found = {
             name.decode(errors="replace"): _report(value) for name, value in self._client.hgetall(self._workers).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,12 @@ from kombu.asynchronous import Hub, set_event_loop
 
 from embedq import tasks
 from embedq.workers import embedded
+from embedq.workers.broker.transport import for_worker
+from embedq.workers.context import Lifecycle, Room, WorkerContext
+from embedq.workers.heartbeat_line import Beat
 
-OURS = "embedq.workers.broker.transport:Transport"
+#: Our transport, for a worker of `context()`.
+OURS = "ours"
 STOCK = "kombu.transport.redis:Transport"
 
 #: Seconds for anything that should happen at once, on a busy machine.
@@ -29,6 +34,23 @@ OPTIONS: dict[str, Any] = {
     "visibility_timeout": 30,
     "unacked_restore_interval": 0.1,
 }
+
+
+def context(**fields: Any) -> WorkerContext:
+    """A worker with room for everything, that computes nothing and is well; `fields` are those that differ."""
+    return WorkerContext(
+        **{
+            "name": "consuming@test",
+            "process": f"consuming@test/{os.getpid()}",
+            "lifecycle": Lifecycle(),
+            "room": Room,
+            "running": tuple,
+            "is_alive": lambda: True,
+            "fail": lambda message, error: None,
+            "last_beat": Beat,
+        }
+        | fields
+    )
 
 
 @contextmanager
@@ -46,11 +68,15 @@ def own_server(directory: Path) -> Iterator[str]:
 class Consuming:
     """Takes from `queues` with an event loop that the test turns; a context manager."""
 
-    def __init__(self, url: str, queues: list[str], transport: str = OURS, **options: Any) -> None:
+    def __init__(
+        self, url: str, queues: list[str], transport: str = OURS, worker: WorkerContext | None = None, **options: Any
+    ) -> None:
+        """`worker` is whose transport it is, by default that of `context()`; `options` are the transport's."""
         self.got: list[Any] = []
         self.num_turns = 0
         self.hub = set_event_loop(Hub())
-        self.connection = kombu.Connection(url, transport=transport, transport_options=OPTIONS | options)
+        used = for_worker(worker or context())[0] if transport == OURS else transport
+        self.connection = kombu.Connection(url, transport=used, transport_options=OPTIONS | options)
         self.channel = self.connection.channel()
         self.connection.transport.register_with_event_loop(self.connection.connection, self.hub)
         self.consumer = kombu.Consumer(

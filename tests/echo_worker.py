@@ -20,6 +20,8 @@ from embedq.workers import logs
 from embedq.workers.broker import transport
 from embedq.workers.broker.dead_letters import failure_writer
 from embedq.workers.broker.leases import LeaseRenewal
+from embedq.workers.context import Lifecycle, Room, WorkerContext
+from embedq.workers.heartbeat_line import Beat
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.monitoring import remote_commands
 
@@ -45,16 +47,23 @@ def die() -> None:
 
 def main() -> None:
     logs.set_up("INFO")
-    transport.install()
-    transport.Channel.worker = f"echo/{os.getpid()}"
-    transport.Channel.fail = failure_writer(app)
-    transport.Channel.running = lambda: [request.id for request in tuple(state.active_requests)]
+    context = WorkerContext(
+        name=f"echo-{os.getpid()}@test",
+        process=f"echo/{os.getpid()}",
+        lifecycle=Lifecycle(),
+        room=Room,
+        running=lambda: [request.id for request in tuple(state.active_requests)],
+        is_alive=lambda: True,
+        fail=failure_writer(app),
+        last_beat=Beat,
+    )
+    transport.install(context)
     echo.Request = die.Request = EngineRequest
-    app.control.mailbox.node_cls = remote_commands.Node
+    remote_commands.install(app, context)
     app.steps["consumer"].add(LeaseRenewal)
     worker_ready.connect(lambda **_: print("echo is ready", flush=True), weak=False)
     worker = app.Worker(
-        hostname=f"echo-{os.getpid()}@test", pool="threads", concurrency=int(os.environ.get("ECHO_THREADS", "4")),
+        hostname=context.name, pool="threads", concurrency=int(os.environ.get("ECHO_THREADS", "4")),
         loglevel="WARNING", quiet=True, without_gossip=True, without_mingle=True, without_heartbeat=True,
     )  # fmt: skip
     worker.start()

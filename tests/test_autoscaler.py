@@ -6,6 +6,7 @@ import queue
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 from kombu import Connection
@@ -24,7 +25,7 @@ QUEUES = {"embed.m": "m"}
 
 OURS, THEIRS = "m.cuda0@here", "m.cuda0@there"
 
-BEAT = {"state": READY, "worker": OURS, "queues": QUEUES, "speeds": {"m": 100.0}, "tokens_per_job": {"embed.m": 10.0}}
+BEAT = {"state": READY, "worker": OURS, "queues": QUEUES, "models": {"m": asdict(Speed(100.0, {"embed.m": 10.0}))}}
 
 TIMEOUT_S = 30.0
 
@@ -67,12 +68,12 @@ def test_a_launchers_backlog_is_its_workers_part_of_what_the_server_holds(
         return look
 
     ours = scaler(driven)
-    speeds.tell(OURS, {"m": Speed(100.0)})
+    speeds.publish(OURS, {"m": Speed(100.0)})
     assert ours.seen(seen(), 0.0).work_s == 80 * 10 / 100
-    speeds.tell(THEIRS, {"m": Speed(300.0, {"embed.m": 10.0})})
+    speeds.publish(THEIRS, {"m": Speed(300.0, {"embed.m": 10.0})})
     assert ours.seen(seen(), 0.0).work_s == 80 * 10 / 100 / 4
     assert ours.seen(seen(), 0.0).others_s == 80 * 10 / 300
-    speeds.leave(THEIRS)
+    speeds.withdraw(THEIRS)
     assert ours.seen(seen(), 0.0).work_s == 80 * 10 / 100
 
 

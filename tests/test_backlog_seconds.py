@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedq.tasks.speeds import Report, Speed
 from embedq.workers.heartbeat_line import READY, Beat
-from embedq.workers.launcher.backlog_seconds import others_s, part_of, speeds_of, work_s
+from embedq.workers.launcher.backlog_seconds import mean_speeds, others_s, part_of, work_s
 from embedq.workers.launcher.queue_lengths import Look
 from embedq.workers.launcher.scaling_policy import Policy, Seen, Since, decide
 
@@ -20,8 +21,18 @@ SIZES = {"embed": 10.0, "embed.fast": 30.0, "rerank.slow": 1000.0}
 
 SPEEDS = {"fast": 100.0, "slow": 50.0}
 
+
+def beat(speeds: dict[str, float] = SPEEDS, sizes: dict[str, float] = SIZES, **fields: Any) -> Beat:
+    """A worker that has measured these speeds, and seen jobs of these sizes."""
+    models = {
+        alias: Speed(speeds.get(alias, 0.0), {queue: sizes[queue] for queue in sizes if QUEUES[queue] == alias})
+        for alias in QUEUES.values()
+    }
+    return Beat(READY, models=models, **fields)
+
+
 #: The one worker there is.
-ALONE = {"w": Beat(READY, tokens_per_job=SIZES, speeds=SPEEDS)}
+ALONE = {"w": beat()}
 
 speeds = st.floats(1, 1e6)
 jobs = st.fixed_dictionaries(dict.fromkeys(QUEUES, st.integers(0, 10_000)))
@@ -32,7 +43,7 @@ def report(**of_models: float) -> Report:
 
 
 def alone(queued: dict[str, int], **known: float) -> float | None:
-    return work_s(Look(queued), ALONE, QUEUES, known or SPEEDS)
+    return work_s(Look(queued), {"w": beat(known or SPEEDS)}, QUEUES, known or SPEEDS)
 
 
 def test_work_for_several_models_is_the_sum_of_the_times_they_need() -> None:
@@ -78,20 +89,26 @@ def test_a_job_counts_as_those_of_its_queue_then_as_the_models_last_ones_then_as
         return work_s(look, {str(number): beat for number, beat in enumerate(beats)}, QUEUES, {"fast": 1.0})
 
     theirs = {"fast": Speed(0.0, {"embed.fast": 40.0})}
-    assert size(theirs, Beat(tokens_per_job={"embed": 10.0}), Beat(tokens_per_job={"embed": 30.0})) == 20
+    assert size(theirs, beat({}, {"embed": 10.0}), beat({}, {"embed": 30.0})) == 20
     assert size(theirs | {"fast": Speed(0.0, {"embed": 7.0, "embed.fast": 9.0})}, Beat()) == 7
-    assert size(theirs, Beat(tokens_per_job={"rerank.slow": 1000.0})) == 40
-    assert size({}, Beat(tokens_per_job={"rerank.slow": 1000.0})) == 1000
+    assert size(theirs, beat({}, {"rerank.slow": 1000.0})) == 40
+    assert size({}, beat({}, {"rerank.slow": 1000.0})) == 1000
     assert size({}, Beat(num_held=4, waiting={"fast": 400})) == 400 + 100
     assert size({}, Beat()) is None
 
 
 def test_a_model_that_was_never_measured_here_is_as_fast_as_elsewhere_and_else_as_the_fastest() -> None:
     look = Look({"rerank.slow": 2})
-    assert work_s(look, ALONE, QUEUES, {"fast": 100.0, "other": 20.0}) == 2 * 1000 / 100
-    assert work_s(replace(look, latest={"slow": Speed(10.0)}), ALONE, QUEUES, {"fast": 100.0}) == 2 * 1000 / 10
-    assert work_s(look, ALONE, QUEUES, {}) is None
-    assert work_s(Look({"rerank.slow": 0}), ALONE, QUEUES, {}) == 0
+    unmeasured = {"w": beat({})}
+    assert work_s(look, unmeasured, QUEUES, {"fast": 100.0, "other": 20.0}) == 2 * 1000 / 100
+    assert work_s(replace(look, latest={"slow": Speed(10.0)}), unmeasured, QUEUES, {"fast": 100.0}) == 2 * 1000 / 10
+    assert work_s(look, unmeasured, QUEUES, {}) is None
+    assert work_s(Look({"rerank.slow": 0}), unmeasured, QUEUES, {}) == 0
+
+
+def test_a_model_is_as_fast_as_it_was_here_while_its_workers_have_not_measured_it_anew() -> None:
+    look = Look({"rerank.slow": 2}, latest={"slow": Speed(10.0)})
+    assert work_s(look, {"w": beat({})}, QUEUES, {"slow": 20.0}) == 2 * 1000 / 20
 
 
 def test_before_a_worker_takes_jobs_nobody_knows_how_much_waits() -> None:
@@ -100,8 +117,12 @@ def test_before_a_worker_takes_jobs_nobody_knows_how_much_waits() -> None:
 
 
 def test_speeds_are_the_mean_of_the_workers_that_measured_them() -> None:
-    beats = [Beat(speeds={"a": 10.0, "b": 1.0}), Beat(speeds={"a": 30.0}), Beat()]
-    assert speeds_of(beats) == {"a": 20, "b": 1}
+    beats = [
+        Beat(models={"a": Speed(10.0), "b": Speed(1.0)}),
+        Beat(models={"a": Speed(30.0), "b": Speed(), "c": Speed()}),
+        Beat(),
+    ]
+    assert mean_speeds(beats) == {"a": 20, "b": 1}
 
 
 def test_a_launchers_part_is_that_of_its_workers_speed() -> None:
@@ -131,8 +152,8 @@ def test_several_launchers_on_one_queue_start_together_what_one_would(
 
     def wanted(names: list[str], everybody: list[str]) -> int:
         look = Look({"embed": num_jobs}, {name: report(fast=speed) for name in everybody})
-        beats = {name: replace(ALONE["w"], speeds={"fast": speed}) for name in names}
-        seen = Seen(len(names), (), work_s(look, beats, QUEUES, speeds_of(beats.values())), 0.0, 8.0)
+        beats = {name: beat({"fast": speed}) for name in names}
+        seen = Seen(len(names), (), work_s(look, beats, QUEUES, mean_speeds(beats.values())), 0.0, 8.0)
         return decide(policy, seen, long_ago, 100.0).num_workers
 
     named = [[f"{at}-{n}" for n in range(number)] for at, number in enumerate(launchers)]

@@ -15,8 +15,7 @@ from embedq.core.errors import InvalidInput, Poisoned
 from embedq.tasks.__main__ import main
 from embedq.tasks.dead import DeadLetters
 from embedq.workers.broker.dead_letters import poisoned
-from embedq.workers.broker.transport import Channel
-from tests.consuming import Consuming, dead_letters, in_flight, send, waiting
+from tests.consuming import Consuming, context, dead_letters, in_flight, send, waiting
 from tests.echo_worker import app, die, echo
 from tests.test_transport import TIMEOUT_S, answers, envelope, start
 
@@ -114,21 +113,21 @@ def test_a_job_given_back_a_hundred_times_is_not_poisoned(url: str, client: redi
 def test_a_poisoned_message_that_cannot_be_read_is_buried_all_the_same(
     url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(Channel, "fail", lambda message, error: told.append(str(error)))
+    failed: list[str] = []
+    of_test = context(fail=lambda message, error: failed.append(str(error)))
     send(url, "a", 0)
     client.lset("a", 0, client.lindex("a", 0).replace(b'"content-type"', b'"\xff"'))
     for _ in range(2):
-        worker = Consuming(url, ["a"], visibility_timeout=0.01, max_attempts=2)
+        worker = Consuming(url, ["a"], worker=of_test, visibility_timeout=0.01, max_attempts=2)
         monkeypatch.setattr(worker.channel, "_deliver", lambda job: None)
         worker.run_until(lambda worker=worker: worker.channel.qos.taken)
         worker.abandon()
         time.sleep(0.02)
         heir(url, "b").close()
-    with Consuming(url, ["a"], max_attempts=2) as last:
+    with Consuming(url, ["a"], worker=of_test, max_attempts=2) as last:
         last.run_until(lambda: client.xlen("embedq:dead"))
         assert not last.got
-    assert (in_flight(client), client.llen("a")) == (0, 0)
+    assert (in_flight(client), client.llen("a"), failed) == (0, 0, [])
 
 
 def test_only_so_many_are_kept_and_all_are_counted(url: str, client: redis.Redis) -> None:
@@ -164,7 +163,7 @@ def test_the_command_lists_shows_sends_again_and_drops(
     assert main(["dead", "show", rejected, rubbish]) == 0
     shown = capsys.readouterr().out
     assert all(
-        part in shown for part in ("job-1", "tasks.embed", "1 text, 8 characters", "a:3", "rejected", Channel.worker)
+        part in shown for part in ("job-1", "tasks.embed", "1 text, 8 characters", "a:3", "rejected", context().process)
     )
     assert "not a JSON object" in shown
     assert json.loads(envelope())["body"] not in shown

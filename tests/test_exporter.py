@@ -12,13 +12,7 @@ import pytest
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
-from embedq.tasks.exporter import (
-    UNMEASURED_TOKENS_PER_JOB,
-    UNMEASURED_TOKENS_PER_SECOND,
-    QueueCollector,
-    queues_of,
-    work,
-)
+from embedq.tasks.exporter import UNMEASURED, QueueCollector, queues_of, work
 from embedq.tasks.metrics import EXPORTER
 from embedq.tasks.models import Registry, Served
 from embedq.tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
@@ -83,16 +77,16 @@ def test_a_backlog_in_seconds_is_its_tokens_by_the_speed_of_the_workers_present(
     for _ in range(8):
         send(app, "embed.minilm")
     speeds = Speeds(own.client)
-    speeds.tell("one", {"minilm": Speed(100.0, {"embed.minilm": 30.0})})
-    speeds.tell("two", {"minilm": Speed(300.0, {"embed.minilm": 50.0}), "ranker": Speed()})
+    speeds.publish("one", {"minilm": Speed(100.0, {"embed.minilm": 30.0})})
+    speeds.publish("two", {"minilm": Speed(300.0, {"embed.minilm": 50.0}), "ranker": Speed()})
     scrape = Scrape(address)
     assert scrape.value("embedq_workers", model="minilm") == 2
     assert scrape.value("embedq_workers", model="ranker") == 1
     labels = {"model": "minilm", "kind": "embed"}
     assert scrape.value("embedq_backlog_tokens", **labels) == 8 * 40
     assert scrape.value("embedq_backlog_seconds", **labels) == pytest.approx(8 * 40 / 400)
-    speeds.leave("one")
-    speeds.leave("two")
+    speeds.withdraw("one")
+    speeds.withdraw("two")
     # At zero workers: what one would take, at the speed of whoever measured last.
     scrape = Scrape(address)
     assert scrape.value("embedq_workers") == 0
@@ -102,7 +96,7 @@ def test_a_backlog_in_seconds_is_its_tokens_by_the_speed_of_the_workers_present(
 def test_a_backlog_that_nobody_ever_measured_is_finite_and_above_nothing(app: Celery, address: str) -> None:
     send(app, "rerank.ranker")
     seconds = Scrape(address).value("embedq_backlog_seconds", model="ranker", kind="rerank")
-    assert seconds == UNMEASURED_TOKENS_PER_JOB / UNMEASURED_TOKENS_PER_SECOND
+    assert seconds == UNMEASURED.tokens_per_job["any"] / UNMEASURED.tokens_per_second > 0
     assert work({"rerank.ranker": 0}, "ranker", [], Speed()) == (0, 0)
 
 
@@ -124,7 +118,7 @@ def test_two_installations_on_one_server_do_not_see_each_other(own: OwnServer, p
     own.client.flushall()
     for other, alias, served in (("one:", "first", MINILM), ("two:", "second", RANKER)):
         Registry(own.client, other).announce([replace(served, alias=alias)])
-        Speeds(own.client, other).tell(f"worker of {alias}", {alias: Speed(10.0)})
+        Speeds(own.client, other).publish(f"worker of {alias}", {alias: Speed(10.0)})
         own.client.lpush(f"{other}embed.{alias}", "a job")
     alias = {"one:": "first", "two:": "second"}[prefix]
     registry = CollectorRegistry()
@@ -233,7 +227,7 @@ def test_what_is_no_report_is_passed_over(app: Celery, address: str, own: OwnSer
 
 def test_reports_go_when_nobody_renews_them(own: OwnServer) -> None:
     own.client.flushall()
-    Speeds(own.client).tell("one", {"minilm": Speed()})
+    Speeds(own.client).publish("one", {"minilm": Speed()})
     assert 0 < own.client.ttl(WORKERS_KEY) <= 3600
     assert Speeds(own.client).latest() == {}
 

@@ -12,12 +12,9 @@ import kombu
 import pytest
 import redis
 
-from embedq.workers.broker.transport import Channel, Room, wake
-from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
-
-
-def set_room(monkeypatch: pytest.MonkeyPatch, **room: int) -> None:
-    monkeypatch.setattr(Channel, "room", lambda: Room(**room))
+from embedq.workers.broker.transport import wake
+from embedq.workers.context import Room
+from tests.consuming import OURS, STOCK, Consuming, calls, context, dead_letters, in_flight, send, waiting
 
 
 def test_one_call_takes_everything_most_urgent_first_and_then_queue_by_queue(url: str, client: redis.Redis) -> None:
@@ -56,14 +53,13 @@ def test_a_thousand_jobs_take_two_calls_and_their_acknowledgements_as_many(url: 
     ],
 )
 def test_no_more_is_taken_than_there_is_room_for(
-    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, room: dict[str, int], taken: list[int]
+    url: str, client: redis.Redis, room: dict[str, int], taken: list[int]
 ) -> None:
     send(url, "a", 10, 11, priority=9)
     send(url, "a", 0, 1, 2)
     assert 2 * len(client.lindex("a", 0)) < 700 < 3 * len(client.lindex("a", 0))
     given = iter([Room(**room)])
-    monkeypatch.setattr(Channel, "room", lambda: next(given, Room(max_jobs=0)))
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], worker=context(room=lambda: next(given, Room(max_jobs=0)))) as worker:
         worker.run_until(lambda: len(worker.got) >= len(taken) and worker.num_turns > 2)
         assert worker.numbers() == taken
         assert in_flight(client) == len(taken)
@@ -80,18 +76,16 @@ def test_the_prefetch_count_of_celery_bounds_what_is_held(url: str, client: redi
         assert in_flight(client) == 2
 
 
-def test_room_that_appears_in_another_thread_is_used_at_once(
-    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    set_room(monkeypatch, max_jobs=0)
+def test_room_that_appears_in_another_thread_is_used_at_once(url: str, client: redis.Redis) -> None:
+    room = [Room(max_jobs=0)]
     send(url, "a", 1)
-    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:
+    with Consuming(url, ["a"], worker=context(room=lambda: room[0]), unacked_restore_interval=60) as worker:
         worker.run_until(lambda: worker.num_turns > 3)
         assert not worker.got
         came: list[float] = []
 
         def make_room() -> None:
-            set_room(monkeypatch, max_jobs=1)
+            room[0] = Room(max_jobs=1)
             came.append(time.perf_counter())
             wake()
 

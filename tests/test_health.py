@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -14,8 +12,11 @@ from prometheus_client import CollectorRegistry
 from embedq.core.engine import Engine
 from embedq.core.errors import DeviceFailure
 from embedq.tasks.scraping import Scraping
-from embedq.workers.monitoring.health import DRAINING, LOADING, READY, WAITING, Health, Readiness
+from embedq.workers.context import DRAINING, LOADING, READY, WAITING, Lifecycle
+from embedq.workers.jobs.held_job import HeldJobs
+from embedq.workers.monitoring.health import Health, readiness_for
 from tests.checkpoints import PATIENCE_S, FakeModel
+from tests.consuming import context
 from tests.engines import busy, running
 from tests.scraping import get, wait_until
 
@@ -23,9 +24,12 @@ from tests.scraping import get, wait_until
 LIMIT_S = 0.3
 
 
-def pool(engine: Engine, num_held: int = 0) -> Any:
-    """What of a pool is looked at."""
-    return SimpleNamespace(engine=engine, num_held=num_held, job_counts=SimpleNamespace(num_ended=0))
+def serving(health: Health, engine: Engine, num_held: int = 0) -> None:
+    """Let `health` look at an engine and so many held jobs."""
+    held = HeldJobs(engine)
+    for _ in range(num_held):
+        held.add(object())  # type: ignore[arg-type]
+    health.serves("worker", held)
 
 
 @contextmanager
@@ -35,10 +39,10 @@ def pages(health: Health) -> Iterator[str]:
 
 
 def test_a_pass_that_hangs_is_told_and_an_idle_engine_is_well(model: FakeModel) -> None:
-    health = Health()
+    health = Health(Lifecycle())
     with running(model, hang_timeout_s=LIMIT_S) as engine, pages(health) as address:
         assert get(f"{address}/live") == (200, f"{LOADING}\n")
-        health.pool = pool(engine)
+        serving(health, engine)
         assert get(f"{address}/live")[0] == 200
         model.gate.clear()
         job = engine.submit(lambda: engine.calls.embed(["a text"]))
@@ -50,50 +54,52 @@ def test_a_pass_that_hangs_is_told_and_an_idle_engine_is_well(model: FakeModel) 
 def test_held_jobs_of_which_nothing_gets_on_are_told_though_no_pass_runs(
     model: FakeModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    health, is_open = Health(), threading.Event()
+    health, is_open = Health(Lifecycle()), threading.Event()
     encode = model.encode_texts
     monkeypatch.setattr(model, "encode_texts", lambda *given: (is_open.wait(PATIENCE_S), encode(*given))[1])
     with running(model, hang_timeout_s=LIMIT_S) as engine, pages(health) as address:
-        health.pool, health.state = pool(engine, num_held=1), READY
+        serving(health, engine, num_held=1)
+        health.lifecycle.state = READY
         job = engine.submit(lambda: engine.calls.embed(["a text"]))
         assert get(f"{address}/live")[0] == 200
         wait_until(lambda: get(f"{address}/live")[0] == 503)
-        assert "1 jobs are held and nothing of them has got on for" in get(f"{address}/live")[1]
+        assert "1 jobs are held and none of them has made progress for" in get(f"{address}/live")[1]
         is_open.set()
         job.answer.result(PATIENCE_S)
         assert get(f"{address}/live")[0] == 200  # a batch has ended meanwhile
 
 
 def test_what_waits_for_the_server_is_no_standstill(engine: Engine) -> None:
-    health = Health()
-    health.pool, health.state = pool(engine, num_held=1), WAITING
+    health = Health(Lifecycle())
+    serving(health, engine, num_held=1)
+    health.lifecycle.state = WAITING
     long_s = 2 * engine.settings.hang_timeout_s
     assert health.live() == (True, WAITING)
     health._seen_s -= long_s
     assert health.live() == (True, WAITING)
-    health.state = READY
+    health.lifecycle.state = READY
     assert health.live() == (True, READY)
     health._seen_s -= long_s
     assert not health.live()[0]
 
 
 def test_a_busy_engine_lives(engine: Engine, model: FakeModel) -> None:
-    health = Health()
-    health.pool = pool(engine, num_held=1)
+    health = Health(Lifecycle())
+    serving(health, engine, num_held=1)
     with busy(engine, model):
         assert health.live()[0]
 
 
 def test_ready_follows_the_consumer_until_it_drains() -> None:
-    health = Health()
-    step = object.__new__(Readiness)
-    step.told = health  # type: ignore[misc]
+    worker = context()
+    health = Health(worker.lifecycle)
+    step = readiness_for(worker)(None)
     assert health.ready() == (False, LOADING)
     step.start(None)
     assert health.ready() == (True, READY)
     step.stop(None)
     assert health.ready() == (False, WAITING)
     step.start(None)
-    health.state = DRAINING
+    health.lifecycle.state = DRAINING
     step.stop(None)
     assert health.ready() == (False, DRAINING)

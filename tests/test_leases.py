@@ -10,8 +10,7 @@ import pytest
 import redis
 
 from embedq.workers.broker.leases import LeaseRenewal, renew
-from embedq.workers.broker.transport import Channel
-from tests.consuming import STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
+from tests.consuming import STOCK, Consuming, calls, context, dead_letters, in_flight, send, waiting
 
 #: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
 LEASE_S = 1.5
@@ -88,25 +87,23 @@ def test_looking_for_expired_leases_costs_one_call_however_many_there_are(url: s
         assert calls(client, "evalsha", "eval") <= 1
 
 
-def test_a_busy_event_loop_loses_no_lease_and_a_hung_engine_does(
-    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_event_loop_loses_no_lease_and_a_hung_engine_does(url: str, client: redis.Redis) -> None:
     send(url, "a", 0)
-    worker = took(url, "a", 1, visibility_timeout=LEASE_S)
+    is_alive = [True]
+    worker = took(url, "a", 1, worker=context(is_alive=lambda: is_alive[0]), visibility_timeout=LEASE_S)
     consumer = SimpleNamespace(task_consumer=SimpleNamespace(channel=worker.channel))
     step = LeaseRenewal(consumer)
     step.start(consumer)
     try:
-        with Consuming(url, ["a"], visibility_timeout=LEASE_S) as heir:
-            heir.channel.worker = "another"
+        with Consuming(url, ["a"], worker=context(process="another"), visibility_timeout=LEASE_S) as heir:
             heir.run_for(2 * LEASE_S)  # all that while the first worker's loop does not turn
             assert not heir.got
             step.stop(consumer)  # told to stop, it still computes what it took
             heir.run_for(1.5 * LEASE_S)
             assert not heir.got
-            monkeypatch.setattr(LeaseRenewal, "is_alive", lambda: False)
+            is_alive[0] = False
             heir.run_until(lambda: heir.got, timeout_s=2 * LEASE_S)
-            monkeypatch.setattr(LeaseRenewal, "is_alive", lambda: True)
+            is_alive[0] = True
             # It wakes up again: what is another's by now is neither renewed nor taken from it.
             assert renew(worker.channel) == 0
             worker.close()
@@ -162,8 +159,7 @@ def test_a_worker_that_comes_back_late_acknowledges_nothing_of_others(
 ) -> None:
     send(url, "a", 0)
     hung = took(url, "a", 1, visibility_timeout=0.01)
-    heir = Consuming(url, ["a"], visibility_timeout=0.01)
-    heir.channel.worker = "another"
+    heir = Consuming(url, ["a"], worker=context(process="another"), visibility_timeout=0.01)
     time.sleep(0.02)  # the lease runs out
     heir.channel.leases.give_back_expired()
     heir.channel.visibility_timeout = LEASE_S
@@ -193,20 +189,20 @@ def test_acknowledgements_that_could_not_be_sent_are_sent_by_the_next_connection
     assert (waiting(client, "a"), in_flight(client)) == ([1], 0)
 
 
-def test_what_could_not_be_given_back_is_by_the_next_connection(
-    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_could_not_be_given_back_is_by_the_next_connection(url: str, client: redis.Redis) -> None:
     send(url, "a", *range(4))
-    worker = took(url, "a", 4)
+    running: set[str] = set()
+    of_process = context(running=lambda: running)
+    worker = took(url, "a", 4, worker=of_process)
     ids = {"0": worker.got[0], "3": worker.got[3]}
     for job_id, message in ids.items():
         message.headers["id"] = job_id
-    monkeypatch.setattr(Channel, "running", lambda: ids.keys())
+    running |= ids.keys()
     client.execute_command("ACL", "SETUSER", "default", "-evalsha")
     worker.close()
     client.execute_command("ACL", "SETUSER", "default", "+evalsha")
     assert in_flight(client) == 4
-    with Consuming(url, ["b"]) as successor:
+    with Consuming(url, ["b"], worker=of_process) as successor:
         successor.run_until(lambda: client.llen("a"))
         assert waiting(client, "a") == [1, 2]  # the others are being computed
         ids["0"].reject(requeue=True)

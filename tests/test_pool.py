@@ -10,15 +10,17 @@ import pytest
 from celery import Celery
 
 from embedq.core.engine import Engine
-from embedq.workers.jobs.pool import EnginePool
+from embedq.workers.context import DRAINING
+from embedq.workers.jobs.held_job import HeldJobs
+from embedq.workers.jobs.pool import EnginePool, pool_for
 from tests.checkpoints import PATIENCE_S
+from tests.consuming import context
 
 
 @pytest.fixture
-def pool(app: Celery, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[EnginePool]:
+def pool(app: Celery, engine: Engine) -> Iterator[EnginePool]:
     """A pool that has started, over an engine of a fake model and a worker's real backend."""
-    monkeypatch.setattr(EnginePool, "engine", engine, raising=False)
-    pool = EnginePool(limit=1, app=app)
+    pool = pool_for(context(), HeldJobs(engine))(limit=1, app=app)
     pool.on_start()
     yield pool
     pool.on_stop()
@@ -41,7 +43,7 @@ class Bookkeeping:
 
     def done(self, _: Any) -> None:
         """It is acknowledged here."""
-        self.held_meanwhile = self.pool.running()
+        self.held_meanwhile = self.pool.held.running()
         self.is_told.set()
 
 
@@ -51,5 +53,16 @@ def test_a_job_is_held_until_it_is_acknowledged(pool: EnginePool) -> None:
     pool.on_apply(lambda: (False, "result", 0.0), (), {}, **callbacks, timeout_callback=None)
     assert request.is_told.wait(PATIENCE_S)
     assert request.held_meanwhile == ["the job"]
-    with pool._is_empty:
-        assert pool._is_empty.wait_for(lambda: not pool.num_held, PATIENCE_S)
+    assert pool.held.wait_until_empty(PATIENCE_S)
+
+
+def test_nothing_is_fetched_before_the_pool_has_started_nor_once_it_closes(app: Celery, engine: Engine) -> None:
+    held = HeldJobs(engine)
+    worker = context()
+    pool = pool_for(worker, held)(limit=1, app=app)
+    assert held.room().max_jobs == 0
+    pool.start()
+    assert held.room().max_jobs > 0
+    pool.close()
+    assert (held.room().max_jobs, worker.lifecycle.state) == (0, DRAINING)
+    pool.stop()

@@ -13,8 +13,10 @@ from embedq import tasks
 from embedq.core.settings import read_settings
 from embedq.tasks.speeds import Speed, Speeds
 from embedq.workers.broker import transport
+from embedq.workers.celery_private import list_key
 from embedq.workers.launcher.queue_lengths import BacklogSize, Look, keys, lengths
 from embedq.workers.queues import likely_queues
+from tests.consuming import context
 from tests.own_server import OwnServer
 
 QUEUE = "embed.counted"
@@ -41,10 +43,10 @@ def test_jobs_of_all_priorities_are_counted() -> None:
 @pytest.mark.parametrize("prefix", ["", "ours:"])
 def test_the_lists_are_those_that_the_transport_empties(server: str, prefix: str) -> None:
     options = tasks.app.conf.broker_transport_options | {"global_keyprefix": prefix}
-    ours = Connection(server, transport=transport.Transport, transport_options=options)
+    ours = Connection(server, transport=transport.for_worker(context())[0], transport_options=options)
     with Connection(server, transport_options=options) as stock, ours:
         steps = ours.channel().priority_steps
-        assert keys(stock.channel(), QUEUE) == [ours.channel().list_of(QUEUE, step) for step in steps]
+        assert keys(stock.channel(), QUEUE) == [list_key(ours.channel(), QUEUE, step) for step in steps]
 
 
 def test_an_outage_of_the_server_is_told_and_its_end_too(own: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +81,9 @@ def test_who_works_and_how_fast_is_told_with_the_queues(own: OwnServer, monkeypa
     own.client.flushall()
     monkeypatch.setattr(tasks.app, "connection_for_read", lambda: Connection(own.url))
     speeds = Speeds(own.client)
-    speeds.tell("here", {"a": Speed(100.0, {"embed.a": 5.0})})
-    speeds.tell("gone", {"b": Speed(7.0)})
-    speeds.leave("gone")
+    speeds.publish("here", {"a": Speed(100.0, {"embed.a": 5.0})})
+    speeds.publish("gone", {"b": Speed(7.0)})
+    speeds.withdraw("gone")
     told: queue.SimpleQueue[Look | None] = queue.SimpleQueue()
     counting = BacklogSize(["embed.a"], told.put)
     counting.start()

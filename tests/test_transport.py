@@ -16,11 +16,11 @@ import kombu.transport
 import pytest
 import redis
 from kombu.transport import redis as stock
-from kombu.transport import virtual
 
 from embedq.core.errors import InvalidSettings
 from embedq.workers.broker import server_check, transport
-from tests.consuming import calls, dead_letters, in_flight
+from embedq.workers.celery_private import ChannelBase
+from tests.consuming import calls, context, dead_letters, in_flight
 from tests.echo_worker import echo
 from tests.running import Running
 
@@ -212,19 +212,21 @@ def test_a_batch_of_finished_jobs_is_acknowledged_in_few_calls(url: str, client:
 def test_redis_urls_lead_to_this_transport_with_the_tls_their_scheme_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kombu.transport, "TRANSPORT_ALIASES", dict(kombu.transport.TRANSPORT_ALIASES))
     monkeypatch.setattr(kombu.transport, "_transport_cache", {})
-    transport.install()
+    worker = context()
+    transport.install(worker)
     for scheme, cls in [
         ("redis", transport.Transport),
         ("rediss", transport.Transport),
         ("sentinel", transport.SentinelTransport),
     ]:
         connection = kombu.Connection(f"{scheme}://127.0.0.1:1/0")
-        assert type(connection.transport) is cls
+        assert isinstance(connection.transport, cls)
+        assert connection.transport.Channel.context is worker
         assert connection.transport.driver_type == "redis"
         assert bool(connection.ssl) == (scheme == "rediss")
         connection.switch(f"{scheme}://127.0.0.1:2/0")
-        assert type(connection.transport) is cls
-    assert transport.SentinelChannel.__mro__[2] is stock.SentinelChannel
+        assert isinstance(connection.transport, cls)
+    assert transport.SentinelChannel.__mro__[1:4] == (transport.Channel, ChannelBase, stock.SentinelChannel)
     assert {"master_name", "max_attempts"} <= set(transport.SentinelChannel.from_transport_options)
 
 
@@ -233,30 +235,3 @@ def test_a_redis_cluster_is_refused_with_a_sentence(url: str, monkeypatch: pytes
     monkeypatch.setattr(redis.Redis, "info", lambda *_: {"cluster_enabled": 1})
     with pytest.raises(InvalidSettings, match="part of a Redis Cluster"):
         server_check.refuse_cluster(kombu.Connection(url))
-
-
-def test_what_we_use_of_kombus_inside_is_still_there(url: str) -> None:
-    used = {
-        stock.QoS: ("append", "ack", "reject", "restore_unacked", "restore_visible", "restore_by_tag", "can_consume"),
-        virtual.QoS: ("append", "restore_unacked_once"),
-        stock.MultiChannelPoller: ("on_poll_start", "on_readable", "get", "_register_BRPOP", "_register_LISTEN", "_in_protected_read"),
-        stock.Channel: (
-            "_brpop_start", "_brpop_read", "_flush_brpop_reauth", "_connparams", "_in_poll", "_brpop_sent_at", "_closing",
-            "_q_for_pri", "unacked_key", "unacked_index_key", "unacked_restore_interval", "global_keyprefix",
-            "priority_steps", "visibility_timeout", "basic_consume", "active_queues", "pool", "client",
-            "_put_fanout", "_get_publish_topics", "_create_client", "conn_or_acquire",
-        ),
-        virtual.Transport: ("_deliver", "cycle"),
-        virtual.Message: ("_decode", "ack", "reject"),
-    }  # fmt: skip
-    with kombu.Connection(url) as connection:
-        channel = connection.channel()
-        assert channel.active_fanout_queues == set()
-        assert callable(channel.qos._quick_ack)
-        assert callable(channel.qos._on_collect.cancel)
-        assert dict(channel.qos._delivered) == {}
-        assert channel.handlers.keys() == {"BRPOP", "LISTEN"}
-        assert channel.client.connection_pool.get_connection()._parser.set_invalidation_push_handler
-    missing = [f"{cls.__name__}.{name}" for cls, names in used.items() for name in names if not hasattr(cls, name)]
-    assert not missing
-    assert kombu.transport._transport_cache is not None

@@ -11,6 +11,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+from embedq.tasks.speeds import Speed
+
 #: Variable that holds the number of the pipe's end that a worker writes to.
 VARIABLE = "EMBEDQ_HEARTBEAT_FD"
 
@@ -44,10 +46,8 @@ class Beat:
     tokens_s: float = 0.0
     #: Of the last ten seconds, the part in which there was work.
     busy: float = 0.0
-    #: By model, tokens per second of the time in which there was work for it; only where enough is known.
-    speeds: dict[str, float] = field(default_factory=dict)
-    #: By queue, of the jobs answered lately.
-    tokens_per_job: dict[str, float] = field(default_factory=dict)
+    #: By model, its measured speed and the size of its jobs, as also published for other launchers and the exporter.
+    models: dict[str, Speed] = field(default_factory=dict)
     #: Of the process on a CPU, of torch on an accelerator.
     memory_bytes: int = 0
 
@@ -68,4 +68,5 @@ class Beat:
     @classmethod
     def read(cls, line: bytes) -> Beat:
         """The beat of one line."""
-        return cls(**json.loads(line))
+        fields = json.loads(line)
+        return cls(**fields | {"models": {alias: Speed(**speed) for alias, speed in fields["models"].items()}})

@@ -13,8 +13,10 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
+from celery import Celery
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
@@ -30,16 +32,19 @@ from embedq.workers.broker.dead_letters import failure_writer
 from embedq.workers.broker.decompression import restrict
 from embedq.workers.broker.leases import LeaseRenewal
 from embedq.workers.broker.server_check import refuse_cluster, with_server
+from embedq.workers.context import Lifecycle, WorkerContext
 from embedq.workers.exit_codes import EXIT_BROKEN, EXIT_CANNOT_START, EXIT_DEVICE_DEAD
 from embedq.workers.jobs.events import EventsInBulk, use_written_events
-from embedq.workers.jobs.pool import EnginePool
+from embedq.workers.jobs.held_job import HeldJobs
+from embedq.workers.jobs.pool import pool_for
 from embedq.workers.jobs.rejected_messages import Refusal
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.jobs.result_backend import use_batches
-from embedq.workers.monitoring import heartbeat, remote_commands, tracing
-from embedq.workers.monitoring.health import Readiness, health
-from embedq.workers.monitoring.metrics import served as metrics_served
-from embedq.workers.monitoring.speed_reports import Reports, speeds_of
+from embedq.workers.monitoring import remote_commands, tracing
+from embedq.workers.monitoring.health import Health, readiness_for
+from embedq.workers.monitoring.heartbeat import Heart, launcher_pipe
+from embedq.workers.monitoring.metrics import metrics_served
+from embedq.workers.monitoring.speed_reports import Reports
 from embedq.workers.queues import queues_of
 
 log = logging.getLogger(__name__)
@@ -57,25 +62,27 @@ _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", 
 
 
 def main() -> int:
-    """Run one worker until it is told to stop; returns the exit code."""
+    """Run one worker until SIGTERM; returns the exit code."""
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
-    heartbeat.start()
+    lifecycle = Lifecycle()
+    health, heart = Health(lifecycle), Heart(lifecycle, launcher_pipe())
+    heart.start()
     try:
         settings = read_settings()
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
-        with metrics_served(settings, health):
-            return _run(settings)
+        with metrics_served(settings, health, heart):
+            return _run(settings, health, heart)
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
     except Exception:
-        log.exception("this worker ends with an error nobody expected", extra={"action": "worker_broken"})
+        log.exception("the worker ends with an unexpected error", extra={"action": "worker_broken"})
         return EXIT_BROKEN
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, health: Health, heart: Heart) -> int:
     """Load, warm up and serve. Returns the exit code."""
     url = tasks.app.conf.broker_url
     with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
@@ -86,28 +93,33 @@ def _run(settings: Settings) -> int:
             tracing.start(engine.meter, worker_name(engine))
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
-        with_server(url, lambda: tasks.embed.registry.announce(served(engine)))
-        return serve(engine, settings)
+        with_server(url, lambda: tasks.embed.registry.announce(announcements(engine)))
+        return serve(engine, settings, health, heart)
 
 
-def serve(engine: Engine, settings: Settings) -> int:
+def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    tasks.app.control.mailbox.node_cls = remote_commands.Node
-    tasks.EngineTask.engine = EnginePool.engine = engine
-    tasks.EngineTask.Request = EngineRequest
-    transport.install()
-    transport.Channel.worker = f"{worker_name(engine)}/{os.getpid()}"
-    LeaseRenewal.is_alive = lambda: engine.is_alive
-    transport.Channel.fail = failure_writer(tasks.app)
-    use_written_events(tasks.app)
-    tasks.app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk, Readiness))
+    held = HeldJobs(engine)
+    context = WorkerContext(
+        name=worker_name(engine),
+        process=f"{worker_name(engine)}/{os.getpid()}",
+        lifecycle=health.lifecycle,
+        room=held.room,
+        running=held.running,
+        is_alive=lambda: engine.is_alive,
+        fail=failure_writer(tasks.app),
+        last_beat=lambda: heart.last,
+    )
+    put_into(tasks.app, context)
+    tasks.EngineTask.engine, tasks.EngineTask.Request = engine, EngineRequest
     setup_logging.connect(_keep_our_logging)
-    worker_ready.connect(_log_serving)
+    on_ready = _ready(heart, held)
+    worker_ready.connect(on_ready)
     worker = tasks.app.Worker(
-        hostname=worker_name(engine),
-        pool=EnginePool,
+        hostname=context.name,
+        pool=pool_for(context, held),
         concurrency=settings.max_jobs,
-        prefetch_multiplier=0,  # the pool says how much is fetched, in tokens
+        prefetch_multiplier=0,  # `HeldJobs.room` bounds how much is fetched, in tokens
         queues=list(queues_of(engine)),
         loglevel="WARNING",
         quiet=True,
@@ -117,13 +129,20 @@ def serve(engine: Engine, settings: Settings) -> int:
         heartbeat_interval=5,
     )
     spare_the_garbage_collector()
-    transport.Channel.room, transport.Channel.running = worker.pool.room, worker.pool.running
     engine.backlog.on_room = transport.wake
-    health.worker, health.pool = worker_name(engine), worker.pool
+    health.serves(context.name, held)
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
-    with Reports(speeds, health.worker, health, lambda: speeds_of(engine, worker.pool.counts)):
+    with Reports(speeds, context.name, health, lambda: heart.last.models):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
+
+
+def put_into(app: Celery, context: WorkerContext) -> None:
+    """Make the worker that `app` is about to build one of ours: its transport, steps, events and remote control."""
+    transport.install(context)
+    remote_commands.install(app, context)
+    use_written_events(app)
+    app.steps["consumer"].update((LeaseRenewal, Refusal, EventsInBulk, readiness_for(context)))
 
 
 def spare_the_garbage_collector() -> None:
@@ -139,8 +158,8 @@ def worker_name(engine: Engine) -> str:
     return f"{'+'.join(engine.models)}.{device}@{socket.gethostname()}"
 
 
-def served(engine: Engine) -> list[Served]:
-    """What producers may know of this worker's models."""
+def announcements(engine: Engine) -> list[Served]:
+    """What this worker announces of its models to producers."""
     defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
     return [
         Served(
@@ -198,13 +217,18 @@ def _keep_our_logging(**_: Any) -> None:
     """A receiver of this signal makes Celery leave logging alone."""
 
 
-def _log_serving(sender: Any = None, **_: Any) -> None:
-    """Say so once the event loop has turned: Celery signals before it has subscribed to remote control."""
+def _ready(heart: Heart, held: HeldJobs) -> Callable[..., None]:
+    """The receiver of Celery's signal that the worker takes jobs."""
 
-    def say() -> None:
-        log.info("ready", extra={"action": "worker_ready", "worker": sender.hostname, "pid": os.getpid()})
+    def ready(sender: Any = None, **_: Any) -> None:
+        heart.serves(sender.hostname, held)
+        # Logged once the event loop has turned: Celery signals before it has subscribed to remote control.
+        sender.hub.call_soon(lambda: sender.hub.call_soon(log_ready, sender.hostname))
 
-    sender.hub.call_soon(lambda: sender.hub.call_soon(say))
+    def log_ready(worker: str) -> None:
+        log.info("ready", extra={"action": "worker_ready", "worker": worker, "pid": os.getpid()})
+
+    return ready
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Statistics of batches: how full and how padded they were, and the seconds and speed of their passes.
+"""Statistics of batches: how full and how padded they were, and how many seconds and tokens their passes took.
 
 The scheduler writes `Totals` as it forms a batch, the device threads write `Meter` as they compute one; metrics,
 heartbeats and scaling read both. Nothing here decides anything.
@@ -14,18 +14,16 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
+from embedq.core.batching.decayed_mean import DecayedMean
+
 if TYPE_CHECKING:
     from embedq.core.batching.job import Job
-
-#: Seconds on the device after which what was measured weighs half: a speed follows other texts within a minute of
-#: work, and one odd batch does not make it jump.
-_HALF_LIFE_S = 10.0
 
 #: Sequences of a batch, as its histogram tells them apart.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-#: What a batch still weighs after each further one in what is told of late: the last fifty or so count.
-_DECAY = 0.98
+#: Batches after which one counts half in the shares of late: the last fifty or so count.
+_HALF_LIFE_BATCHES = 34.0
 
 
 class Histogram:
@@ -86,27 +84,25 @@ class ModelTotals(Totals):
 
     #: Sequences of each batch.
     sizes: Histogram = field(default_factory=lambda: Histogram(SIZES))
-    _tokens: float = 0.0
-    _padded_tokens: float = 0.0
-    _budget_tokens: float = 0.0
+    _fill: DecayedMean = field(default_factory=lambda: DecayedMean(_HALF_LIFE_BATCHES))
+    _unpadded_share: DecayedMean = field(default_factory=lambda: DecayedMean(_HALF_LIFE_BATCHES))
 
     def add(self, num_sequences: int, num_tokens: int, num_padded_tokens: int, budget: int) -> None:
         """Count one batch."""
         Totals.add(self, num_sequences, num_tokens, num_padded_tokens, budget)
         self.sizes.add(num_sequences)
-        self._tokens = _DECAY * self._tokens + num_tokens
-        self._padded_tokens = _DECAY * self._padded_tokens + num_padded_tokens
-        self._budget_tokens = _DECAY * self._budget_tokens + budget
+        self._fill.add(num_padded_tokens, weight=budget)
+        self._unpadded_share.add(num_tokens, weight=num_padded_tokens)
 
     @property
     def late_padding_share(self) -> float:
         """`padding_share` of the last batches."""
-        return 1 - self._tokens / self._padded_tokens if self._padded_tokens else 0.0
+        return 1 - self._unpadded_share.mean if self._unpadded_share.weight else 0.0
 
     @property
     def late_fill(self) -> float:
         """`fill` of the last batches."""
-        return self._padded_tokens / self._budget_tokens if self._budget_tokens else 0.0
+        return self._fill.mean
 
 
 class Batch(NamedTuple):
@@ -130,33 +126,12 @@ class Passes:
     seconds: float = 0.0
     #: Tokens without padding of the passes that ended and did not fail.
     num_tokens: int = 0
+    #: Passes that left others waiting as they began: how fast many texts are computed shows in these alone.
+    num_loaded: int = 0
     #: Batches halved because they failed, and those of them for which the memory was too small.
     num_splits: int = 0
     num_memory_splits: int = 0
     _num_running: int = 0
-    #: Whether the speed is that of batches which left others waiting. Until there was one, it is that of any: a batch
-    #: of one short text says little of how fast many are computed.
-    _is_loaded: bool = False
-    #: Decayed sums: tokens without padding, and seconds of the device.
-    _tokens: float = 0.0
-    _seconds: float = 0.0
-    _seconds_before: float = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens without padding that the device computes in a second while more wait; 0 before the first batch."""
-        return self._tokens / self._seconds if self._seconds else 0.0
-
-    def _add(self, num_tokens: int, is_loaded: bool) -> None:
-        self.num_tokens += num_tokens
-        seconds, self._seconds_before = self.seconds - self._seconds_before, self.seconds
-        if is_loaded and not self._is_loaded:
-            self._is_loaded, self._tokens, self._seconds = True, 0.0, 0.0
-        if is_loaded != self._is_loaded:
-            return
-        decay = 0.5 ** (seconds / _HALF_LIFE_S)
-        self._tokens = decay * self._tokens + num_tokens
-        self._seconds = decay * self._seconds + seconds
 
 
 class Meter:
@@ -191,7 +166,8 @@ class Meter:
             self._num_running -= 1
             passes = self.passes[model]
             passes._num_running -= 1
-            passes._add(num_tokens, is_loaded)
+            passes.num_tokens += num_tokens
+            passes.num_loaded += is_loaded
             self.progressed_s = self._changed_s
 
     def split(self, model: str, is_out_of_memory: bool) -> None:

@@ -26,7 +26,10 @@ from embedq.core.settings import read_settings
 from embedq.tasks.models import Registry
 from embedq.workers import logs, worker
 from embedq.workers.broker.decompression import restrict
+from embedq.workers.context import Lifecycle
 from embedq.workers.jobs.result_backend import use_batches
+from embedq.workers.monitoring.health import Health
+from embedq.workers.monitoring.heartbeat import Heart
 
 ALIAS = "costless"
 
@@ -81,8 +84,9 @@ def main() -> int:
     restrict(tasks.config.wire["max_bytes_per_job"])
     worker_ready.connect(_tell_threads)
     with Engine({ALIAS: Costless(settings.max_batch_sequences)}, settings) as engine:
-        Registry(tasks.app.backend.client).announce(worker.served(engine))
-        return worker.serve(engine, settings)
+        Registry(tasks.app.backend.client).announce(worker.announcements(engine))
+        lifecycle = Lifecycle()
+        return worker.serve(engine, settings, Health(lifecycle), Heart(lifecycle, None))
 
 
 def _tell_threads(**_: Any) -> None:

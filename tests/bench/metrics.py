@@ -18,8 +18,11 @@ from embedq import tasks
 from embedq.core.batching.batch_stats import Meter, ModelTotals
 from embedq.core.batching.job import Job
 from embedq.core.sequence import Tokens
+from embedq.workers.context import Lifecycle
+from embedq.workers.jobs.held_job import HeldJobs
 from embedq.workers.monitoring.health import Health
-from embedq.workers.monitoring.job_counters import Counts, JobCounts, outcome_of, times_of
+from embedq.workers.monitoring.heartbeat import Heart
+from embedq.workers.monitoring.job_counters import JobCounts, outcome_of, times_of
 from embedq.workers.monitoring.metrics import WorkerCollector
 from tests.bench import report
 from tests.bench.report import Figure
@@ -104,10 +107,10 @@ def _batch() -> float:
 
 def _scrape() -> float:
     with running(FakeModel()) as engine:
-        health = Health()
-        collector = WorkerCollector(health)
-        health.worker = "bench"
-        health.pool = SimpleNamespace(engine=engine, num_held=0, job_counts=JobCounts(engine.models), counts=Counts())
+        lifecycle = Lifecycle()
+        health = Health(lifecycle)
+        collector = WorkerCollector(health, Heart(lifecycle, None))
+        health.serves("bench", HeldJobs(engine))
         return _us(collector.collect, 200)
 
 

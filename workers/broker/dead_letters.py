@@ -13,15 +13,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from celery.app.task import Context
-from celery.worker.request import Request
 from kombu.exceptions import DecodeError
 from kombu.serialization import prepare_accept_content
-from kombu.transport import virtual
 from kombu.utils.json import loads
 
 from embedq.core.codec import unpack
 from embedq.core.errors import Poisoned
 from embedq.workers.broker.fetch import Fetched
+from embedq.workers.celery_private import MessageBase, context_of
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +28,17 @@ log = logging.getLogger(__name__)
 _OURS = "application/x-embedq-msgpack"
 
 
-class Message(virtual.Message):
+class Message(MessageBase):
     """A message that is buried where Celery would acknowledge it as undecodable, and so lose it."""
 
     _is_undecodable = False
 
-    def _decode(self) -> Any:
+    def read_body(self, read: Callable[[], Any]) -> Any:
+        """Decode the body, and note if it cannot be decoded."""
         try:
             if self.body and self.content_type == _OURS and _OURS in (self.accept or ()):
                 return _unpacked(self.body)
-            return super()._decode()
+            return read()
         except Exception:
             self._is_undecodable = True
             raise
@@ -76,7 +76,7 @@ def bury_poisoned(channel: Any, job: Fetched) -> None:
     error = poisoned(job.deliveries, channel.max_attempts)
     log.error("a job is poisoned", extra={"action": "job_poisoned", "queue": job.queue, "tag": job.tag})
     # First the failure: a worker that dies in between finds the job again and stores it again.
-    type(channel).fail(channel.Message(loads(job.raw.decode()), channel=channel), error)
+    channel.context.fail(channel.Message(loads(job.raw.decode()), channel=channel), error)
     channel.leases.bury(job.tag, "poisoned", str(error))
     channel.qos.drop(job.tag)
 
@@ -109,7 +109,7 @@ def _context(app: Any, message: Any) -> Context:
     """What Celery knows of the job; only its id where the rest cannot be read."""
     message.accept = prepare_accept_content(app.conf.accept_content)  # as a consumer does
     try:
-        context: Context = Request(message, app=app)._context
+        context = context_of(message, app)
     except Exception:  # a body that cannot be decoded, a task that is not ours
         headers = message.headers or {}
         context = Context(id=headers.get("id"), errbacks=None, chord=None, chain=None)

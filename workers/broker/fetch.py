@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from kombu.asynchronous import get_event_loop
 from redis.exceptions import ResponseError
 
-from embedq.workers.broker.leases import SCRIPT
+from embedq.workers.broker.leases import SCRIPT, Leases
+from embedq.workers.celery_private import list_key, on_invalidation, socket_of
+from embedq.workers.context import Room, WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +37,6 @@ INVALIDATION = object()
 _IS_EMPTY, _HAS_MORE, _NEXT_IS_ALONE, _TOOK_ALONE = range(4)
 
 
-class Room(NamedTuple):
-    """How much a worker takes now. Nothing if `max_jobs` or `max_bytes` is 0, else at least one job."""
-
-    max_jobs: int = 1_000_000
-    max_bytes: int = 256 * 1024 * 1024
-    #: Only lists of this priority step and more urgent ones: 0 interactive … 9 all.
-    max_priority: int = 9
-
-
 class Fetched(NamedTuple):
     """A message as the script gave it."""
 
@@ -54,10 +47,28 @@ class Fetched(NamedTuple):
     raw: bytes
 
 
+class FetchingChannel(Protocol):
+    """What fetching needs of the channel it is for."""
+
+    context: WorkerContext
+    leases: Leases
+    qos: Any
+    worker: str
+    priority_steps: list[int]
+    visibility_timeout: float
+    max_message_bytes: int
+    max_attempts: int
+    max_dead_letters: int
+
+    def queues_in_order(self) -> list[str]:
+        """The consumed queues, the next to be looked at first."""
+        ...
+
+
 class Fetch:
     """Asks for jobs on one channel's connection. One question at a time; the answer comes later."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: FetchingChannel) -> None:
         self._channel = channel
         self._queues: list[str] = []
         self._socket: Any = None
@@ -71,7 +82,7 @@ class Fetch:
 
     def ask(self, connection: Any) -> bool:
         """Ask for jobs if there may be some and there is room; returns whether an answer will come."""
-        if connection._sock is not self._socket:
+        if socket_of(connection) is not self._socket:
             self._track(connection)
         now_s = monotonic()
         room = self._room()
@@ -107,7 +118,7 @@ class Fetch:
     def _room(self) -> Room:
         """The worker's room, within the prefetch count where Celery set one."""
         qos = self._channel.qos
-        room: Room = type(self._channel).room()
+        room = self._channel.context.room()
         max_jobs = min(room.max_jobs, _MAX_JOBS_PER_FETCH)
         if qos.prefetch_count:
             max_jobs = min(max_jobs, qos.prefetch_count - len(qos.taken))
@@ -120,7 +131,7 @@ class Fetch:
             [step for step in channel.priority_steps if step <= room.max_priority],
         )
         self._queues = [queue for _ in steps for queue in queues]
-        lists = [channel.list_of(queue, step) for step in steps for queue in queues]
+        lists = [list_key(channel, queue, step) for step in steps for queue in queues]
         keys = [*channel.leases.keys, *lists]
         script = ["EVALSHA", channel.leases.sha] if self._is_known else ["EVAL", SCRIPT]
         holder = (channel.worker, channel.visibility_timeout)
@@ -130,9 +141,9 @@ class Fetch:
 
     def _track(self, connection: Any) -> None:
         """Have the server tell this connection when a list that it looked at changes."""
-        self._socket, self._is_known, self._should_look = connection._sock, False, True
+        self._socket, self._is_known, self._should_look = socket_of(connection), False, True
         self._channel.qos.give_back_idle()  # what the last connection could not give back
-        connection._parser.set_invalidation_push_handler(self._on_invalidation)
+        on_invalidation(connection, self._on_invalidation)
         connection.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
         try:
             connection.read_response()

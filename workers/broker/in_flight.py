@@ -1,7 +1,6 @@
 """The jobs one channel holds: acknowledged in bulk, given back in order.
 
 In go delivery tags, from kombu; out go calls of `workers.broker.leases`. Knows nothing of how jobs are taken.
-Like `workers/broker/transport.py`, it leans on kombu's private names.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from typing import Any, ClassVar
 
 import redis
 from kombu.asynchronous import get_event_loop
-from kombu.transport import redis as stock
-from kombu.transport import virtual
 
 from embedq.workers.broker.fetch import nothing
 from embedq.workers.broker.leases import renew
+from embedq.workers.celery_private import QoSBase
 
 log = logging.getLogger(__name__)
 
 
-class QoS(stock.QoS):
+class QoS(QoSBase):
     """The jobs a channel holds. Acknowledgements wait for the end of the tick and go in one call."""
 
     #: By worker: tags of the jobs in flight that `fetch` took, in that order, and who holds them here.
@@ -56,7 +54,7 @@ class QoS(stock.QoS):
     def append(self, message: Any, delivery_tag: str) -> None:
         """Note a delivered message; what `fetch` took is in flight on the server already."""
         if delivery_tag in self.taken:
-            virtual.QoS.append(self, message, delivery_tag)
+            self.hold(message, delivery_tag)
         else:
             super().append(message, delivery_tag)
             self._taken_by_kombu.add(delivery_tag)
@@ -64,7 +62,7 @@ class QoS(stock.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge at the end of this tick, or at once where no tick will follow."""
         (self._left_over if self.channel.closed else self._acked).append(delivery_tag)
-        self._quick_ack(delivery_tag)
+        self.settle(delivery_tag)
         if not self.channel.ticks and not self.channel.closed:
             self.flush()
 
@@ -97,7 +95,7 @@ class QoS(stock.QoS):
     def drop(self, delivery_tag: str) -> None:
         """Hold a job no longer: it was given back or buried."""
         self.taken.pop(delivery_tag, None)
-        self._quick_ack(delivery_tag)
+        self.settle(delivery_tag)
 
     def flush(self) -> None:
         """Send all acknowledgements in one call; those that cannot be sent are kept for later."""
@@ -124,10 +122,10 @@ class QoS(stock.QoS):
         """Called as the channel closes, and again by kombu and as the process ends."""
         # kombu's looks at delivered messages only, and forgets those acknowledged: both would stay
         # behind here, the acknowledgements unsent and the jobs that had not been delivered yet.
-        self._on_collect.cancel()
+        self.cancel_restoring_at_exit()
         if self.restore_at_shutdown and self.channel.do_restore:
             self.restore_unacked()
-        self._delivered.restored = True
+        self.finish_restoring()
 
     def restore_unacked(self, client: Any = None) -> None:
         """Acknowledge what is done; give back, in its order, what is held and not being computed.
@@ -137,14 +135,14 @@ class QoS(stock.QoS):
         try:
             self.flush()
             self.give_back_idle(is_own=True)
-            for tag in self._taken_by_kombu & self._delivered.keys() - self._dirty:
+            for tag in self._taken_by_kombu & self.delivered.keys() - self.settled:
                 self.restore_by_tag(tag)
         except (redis.RedisError, OSError) as error:
             log.warning("jobs not given back yet", extra={"action": "jobs_kept", "error": type(error).__name__})
 
     def give_back_idle(self, is_own: bool = False) -> None:
         """Give back what closed channels held, and this one if it `is_own`; not what is being computed."""
-        running = set(type(self.channel).running())
+        running = set(self.channel.context.running())
         idle = [
             tag
             for tag, owner in reversed(self.taken.items())
@@ -153,11 +151,11 @@ class QoS(stock.QoS):
         if idle:
             self._give_back(idle)
         for tag in idle:
-            self.taken.pop(tag)._delivered.pop(tag, None)
+            self.taken.pop(tag).delivered.pop(tag, None)
 
     def job_id(self, tag: str) -> str | None:
         """The job's id; None if it was not delivered yet."""
-        message = self._delivered.get(tag)
+        message = self.delivered.get(tag)
         return message.headers.get("id") if message else None
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import redis
 from celery import bootsteps
+
+from embedq.workers.celery_private import Consumer
+from embedq.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +38,37 @@ _FOREIGN_LEASE_S = 3600
 _RECORD_S = 86_400
 
 
+class LeasingChannel(Protocol):
+    """What leases need of the channel whose jobs they are for."""
+
+    context: WorkerContext
+    #: A `redis.ConnectionPool`.
+    pool: Any
+    worker: str
+    global_keyprefix: str
+    unacked_key: str
+    unacked_index_key: str
+    visibility_timeout: float
+    max_dead_letters: int
+
+
+class HoldingChannel(Protocol):
+    """A channel that holds jobs."""
+
+    context: WorkerContext
+    #: An `in_flight.QoS`.
+    qos: Any
+    leases: Leases
+    visibility_timeout: float
+
+
 class Leases:
     """The operations of `transport.lua` on the keys of one channel, in the name of one worker.
 
     All of them raise `redis.RedisError` or `OSError` where the server cannot be reached.
     """
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, channel: LeasingChannel) -> None:
         self._channel = channel
         prefix = channel.global_keyprefix
         names = (channel.unacked_key, channel.unacked_index_key, "embedq:jobs", "embedq:dead")
@@ -111,27 +138,24 @@ class LeaseRenewal(bootsteps.StartStopStep):
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    #: Asked before each renewal. False lets every lease run out, so that other workers take the jobs
-    #: of one whose engine hangs. Set by the worker.
-    is_alive: ClassVar[Callable[[], bool]] = lambda: True
+    _channel: HoldingChannel
 
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+    def __init__(self, consumer: Consumer, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
-        self._channel: Any = None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, consumer: Any) -> None:
+    def start(self, consumer: Consumer) -> None:
         """Begin renewing; called again after each reconnect, with a new channel."""
         self._channel = consumer.task_consumer.channel
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lease renewal", daemon=True)
             self._thread.start()
 
-    def stop(self, consumer: Any) -> None:
+    def stop(self, consumer: Consumer) -> None:
         """Nothing: jobs are still being computed, or the connection is about to be renewed."""
 
-    def shutdown(self, consumer: Any) -> None:
+    def shutdown(self, consumer: Consumer) -> None:
         """Every job is done; what is left is given back by the channel as it closes."""
         self._is_over.set()
         if self._thread is not None:
@@ -140,7 +164,7 @@ class LeaseRenewal(bootsteps.StartStopStep):
     def _run(self) -> None:
         was_alive = True
         while not self._is_over.wait(self._channel.visibility_timeout / _RENEWALS_PER_LEASE):
-            is_alive = type(self).is_alive()
+            is_alive = self._channel.context.is_alive()
             if was_alive and not is_alive:
                 log.error("no progress: leases are left to run out", extra={"action": "leases_withheld"})
             was_alive = is_alive
@@ -151,11 +175,11 @@ class LeaseRenewal(bootsteps.StartStopStep):
                 log.warning("leases not renewed", exc_info=True, extra=fields)
 
 
-def renew(channel: Any) -> int:
+def renew(channel: HoldingChannel) -> int:
     """Renew every lease of `channel`; returns how many. A failure is logged: the next try is soon."""
     taken = channel.qos.taken
     tags = list(taken)
-    if not tags or not LeaseRenewal.is_alive():
+    if not tags or not channel.context.is_alive():
         return 0
     try:
         # What was settled while we asked is not lost.

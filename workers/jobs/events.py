@@ -14,9 +14,10 @@ from time import time
 from typing import Any
 
 from celery import Celery, bootsteps
-from celery.events.dispatcher import EventDispatcher
 from celery.utils.time import utcoffset
 from kombu.utils.json import dumps
+
+from embedq.workers.celery_private import Consumer, DispatcherBase
 
 #: Events of one message. Each message is a round trip: at 24, Celery's own limit, a worker spent a tenth of
 #: what a one-text job costs it on telling of it (docs/measurements.md).
@@ -34,7 +35,7 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
 }
 
 
-class Dispatcher(EventDispatcher):
+class Dispatcher(DispatcherBase):
     """Celery's dispatcher, whose buffers of events hold JSON."""
 
     #: Whether the event loop was asked to call `flush`: to ask at each event would cost as much as the event.
@@ -49,7 +50,7 @@ class Dispatcher(EventDispatcher):
             return None
         own = "".join([f", {_text(name)}: {_written(value)}" for name, value in fields.items()])
         shared = f'"type": {_text(type)}, "timestamp": {time()!r}, "clock": {self.clock.forward()}'
-        waiting = self._group_buffer[group]
+        waiting = self.buffer_of(group)
         waiting.append("{" + shared + own)  # the rest is the same for all, and follows when they are sent
         if len(waiting) >= self.buffer_limit:
             self.flush()
@@ -63,12 +64,13 @@ class Dispatcher(EventDispatcher):
         self._is_awaited = False  # before it looks: what comes after that look asks for another
         super().flush(*args, **options)
 
-    def _publish(self, event: Any, producer: Any, routing_key: str, *args: Any, **options: Any) -> None:
-        if isinstance(event, list) and producer is not None:
-            event = self._joined(event)
-        super()._publish(
-            event, _AsItIs(producer) if isinstance(event, _Json) else producer, routing_key, *args, **options
-        )
+    def publish_events(
+        self, publish: Callable[..., Any], events: Any, producer: Any, *rest: Any, **options: Any
+    ) -> Any:
+        """Publish a list of events as one text, which no serializer need look at again."""
+        if isinstance(events, list) and producer is not None:
+            events = self._joined(events)
+        return publish(events, _AsItIs(producer) if isinstance(events, _Json) else producer, *rest, **options)
 
     def _joined(self, events: list[Any]) -> _Json:
         rest = f', "hostname": {_written(self.hostname)}, "utcoffset": {_written(utcoffset())}, "pid": {self.pid}}}'
@@ -94,7 +96,7 @@ class EventsInBulk(bootsteps.StartStopStep):
 
     requires = ("celery.worker.consumer.events:Events",)
 
-    def start(self, consumer: Any) -> None:
+    def start(self, consumer: Consumer) -> None:
         """Called again after each reconnect, with a new dispatcher."""
         if consumer.event_dispatcher:
             consumer.event_dispatcher.buffer_limit = _MAX_EVENTS

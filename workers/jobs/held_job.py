@@ -1,14 +1,46 @@
-"""A job in a worker's hands: what Celery wants to be told of it, and what the engine makes of it."""
+"""The jobs a worker holds: each with Celery's callbacks and the engine's answer, all of them with what they leave room for."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
-from embedq.core.batching.job import Call, Job
+from celery.worker import state
+
+from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from embedq.core.engine import Engine
+from embedq.workers.context import Room
 from embedq.workers.jobs.answer_thread import Timer
+from embedq.workers.monitoring.job_counters import Counts, JobCounts
+
+
+class JobRequest(Protocol):
+    """What the pool uses of Celery's request; only an `EngineRequest` has size, priority and expiry."""
+
+    id: str
+    task: Any
+    delivery_info: dict[str, Any] | None
+    num_bytes: int
+
+    @property
+    def priority(self) -> int:
+        """0 interactive to 9 bulk."""
+        ...
+
+    @property
+    def expires_s(self) -> float | None:
+        """When it is no longer wanted, as `time.time()` counts; None for never."""
+        ...
+
+    def revoked(self) -> bool:
+        """Answer it with REVOKED if it was revoked or has expired; returns whether it was."""
+        ...
+
+    def reject(self, requeue: bool = False) -> None:
+        """Give it back to its queue, or bury it."""
+        ...
 
 
 class HeldJob:
@@ -24,7 +56,7 @@ class HeldJob:
         self.soft_timeout_s: float | None = options.get("soft_timeout")
         self.timeout_s: float | None = options.get("timeout")
         #: Celery's bookkeeping of it, which the callbacks are methods of.
-        self.request: Any = self.on_accepted.__self__
+        self.request: JobRequest = self.on_accepted.__self__
         #: None for tasks that are not the engine's, Celery's own for example.
         self.job: Job | None = None
         #: Raised as the task's own error instead of the engine's answer.
@@ -60,3 +92,64 @@ class HeldJob:
         failed: Future[Any] = Future()
         failed.set_exception(self.error)
         return failed
+
+
+class HeldJobs:
+    """The jobs of one worker between `on_apply` and their acknowledgement. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.counts = Counts()
+        self.job_counts = JobCounts(engine.models)
+        #: False before the pool has started, and once it closes: nothing is fetched then.
+        self.is_open = False
+        self._lock = threading.Lock()
+        self._is_empty = threading.Condition(self._lock)
+        self._jobs: set[HeldJob] = set()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def room(self) -> Room:
+        """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
+
+        A worker whose bulk window is full still takes interactive jobs.
+        """
+        engine = self.engine
+        self.counts.num_turns += 1
+        max_jobs = engine.settings.max_jobs - len(state.requests)
+        tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
+        if max_jobs <= 0 or tokens[False] <= 0 or not self.is_open:
+            return Room(max_jobs=0)
+        takes_bulk = tokens[True] > 0
+        max_tokens = min(tokens.values()) if takes_bulk else tokens[False]
+        max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
+        return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
+
+    def running(self) -> list[str]:
+        """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
+        return [held.request.id for held in self.all()]
+
+    def all(self) -> list[HeldJob]:
+        """Those held at this moment."""
+        with self._lock:
+            return list(self._jobs)
+
+    def add(self, held: HeldJob) -> None:
+        """Hold one more."""
+        with self._lock:
+            self._jobs.add(held)
+            self.counts.holds(True)
+
+    def discard(self, held: HeldJob) -> None:
+        """Hold it no longer: it was acknowledged or given back, or is dropped."""
+        with self._lock:
+            self._jobs.discard(held)
+            self.counts.holds(bool(self._jobs))
+            if not self._jobs:
+                self._is_empty.notify_all()
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until none is held, `timeout_s` at most; returns whether none is."""
+        with self._lock:
+            return self._is_empty.wait_for(lambda: not self._jobs, timeout_s)

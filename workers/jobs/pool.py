@@ -12,28 +12,23 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo
-from celery.concurrency.base import BasePool
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.worker import state
 
 from embedq import tasks
-from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY
-from embedq.core.engine import Engine
 from embedq.core.errors import DeviceFailure
-from embedq.workers.broker.fetch import Room
+from embedq.workers.celery_private import PoolBase
+from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
-from embedq.workers.jobs.held_job import HeldJob
+from embedq.workers.jobs.held_job import HeldJob, HeldJobs
 from embedq.workers.jobs.request import EngineRequest
-from embedq.workers.monitoring.health import DRAINING, health
-from embedq.workers.monitoring.job_counters import Counts, JobCounts, outcome_of, times_of
+from embedq.workers.monitoring.job_counters import outcome_of, times_of
 
 log = logging.getLogger(__name__)
 
@@ -41,56 +36,27 @@ log = logging.getLogger(__name__)
 _DRAIN_PART = 0.8
 
 
-class EnginePool(BasePool):
-    """`worker_pool` of embedq's workers."""
+class EnginePool(PoolBase):
+    """`worker_pool` of embedq's workers: `pool_for` makes the class that Celery builds."""
 
     signal_safe = False
-    #: Set by the worker before Celery builds the pool.
-    engine: Engine
+
+    context: ClassVar[WorkerContext]
+    held: ClassVar[HeldJobs]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.job_counts = JobCounts(self.engine.models)
-        self._held: set[HeldJob] = set()
+        self.engine = self.held.engine
 
     def on_start(self) -> None:
         """Called by Celery before the first job."""
-        self._lock = threading.Lock()
-        self._is_empty = threading.Condition(self._lock)
         self._answers = AnswersThread(lambda: self.app.backend.batch())
-        self.counts = Counts()
-
-    def room(self) -> Room:
-        """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
-
-        A worker whose bulk window is full still takes interactive jobs.
-        """
-        engine = self.engine
-        self.counts.num_turns += 1
-        max_jobs = engine.settings.max_jobs - len(state.requests)
-        tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
-        if max_jobs <= 0 or tokens[False] <= 0 or not self.active:
-            return Room(max_jobs=0)
-        takes_bulk = tokens[True] > 0
-        max_tokens = min(tokens.values()) if takes_bulk else tokens[False]
-        max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
-        return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
-
-    @property
-    def num_held(self) -> int:
-        """Jobs taken and not answered yet."""
-        return len(self._held)
-
-    def running(self) -> list[str]:
-        """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
-        return [held.request.id for held in self._held_now()]
+        self.held.is_open = True
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
         """Take a job; called on the event loop, so it only hands on."""
         held = HeldJob(target, args, options)
-        with self._lock:
-            self._held.add(held)
-            self.counts.holds(True)
+        self.held.add(held)
         if isinstance(held.request, EngineRequest):
             self._submit(held)
         else:
@@ -99,7 +65,7 @@ class EnginePool(BasePool):
 
     def drop_revoked(self) -> None:
         """Let waiting jobs that were revoked, or have expired, give up their places."""
-        for held in self._held_now():
+        for held in self.held.all():
             self._drop_if_revoked(held)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -115,11 +81,12 @@ class EnginePool(BasePool):
 
     def on_close(self) -> None:
         """Called by Celery first, whatever the way to end."""
-        health.state = DRAINING
+        self.held.is_open = False
+        self.context.lifecycle.state = DRAINING
         # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
         # moment would wait for it for ever.
         log.info(
-            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self._held)}
+            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self.held)}
         )
 
     def on_stop(self) -> None:
@@ -131,12 +98,11 @@ class EnginePool(BasePool):
         self._end(0.0)
 
     def _end(self, timeout_s: float) -> None:
-        for held in self._held_now():
+        for held in self.held.all():
             if held.waits:
                 held.terminate()
-        with self._lock:
-            self._is_empty.wait_for(lambda: not self._held, timeout_s)
-        late = self._held_now()
+        self.held.wait_until_empty(timeout_s)
+        late = self.held.all()
         if late:
             log.warning(
                 "jobs under way did not end in time and go back to the queue",
@@ -146,9 +112,10 @@ class EnginePool(BasePool):
             held.terminate()
         self._answers.close()
 
-    def _get_info(self) -> dict[str, Any]:
+    def inspected(self) -> dict[str, Any]:
+        """What `inspect stats` shows of the pool: how many jobs it holds, and the engine's own statistics."""
         implementation = f"{type(self).__module__}:{type(self).__name__}"
-        return {"implementation": implementation, "jobs": len(self._held), "engine": self.engine.stats()}
+        return {"implementation": implementation, "jobs": len(self.held), "engine": self.engine.stats()}
 
     def _submit(self, held: HeldJob) -> None:
         request = held.request
@@ -165,7 +132,7 @@ class EnginePool(BasePool):
             self._forget(held)
             return
         if request.expires_s is not None:
-            self._answers.tell(partial(self._watch_expiry, held))
+            self._answers.tell(partial(self._watch_expiry, held, request.expires_s))
         held.job.answer.add_done_callback(lambda answer: self._settled(held, answer))
 
     def _settled(self, held: HeldJob, answer: Future[Any]) -> None:
@@ -197,8 +164,8 @@ class EnginePool(BasePool):
         else:
             became, done = outcome_of(outcome), partial(held.on_success, outcome)
         times = times_of(held.job, held.request.task)
-        self.counts.answered(held.queue, times.num_tokens)
-        stored = partial(self.job_counts.stored, times, became, done)
+        self.held.counts.answered(held.queue, times.num_tokens)
+        stored = partial(self.held.job_counts.stored, times, became, done)
         give_back = partial(held.request.reject, requeue=True)
         self._answers.after(partial(self._settle, held, stored), partial(self._settle, held, give_back))
 
@@ -222,11 +189,11 @@ class EnginePool(BasePool):
             # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
             self._answers.after(done, done)
-            self.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
+            self.held.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
 
-    def _watch_expiry(self, held: HeldJob) -> None:
+    def _watch_expiry(self, held: HeldJob, expires_s: float) -> None:
         drop = partial(self._drop_if_revoked, held)
-        seconds = max(0.0, held.request.expires_s - time.time())
+        seconds = max(0.0, expires_s - time.time())
         held.timers.append(self._answers.later(seconds, lambda: self._answers.after(drop, drop)))
 
     def _drop_if_revoked(self, held: HeldJob) -> None:
@@ -234,16 +201,13 @@ class EnginePool(BasePool):
         if held.waits and held.request.revoked():
             held.terminate()
 
-    def _held_now(self) -> list[HeldJob]:
-        with self._lock:
-            return list(self._held)
-
     def _forget(self, held: HeldJob) -> None:
         for timer in held.timers:
             timer.cancel()
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
-        with self._lock:
-            self._held.discard(held)
-            self.counts.holds(bool(self._held))
-            if not self._held:
-                self._is_empty.notify_all()
+        self.held.discard(held)
+
+
+def pool_for(context: WorkerContext, held: HeldJobs) -> type[EnginePool]:
+    """The pool that Celery is to build for this worker."""
+    return type("EnginePool", (EnginePool,), {"context": context, "held": held, "__module__": __name__})

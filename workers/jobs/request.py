@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from celery.app.task import Context
-from celery.worker.request import Request
 
 from embedq.workers.broker.in_flight import QoS
+from embedq.workers.celery_private import RequestBase
 from embedq.workers.jobs.message_schema import check_shape
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _HEADERS = frozenset(vars(Context)) | {"lang", "task", "argsrepr", "kwargsrepr",
 _ENVELOPE_BYTES = 1024
 
 
-class EngineRequest(Request):
+class EngineRequest(RequestBase):
     """`Task.Request` of the tasks that the engine runs."""
 
     #: Whether it was acknowledged or given back, or soon will be.
@@ -48,13 +48,11 @@ class EngineRequest(Request):
         if _is_chord_part(kwargs.get("body")):
             # Celery skips what was delivered again and has its result. Its worker may have died between
             # storing that and returning the part, and then nobody else would: run it again, both are idempotent.
-            self._request_dict["delivery_info"] = self._request_dict["delivery_info"] | {"redelivered": False}
-        if self._request_dict.keys() <= _HEADERS:
-            self._request_dict.setdefault("headers", {})  # that there are none: Celery would look for them again
+            self.fields["delivery_info"] = self.fields["delivery_info"] | {"redelivered": False}
+        if self.fields.keys() <= _HEADERS:
+            self.fields.setdefault("headers", {})  # that there are none: Celery would look for them again
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
-            # Both places: events and logs read the one, the tracer's messages the other.
-            self._argsrepr = self._kwargsrepr = "(not shown)"
-            self._request_dict |= {"argsrepr": "(not shown)", "kwargsrepr": "(not shown)"}
+            self.show_arguments_as("(not shown)")
 
     def acknowledge(self) -> None:
         """Celery's, together with those of other jobs that are done."""

@@ -16,18 +16,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 from celery import Celery, Task, states
-from celery._state import _task_stack, get_current_task  # no public way to run in a job's context
 from celery.app.task import Context
 from kombu.exceptions import EncodeError
 
 from embedq.core.errors import InvalidSettings, JobTooLarge, ServerUnavailable
-from embedq.tasks.backend import ResultBackend, SentinelResultBackend
+from embedq.tasks.backend import SentinelResultBackend
+from embedq.workers.celery_private import StoringBackend, running_again, running_job
 from embedq.workers.jobs.result_writer import Held
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ResultTooLarge(EncodeError, JobTooLarge):
     """Of both kinds, so that Celery's tracer makes a failure of it; producers get `JobTooLarge`."""
 
 
-class BatchBackend(ResultBackend):
+class BatchBackend(StoringBackend):
     """Holds results back within `batch()`. Each thread has a backend of its own, as Celery hands them out."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -59,8 +59,8 @@ class BatchBackend(ResultBackend):
         if self.compression or self.thread_safe:
             raise InvalidSettings("result_compression and result_backend_thread_safe do not go with batches of results")
         self._held = Held(self.client)
-        #: Chord parts that follow the results, each with the task in whose job it was returned.
-        self._parts: deque[tuple[Task | None, Context | None, Callable[[], None]]] = deque()
+        #: Chord parts that follow the results, each with the job in which it was returned.
+        self._parts: deque[tuple[tuple[Task, Context] | None, Callable[[], None]]] = deque()
         self._is_batch = False
         self._max_outage_s = _MAX_SINGLE_OUTAGE_S
         self._is_extended = bool(self.app.conf.find_value_for_key("extended", "result"))
@@ -90,8 +90,8 @@ class BatchBackend(ResultBackend):
         """Store all that is held back, then return the chord parts. ServerUnavailable as `batch` says."""
         self._write_held()
         while self._parts:
-            task, request, part = self._parts.popleft()
-            with _running(task, request):
+            job, part = self._parts.popleft()
+            with running_again(*job) if job else nullcontext():
                 self._return_part(part)
             self._write_held()  # a chord that fails stores results of its own
 
@@ -100,7 +100,7 @@ class BatchBackend(ResultBackend):
     ) -> Any:
         """Hold a result back, or store it at once outside a batch. Returns it in its plain form."""
         result = self.encode_result(result, state)
-        meta = self._get_result_meta(result, state, traceback, request)
+        meta = self.map_of(result, state, traceback, request)
         meta["task_id"] = task_id
         blob = self.encode(meta)
         if len(blob) > MAX_RESULT_BYTES:
@@ -122,8 +122,7 @@ class BatchBackend(ResultBackend):
         if not self._is_batch:
             part()
             return
-        task = get_current_task()
-        self._parts.append((task, task and task.request_stack.top, part))
+        self._parts.append((running_job(), part))
 
     def get(self, key: bytes) -> Any:
         """Celery's, after what is held back for this key is stored."""
@@ -144,16 +143,14 @@ class BatchBackend(ResultBackend):
         """Celery's; a result that is too large is the producer's error, of the class it knows."""
         return super().prepare_exception(JobTooLarge(str(exc)) if isinstance(exc, ResultTooLarge) else exc, serializer)
 
-    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
-        # An errback is a job that gets the failed job's id and may read its result.
+    def before_errbacks(self) -> None:
+        """Store what is held back: an errback is a job that gets the failed job's id and may read its result."""
         self._write_held()
-        super()._call_task_errbacks(request, exc, traceback)
 
-    def _get_result_meta(
-        self, result: Any, state: str, traceback: Any, request: Any, *rest: Any, **options: Any
-    ) -> Any:
+    def result_map(self, make: Callable[[], Any], result: Any, state: str, traceback: Any, request: Any) -> Any:
+        """The map that is stored for a job: Celery's, at less cost."""
         if self._is_extended:
-            return super()._get_result_meta(result, state, traceback, request, *rest, **options)
+            return make()
         # The same fields in the same order; Celery's looks up a setting and converts the time, which
         # takes as long as all else that a result costs.
         meta = {
@@ -216,18 +213,3 @@ def use_batches(app: Celery) -> None:
         **dict.fromkeys(("redis", "rediss"), f"{__name__}:BatchBackend"),
         "sentinel": f"{__name__}:SentinelBatchBackend",
     }
-
-
-@contextmanager
-def _running(task: Task | None, request: Context | None) -> Iterator[None]:
-    """Be inside a job again: what is sent from here names it as its parent, as Celery's tracer would."""
-    if task is None or request is None:
-        yield
-        return
-    _task_stack.push(task)
-    task.request_stack.push(request)
-    try:
-        yield
-    finally:
-        task.request_stack.pop()
-        _task_stack.pop()

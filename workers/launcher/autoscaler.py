@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
-from embedq.workers.launcher.backlog_seconds import others_s, speeds_of, work_s
+from embedq.workers.launcher.backlog_seconds import mean_speeds, others_s, work_s
 from embedq.workers.launcher.fleet import Fleet
 from embedq.workers.launcher.queue_lengths import Look
 from embedq.workers.launcher.scaling_policy import Policy, Seen, Since, decide
@@ -54,7 +54,7 @@ class Autoscaler:
         beats = {child.name: child.beat for child in staying if child.is_ready}
         for beat in beats.values():
             self._queues = beat.queues or self._queues
-        self._speeds |= speeds_of(beats.values())
+        self._speeds |= mean_speeds(beats.values())
         loading_s = tuple(now_s - child.started_s for child in staying if not child.is_ready)
         leaving = {child.name for child in self._fleet.children} - beats.keys()  # or they load, and take nothing yet
         present = {name: report for name, report in look.workers.items() if name not in leaving}

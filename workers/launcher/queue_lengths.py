@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from embedq.tasks.speeds import INTERVAL_S, Report, Speed, Speeds
+from embedq.workers.celery_private import list_key
 from embedq.workers.launcher.server_thread import Connected
 
 #: Seconds between two looks; each is one round trip.
@@ -74,4 +75,4 @@ def lengths(channel: Any, queues: Iterable[str]) -> dict[str, int]:
 
 def keys(channel: Any, queue: str) -> list[str]:
     """The lists of a queue, one per priority step."""
-    return [f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in channel.priority_steps]
+    return [list_key(channel, queue, step) for step in channel.priority_steps]

@@ -1,9 +1,9 @@
-"""Whether a worker lives and whether it takes jobs: what a supervisor asks, and what it is told.
+"""Whether a worker lives and whether it takes jobs, for whoever supervises it.
 
-    live     not ended for its own good: 503 once the engine holds work and nothing of it gets on
+    live     no restart needed: 503 once the engine holds work and nothing of it makes progress
     ready    takes jobs: 503 while models load, while the server is away, and once it drains
 
-Reads what the engine and the pool count anyway; nothing of a job's way comes by here.
+Reads what the engine and the pool count anyway; no job passes through here.
 """
 
 from __future__ import annotations
@@ -14,62 +14,63 @@ from typing import Any, ClassVar
 
 from celery import bootsteps
 
-#: What `Health.state` may be.
-LOADING, READY, WAITING, DRAINING = "loading", "ready", "waiting for the server", "draining"
+from embedq.workers.celery_private import Consumer
+from embedq.workers.context import READY, WAITING, Lifecycle, WorkerContext
+from embedq.workers.monitoring.job_counters import JobsOfWorker
 
 
 class Health:
-    """The state of this process."""
+    """The health of this process: loading until `serves` is called."""
 
-    def __init__(self) -> None:
-        self.state = LOADING
-        #: Its name and its `EnginePool`; None until its models are loaded.
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self.lifecycle = lifecycle
+        #: The worker's name and the jobs it holds; empty and None until its models are loaded.
         self.worker = ""
-        self.pool: Any = None
+        self.jobs: JobsOfWorker | None = None
         self._lock = threading.Lock()
-        #: What the engine had done when it was last seen to get on, and when that was.
+        #: What the engine had done when it was last seen to make progress, and when that was.
         self._seen: tuple[float, ...] = ()
         self._seen_s = time.monotonic()
 
+    def serves(self, worker: str, jobs: JobsOfWorker) -> None:
+        """The models are loaded: from now on progress is looked for in `jobs`."""
+        self.worker, self.jobs = worker, jobs
+
     def live(self) -> tuple[bool, str]:
-        """Whether the engine gets on, or has nothing to do; and why not."""
-        if self.pool is None:
-            return True, self.state
-        engine = self.pool.engine
-        if not engine.is_alive:
+        """Whether the engine makes progress, or has nothing to do; and why not."""
+        jobs, state = self.jobs, self.lifecycle.state
+        if jobs is None:
+            return True, state
+        if not jobs.engine.is_alive:
             return False, "a forward pass hangs, or the device was given up"
-        still_s = self._standstill_s()
-        if still_s > engine.settings.hang_timeout_s:
-            return False, f"{self.pool.num_held} jobs are held and nothing of them has got on for {still_s:.0f} s"
-        return True, self.state
+        still_s = self._standstill_s(jobs)
+        if still_s > jobs.engine.settings.hang_timeout_s:
+            return False, f"{len(jobs)} jobs are held and none of them has made progress for {still_s:.0f} s"
+        return True, state
 
     def ready(self) -> tuple[bool, str]:
         """Whether it takes jobs."""
-        return self.state == READY, self.state
+        return self.lifecycle.state == READY, self.lifecycle.state
 
-    def _standstill_s(self) -> float:
-        """Seconds since it was last seen to get on, or to have nothing to do.
+    def _standstill_s(self, jobs: JobsOfWorker) -> float:
+        """Seconds since it was last seen to make progress, or to have nothing to do.
 
         A standstill begins when it is first looked at: without anybody who looks, nobody needs to know. While the
         server is away, results wait for it, and to end the worker would only lose them.
         """
-        engine, totals = self.pool.engine, self.pool.engine.backlog.totals
+        engine, totals = jobs.engine, jobs.engine.backlog.totals
         done = (
             engine.meter.progressed_s,
             totals.num_sequences,
             engine.waiting_tokens(False),
             engine.waiting_tokens(True),
-            self.pool.job_counts.num_ended,
+            jobs.job_counts.num_ended,
         )
         now_s = time.monotonic()
         with self._lock:
-            if not self.pool.num_held or self.state == WAITING or done != self._seen:
+            if not len(jobs) or self.lifecycle.state == WAITING or done != self._seen:
                 self._seen, self._seen_s = done, now_s
             return now_s - self._seen_s
-
-
-#: The health of this process.
-health = Health()
 
 
 class Readiness(bootsteps.StartStopStep):
@@ -77,13 +78,22 @@ class Readiness(bootsteps.StartStopStep):
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    told: ClassVar[Health] = health
+    context: ClassVar[WorkerContext]
 
-    def start(self, consumer: Any) -> None:
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._lifecycle = self.context.lifecycle
+
+    def start(self, consumer: Consumer) -> None:
         """Called again after each reconnect."""
-        self.told.state = READY
+        self._lifecycle.state = READY
 
-    def stop(self, consumer: Any) -> None:
+    def stop(self, consumer: Consumer) -> None:
         """The connection is lost, or the worker ends; a worker that drains stays so."""
-        if self.told.state == READY:
-            self.told.state = WAITING
+        if self._lifecycle.state == READY:
+            self._lifecycle.state = WAITING
+
+
+def readiness_for(context: WorkerContext) -> type[Any]:
+    """The consumer step that Celery is to build for this worker."""
+    return type("Readiness", (Readiness,), {"context": context})

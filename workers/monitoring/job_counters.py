@@ -11,19 +11,21 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from celery.exceptions import Retry
 from celery.signals import task_revoked
 
 from embedq.core.batching.batch_stats import Histogram
+from embedq.core.batching.decayed_mean import DecayedMean
 from embedq.core.batching.job import Job
+from embedq.core.engine import Engine
 from embedq.tasks.metrics import OUTCOMES, STAGES
 
-#: What a job still weighs after each further one of its queue, in what is learned of their sizes.
-_DECAY = 0.99
+#: Jobs of a queue after which one counts half in the mean size of a job.
+_HALF_LIFE_JOBS = 69.0
 
-#: Names of queues come with messages, and anybody may write those: beyond so many, no more are learned.
+#: Names of queues come with messages, and anybody may write those: sizes are kept for at most so many.
 _MAX_QUEUES = 200
 
 #: Upper bounds of the stages' histograms: a one-text job takes some milliseconds, a bulk job minutes.
@@ -41,8 +43,8 @@ class Counts:
         self.num_jobs = 0
         #: Turns of the event loop: it looks for jobs in each.
         self.num_turns = 0
-        #: Per queue, decayed sums over its answered jobs: how many, and their tokens.
-        self._sizes: dict[str, tuple[float, float]] = {}
+        #: Per queue, the tokens of an answered job.
+        self._sizes: dict[str, DecayedMean] = {}
         self._busy_s = 0.0
         self._busy_since_s: float | None = None
 
@@ -65,12 +67,13 @@ class Counts:
         """A job of `queue` has its answer. Called on the answers thread only."""
         self.num_jobs += 1
         if num_tokens and (queue in self._sizes or len(self._sizes) < _MAX_QUEUES):
-            jobs, tokens = self._sizes.get(queue, (0.0, 0.0))
-            self._sizes[queue] = _DECAY * jobs + 1, _DECAY * tokens + num_tokens
+            if queue not in self._sizes:
+                self._sizes[queue] = DecayedMean(_HALF_LIFE_JOBS)
+            self._sizes[queue].add(num_tokens)
 
     def tokens_per_job(self) -> dict[str, float]:
-        """By queue, the tokens of a job as seen lately."""
-        return {queue: round(tokens / jobs, 1) for queue, (jobs, tokens) in tuple(self._sizes.items())}
+        """By queue, the mean tokens of its latest jobs."""
+        return {queue: round(size.mean, 1) for queue, size in tuple(self._sizes.items()) if size.weight}
 
 
 class Times(NamedTuple):
@@ -124,6 +127,16 @@ class JobCounts:
         """Celery says so wherever a job is dropped: by the event loop before the pool had it, or by the pool."""
         with self._lock:
             self.count(UNKNOWN, kind_of(sender), "revoked")
+
+
+class JobsOfWorker(Protocol):
+    """The jobs that a worker holds, as far as monitoring looks at them; `len` says how many."""
+
+    engine: Engine
+    counts: Counts
+    job_counts: JobCounts
+
+    def __len__(self) -> int: ...
 
 
 def times_of(job: Job | None, task: Any) -> Times:

@@ -22,7 +22,9 @@ from embedq.core.errors import InvalidSettings
 from embedq.core.settings import Settings
 from embedq.tasks.metrics import STAGES, WORKER, Families
 from embedq.tasks.scraping import Scraping
-from embedq.workers.monitoring.health import READY, Health
+from embedq.tasks.speeds import Speed
+from embedq.workers.monitoring.health import Health
+from embedq.workers.monitoring.heartbeat import Heart
 from embedq.workers.monitoring.job_counters import JobCounts
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,10 @@ _PORTS_PER_ROUND = 100
 
 
 class WorkerCollector:
-    """Collects for one worker. Has nothing to tell before its models are loaded."""
+    """Collects for one worker. Has no samples before its models are loaded."""
 
-    def __init__(self, health: Health) -> None:
-        self._health = health
+    def __init__(self, health: Health, heart: Heart) -> None:
+        self._health, self._heart = health, heart
 
     def describe(self) -> list[Any]:
         """Asked by a registry when this is registered: names, without asking the engine."""
@@ -46,17 +48,19 @@ class WorkerCollector:
 
     def collect(self) -> list[Any]:
         """All metrics as they are now."""
-        families, pool = Families(WORKER), self._health.pool
-        if pool is not None:
-            engine: Engine = pool.engine
+        families, jobs = Families(WORKER), self._health.jobs
+        if jobs is not None:
+            engine, measured = jobs.engine, self._heart.last.models
             device = next(iter(engine.models.values())).device
             of_worker = {"worker": self._health.worker, "device": device}
             _of_worker(families, engine, of_worker)
-            families.add("embedq_ready", float(self._health.state == READY), **of_worker)
-            families.add("embedq_held_jobs", pool.num_held, **of_worker)
+            families.add("embedq_ready", float(self._health.ready()[0]), **of_worker)
+            families.add("embedq_held_jobs", len(jobs), **of_worker)
             for alias in engine.models:
-                _of_model(families, engine, alias, {**of_worker, "model": alias})
-            _of_jobs(families, pool.job_counts, of_worker)
+                of_model = {**of_worker, "model": alias}
+                families.add("embedq_tokens_per_second", measured.get(alias, Speed()).tokens_per_second, **of_model)
+                _of_model(families, engine, alias, of_model)
+            _of_jobs(families, jobs.job_counts, of_worker)
         return families.all()
 
 
@@ -79,7 +83,6 @@ def _of_model(families: Families, engine: Engine, alias: str, labels: dict[str, 
     families.add("embedq_batch_fill_ratio", totals.late_fill, **labels)
     families.add("embedq_padding_ratio", totals.late_padding_share, **labels)
     families.add_histogram("embedq_batch_sequences", totals.sizes, **labels)
-    families.add("embedq_tokens_per_second", passes.tokens_per_second, **labels)
     families.add("embedq_device_busy_seconds_total", passes.seconds, **labels)
     families.add("embedq_out_of_memory_splits_total", passes.num_memory_splits, **labels)
     families.add("embedq_batch_splits_total", passes.num_splits, **labels)
@@ -102,14 +105,14 @@ def _of_jobs(families: Families, counts: JobCounts, labels: dict[str, str]) -> N
 
 
 @contextmanager
-def served(settings: Settings, health: Health) -> Iterator[None]:
-    """Metrics and health of this process over HTTP, where the settings ask for it."""
+def metrics_served(settings: Settings, health: Health, heart: Heart) -> Iterator[None]:
+    """Serve metrics and health of this process over HTTP meanwhile, where the settings ask for it."""
     port = port_of(settings.metrics_port, os.environ.get("EMBEDQ_DEVICE_LABEL", ""))
     if port is None:
         yield
         return
     registry = CollectorRegistry()
-    registry.register(WorkerCollector(health))
+    registry.register(WorkerCollector(health, heart))
     ProcessCollector(registry=registry)
     pages = {"/healthz/live": health.live, "/healthz/ready": health.ready}
     with Scraping(settings.metrics_host, port, registry, pages) as scraping:

@@ -1,18 +1,32 @@
-"""Counts at moments become rates: jobs and tokens per second, and the speed of each model. Pure: time is an argument."""
+"""Turns counts at moments into rates: jobs and tokens per second, and the speed of each model. Pure: time is an argument."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import NamedTuple
+
+from embedq.core.batching.decayed_mean import DecayedMean
 
 #: Rates are those of the last so many seconds.
 _RATE_S = 10.0
 
-#: A model's speed is that of the last so many seconds in which there was work for it, and unknown below so many.
-_SPEED_S, _MIN_SPEED_S = 10.0, 0.5
+#: Seconds of work after which what was measured counts half: a speed follows other texts within half a minute of work,
+#: and one odd batch does not make it jump.
+_HALF_LIFE_S = 5.0
 
-#: Seconds of work that are remembered as one: what bounds how much is remembered.
-_GRAIN_S = 0.1
+#: Seconds of work below which a speed is unknown: half a second of it has decayed to this.
+_MIN_SPEED_S = 0.45
+
+
+class PassCounts(NamedTuple):
+    """Of one model's passes, since the start."""
+
+    #: Seconds of the device; passes at the same time share them.
+    seconds: float = 0.0
+    num_tokens: int = 0
+    #: Passes that left others waiting as they began.
+    num_loaded: int = 0
 
 
 class Rates:
@@ -26,29 +40,31 @@ class Rates:
     def __init__(self) -> None:
         #: (moment, seconds of work, jobs, tokens)
         self._lately: deque[tuple[float, float, int, int]] = deque()
-        #: Seconds of work, and by model (seconds of the device, tokens), up to which time is divided.
+        #: Seconds of work, and each model's counts, up to which time is divided.
         self._busy_s = 0.0
-        self._passes: dict[str, tuple[float, int]] = {}
-        self._speeds: dict[str, _Speed] = {}
+        self._passes: dict[str, PassCounts] = {}
+        self._speeds: dict[str, _ModelSpeed] = {}
 
-    def add(self, now_s: float, busy_s: float, num_jobs: int, passes: Mapping[str, tuple[float, int]]) -> None:
-        """Counts since the start, at `now_s`; `passes` are by model (seconds of the device, tokens)."""
-        num_tokens = sum(tokens for _, tokens in passes.values())
+    def add(self, now_s: float, busy_s: float, num_jobs: int, passes: Mapping[str, PassCounts]) -> None:
+        """Counts since the start, at `now_s`; `passes` are by model."""
+        num_tokens = sum(counts.num_tokens for counts in passes.values())
         self._lately.append((now_s, busy_s, num_jobs, num_tokens))
         while now_s - self._lately[0][0] > _RATE_S:
             self._lately.popleft()
         self._divide(busy_s, passes)
 
-    def _divide(self, busy_s: float, passes: Mapping[str, tuple[float, int]]) -> None:
-        """Give the time since the last division to the models; a pass that has not ended yet waits for the next."""
-        nothing = 0.0, 0
-        spent_s = {alias: seconds - self._passes.get(alias, nothing)[0] for alias, (seconds, _) in passes.items()}
+    def _divide(self, busy_s: float, passes: Mapping[str, PassCounts]) -> None:
+        """Divide the time since the last division among the models; a pass that has not ended yet waits for the next."""
+        before = {alias: self._passes.get(alias, PassCounts()) for alias in passes}
+        spent_s = {alias: counts.seconds - before[alias].seconds for alias, counts in passes.items()}
         all_s, work_s = sum(spent_s.values()), busy_s - self._busy_s
         if all_s <= 0 or work_s <= 0:
             return
-        for alias, seconds in spent_s.items():
-            num_tokens = passes[alias][1] - self._passes.get(alias, nothing)[1]
-            self._speeds.setdefault(alias, _Speed()).add(work_s * seconds / all_s, num_tokens)
+        for alias, counts in passes.items():
+            num_tokens = counts.num_tokens - before[alias].num_tokens
+            is_loaded = counts.num_loaded > before[alias].num_loaded
+            speed = self._speeds.setdefault(alias, _ModelSpeed())
+            speed.add(work_s * spent_s[alias] / all_s, num_tokens, is_loaded)
         self._busy_s, self._passes = busy_s, dict(passes)
 
     @property
@@ -68,28 +84,26 @@ class Rates:
 
     @property
     def speeds(self) -> dict[str, float]:
-        """By model, tokens per second of its work; without those of which there was too little to tell."""
+        """By model, tokens per second of its work; without those that have worked too little for it to be known."""
         found = {alias: speed.per_second for alias, speed in self._speeds.items()}
         return {alias: speed for alias, speed in found.items() if speed}
 
 
-class _Speed:
-    """Tokens over the seconds of the last work for one model; kept while there is none."""
+class _ModelSpeed:
+    """Tokens over the seconds of the last work for one model; kept while there is none.
+
+    Work in which batches left others waiting counts apart, and alone once there was enough: a batch of one short text
+    says little of how fast many are computed.
+    """
 
     def __init__(self) -> None:
-        #: (seconds of work, tokens), both since the start.
-        self._sums: deque[tuple[float, int]] = deque([(0.0, 0)])
+        self._loaded, self._any = DecayedMean(_HALF_LIFE_S), DecayedMean(_HALF_LIFE_S)
 
-    def add(self, seconds: float, num_tokens: int) -> None:
-        before_s, tokens_before = self._sums[-1]
-        if len(self._sums) > 1 and before_s - self._sums[-2][0] < _GRAIN_S:
-            self._sums.pop()  # a short text now and then would leave an entry for each, for hours
-        self._sums.append((before_s + seconds, tokens_before + num_tokens))
-        while len(self._sums) > 2 and self._sums[-1][0] - self._sums[1][0] >= _SPEED_S:
-            self._sums.popleft()
+    def add(self, seconds: float, num_tokens: int, is_loaded: bool) -> None:
+        for mean in (self._loaded, self._any) if is_loaded else (self._any,):
+            mean.add(num_tokens, weight=seconds, age=seconds)
 
     @property
     def per_second(self) -> float:
-        """0 if there was too little work to tell."""
-        (first_s, first), (last_s, last) = self._sums[0], self._sums[-1]
-        return (last - first) / (last_s - first_s) if last_s - first_s >= _MIN_SPEED_S else 0.0
+        """0 if there was too little work for it to be known."""
+        return next((mean.mean for mean in (self._loaded, self._any) if mean.weight >= _MIN_SPEED_S), 0.0)

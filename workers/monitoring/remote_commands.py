@@ -13,31 +13,32 @@ import os
 import signal as signals
 from typing import Any
 
+from celery import Celery
 from celery.worker import control
 from kombu import pidbox
 
 from embedq.workers.broker.transport import BROKEN
+from embedq.workers.context import WorkerContext
 from embedq.workers.launcher.status_table import row
-from embedq.workers.monitoring.heartbeat import heart
 
 log = logging.getLogger(__name__)
 
 
 class Node(pidbox.Node):
-    """A worker's ear for remote control, which a senseless command does not close.
+    """Remote-control node that survives malformed commands.
 
-    Celery opens it anew after each, and hears nothing meanwhile.
+    After an error Celery subscribes anew, and misses the commands that are sent meanwhile.
     """
 
     def handle_message(self, body: Any, message: Any = None) -> Any:
-        """kombu's; what cannot be carried out is logged without its words and forgotten."""
+        """Carry out a command as kombu does; one that cannot be carried out is logged, without its words, and dropped."""
         try:
             return super().handle_message(body, message)
         except BROKEN:
             raise
         except Exception as error:
             extra = {"action": "control_command_refused", "error": type(error).__name__}
-            log.warning("a command of remote control makes no sense", extra=extra)
+            log.warning("a remote-control command cannot be carried out", extra=extra)
             return None
 
 
@@ -48,10 +49,14 @@ def embedq_stats(state: Any) -> dict[str, Any]:
     return stats
 
 
-@control.inspect_command(name="embedq_status")
-def embedq_status(state: Any) -> dict[str, Any]:
-    """How this worker is. A launcher answers the same command for all its workers."""
-    return {"workers": [row(heart.last)]}
+def install(app: Celery, context: WorkerContext) -> None:
+    """Make the worker that `app` is about to build answer the commands of this file, and survive malformed ones."""
+    app.control.mailbox.node_cls = Node
+
+    @control.inspect_command(name="embedq_status")
+    def embedq_status(state: Any) -> dict[str, Any]:
+        """The last heartbeat of this worker. A launcher answers the same command for all its workers."""
+        return {"workers": [row(context.last_beat())]}
 
 
 @control.control_command(name="shutdown")

@@ -1,0 +1,106 @@
+"""The private names of Celery that waiting for results needs, each behind a plain name.
+
+As `workers/celery_private.py` is for workers; `tests/test_celery_private.py` tries both on real objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from celery.backends.asynchronous import _waiting_on
+from celery.backends.redis import RedisBackend, ResultConsumer
+from celery.result import AsyncResult
+
+
+class ConsumerBase(ResultConsumer):
+    """Celery's consumer of results: one subscription for all results that a backend's callers wait for."""
+
+    _pubsub: Any
+
+    @property
+    def subscription(self) -> Any:
+        """The redis-py PubSub; None before the first subscription and after a fork."""
+        return self._pubsub
+
+    @subscription.setter
+    def subscription(self, pubsub: Any) -> None:
+        self._pubsub = pubsub
+
+    @property
+    def unsubscribing(self) -> set[bytes]:
+        """Keys that nobody wants any more, and whose subscription is not ended yet."""
+        unsubscribing: set[bytes] = self._pending_unsubscribe
+        return unsubscribing
+
+    @property
+    def held(self) -> Iterable[MutableMapping[str, AsyncResult]]:
+        """Results that somebody holds and that have not come, by id: those kept for good, and those held weakly."""
+        held: Iterable[MutableMapping[str, AsyncResult]] = self._pending_results
+        return held
+
+    def is_waited_for(self, task_id: Any) -> bool:
+        """Whether somebody waits for this result right now, and not merely holds it."""
+        return bool(_waiting_on(self._pending_results, task_id))
+
+    def key_of(self, task_id: str) -> bytes:
+        """The key and channel of a result."""
+        key: bytes = self._get_key_for_task(task_id)
+        return key
+
+    def locked(self) -> AbstractContextManager[Any]:
+        """Keep other threads from the subscription meanwhile."""
+        locked: AbstractContextManager[Any] = self._locked()
+        return locked
+
+    def decoded(self, blob: bytes) -> Any:
+        """The result map of a blob."""
+        return self._decode_result(blob)
+
+    def stop_waiting_for(self, meta: dict[str, Any]) -> None:
+        """Unsubscribe from a result if it is ready."""
+        self._maybe_cancel_ready_task(meta)
+
+    def reconnect(self) -> None:
+        """Called after the connection was lost: subscribe anew to all that is wanted."""
+        super()._reconnect_pubsub()
+
+    def _reconnect_pubsub(self) -> None:
+        self.reconnect()
+
+
+class ReadingBackend(RedisBackend):
+    """Celery's backend, for reading."""
+
+    def read_meta(self, task_id: str, meta: dict[str, Any]) -> dict[str, Any]:
+        """Called with each result map that is read by id; returns the one that counts."""
+        return meta
+
+    def hold(self, job: AsyncResult) -> None:
+        """Note that somebody on this thread holds `job`, so that its result is handed over when it comes."""
+        self._add_pending_result(job.id, job)
+
+    def id_of(self, channel: bytes) -> str:
+        """The job whose results are published on this channel."""
+        return str(self._strip_prefix(channel))
+
+    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
+        return self.read_meta(task_id, super()._get_task_meta_for(task_id))
+
+
+def known_meta(job: AsyncResult) -> dict[str, Any] | None:
+    """The result map that a result object has got; None before that."""
+    meta: dict[str, Any] | None = job._cache
+    return meta
+
+
+def set_meta(job: AsyncResult, meta: dict[str, Any]) -> None:
+    """Let a result object have its result, as if it had read it itself; one that is not ready is passed over."""
+    job._maybe_set_cache(meta)
+
+
+def transport_options(backend: RedisBackend) -> dict[str, Any]:
+    """The options by which a backend reaches its server."""
+    options: dict[str, Any] = backend._transport_options
+    return options
