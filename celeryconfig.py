@@ -172,9 +172,9 @@ broker_use_ssl = tls_options(broker_url) or False  # the URL says it too; Flower
 result_backend = redis_url()
 # Ours, behind the plain URL: nothing is subscribed until somebody waits. Workers put theirs over it.
 override_backends = {
-    "redis": "embedq.tasks.backend:ResultBackend",
-    "rediss": "embedq.tasks.backend:ResultBackend",
-    "sentinel": "embedq.tasks.backend:SentinelResultBackend",
+    "redis": "embedq.tasks.result_backend:ResultBackend",
+    "rediss": "embedq.tasks.result_backend:ResultBackend",
+    "sentinel": "embedq.tasks.result_backend:SentinelResultBackend",
 }
 
 # What a message may be. No pickle: a worker must not run what a message says. "msgpack" and "json"

@@ -22,8 +22,8 @@ from celery.result import AsyncResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
 from embedq.core.errors import ServerUnavailable
-from embedq.tasks.backend import is_refusal
 from embedq.tasks.celery_private import known_meta, set_meta, transport_options
+from embedq.tasks.result_backend import is_refusal
 
 log = logging.getLogger(__name__)
 

@@ -17,12 +17,12 @@ from embedq.core.errors import InvalidInput, JobTooLarge, ProducerError, WorkerE
 from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
 from embedq.tasks.application import config, key_prefix
 from embedq.tasks.models import Registry
-from embedq.tasks.sending import Call, compression_for
+from embedq.tasks.sending import OutgoingJob, compression_for
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult
 
-    from embedq.core.batching.job import Call as EngineCall
+    from embedq.core.batching.job import Call
     from embedq.core.engine import Engine
 
 #: Options shown in logs and Flower. The instruction is a text, so it is not among them.
@@ -81,7 +81,7 @@ class EngineTask(Task):
         """UnknownModel or InvalidInput if no worker would take a job for this model, None for the default."""
         self.registry.check(self.name.removeprefix("tasks."), alias)
 
-    def checked(self, args: Any, kwargs: dict[str, Any]) -> Call:
+    def checked(self, args: Any, kwargs: dict[str, Any]) -> OutgoingJob:
         """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
         call, given = self._bind(args, kwargs)
         check_texts(self._texts_name, call[self._texts_name])
@@ -91,7 +91,7 @@ class EngineTask(Task):
         sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given), "timestamp": int(time.time())}
         if compression := compression_for(num_bytes):
             sending["compression"] = compression
-        return Call(args, kwargs, num_bytes, sending)
+        return OutgoingJob(args, kwargs, num_bytes, sending)
 
     @cached_property
     def registry(self) -> Registry:
@@ -106,7 +106,7 @@ class EngineTask(Task):
             )
         return self.engine
 
-    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> EngineCall:
+    def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
         """What a message asks of the engine, checked. Any program can write to the queue."""
         call, given = self._bind(args, kwargs)
         build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank

@@ -57,7 +57,7 @@ _TAIL_BYTES = 2048
 _SENT = re.compile(rb'"timestamp": ([\d.]+)')
 
 
-class Seen:
+class FirstSeen:
     """How long messages have been the next of their list, for those that do not say when they were sent."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class QueueCollector:
         self._separator = separator
         self._registry, self._speeds = Registry(client, prefix), Speeds(client, prefix)
         self._letters = DeadLetters(client, prefix)
-        self._seen = Seen()
+        self._seen = FirstSeen()
 
     def describe(self) -> list[Any]:
         """Names, without asking the server."""
@@ -105,7 +105,7 @@ class QueueCollector:
             families.add("embedq_workers", sum(alias in report.models for report in reports), model=alias)
         for alias, kind in dict.fromkeys(queues.values()):
             sizes = {queue: waiting[queue] for queue, of in queues.items() if of == (alias, kind)}
-            num_tokens, seconds = work(sizes, alias, reports, latest.get(alias, Speed()))
+            num_tokens, seconds = backlog(sizes, alias, reports, latest.get(alias, Speed()))
             families.add("embedq_backlog_jobs", sum(sizes.values()), model=alias, kind=kind)
             families.add("embedq_backlog_tokens", num_tokens, model=alias, kind=kind)
             families.add("embedq_backlog_seconds", seconds, model=alias, kind=kind)
@@ -151,7 +151,7 @@ def queues_of(models: Mapping[str, Served]) -> dict[str, tuple[str, str]]:
     return queues
 
 
-def work(queued: Mapping[str, int], alias: str, reports: list[Report], latest: Speed) -> tuple[float, float]:
+def backlog(queued: Mapping[str, int], alias: str, reports: list[Report], latest: Speed) -> tuple[float, float]:
     """(tokens, seconds) of the jobs in the queues of one model: by the speed of the workers present.
 
     Without any, the seconds that one worker would take at the speed last measured: more than 0 as long as a job

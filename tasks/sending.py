@@ -28,7 +28,7 @@ _MAX_JOBS_PER_WRITE, _MAX_BYTES_PER_WRITE = 1000, 8 * 1024 * 1024
 _POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
-class Call(NamedTuple):
+class OutgoingJob(NamedTuple):
     """One checked call of a task."""
 
     args: tuple[Any, ...]
@@ -44,7 +44,7 @@ def compression_for(num_bytes: int) -> str | None:
     return "zstd" if is_large and "application/zstd" in compression.encoders() else None
 
 
-def send_many(task: Task, calls: Sequence[Call]) -> list[AsyncResult]:
+def send_many(task: Task, calls: Sequence[OutgoingJob]) -> list[AsyncResult]:
     """Send many jobs of one task; returns their results in order.
 
     A write that fails is repeated as it was, ids included. Some of its jobs may then be in the queue
@@ -61,7 +61,7 @@ def send_many(task: Task, calls: Sequence[Call]) -> list[AsyncResult]:
     return jobs
 
 
-def _send(task: Task, producer: Any, calls: Sequence[Call], ids: Sequence[str]) -> list[AsyncResult]:
+def _send(task: Task, producer: Any, calls: Sequence[OutgoingJob], ids: Sequence[str]) -> list[AsyncResult]:
     with producer.batch(max_size=2 * len(calls)):  # written at the end, in one pipeline
         return [
             Task.apply_async(task, call.args, call.kwargs, task_id=job_id, producer=producer, **call.sending)
@@ -69,7 +69,7 @@ def _send(task: Task, producer: Any, calls: Sequence[Call], ids: Sequence[str]) 
         ]
 
 
-def _writes(calls: Sequence[Call]) -> Iterator[Sequence[Call]]:
+def _writes(calls: Sequence[OutgoingJob]) -> Iterator[Sequence[OutgoingJob]]:
     """Cut `calls` into parts within the limits of one write; a call above them goes alone."""
     begin, num_bytes = 0, 0
     for end, call in enumerate(calls):

@@ -178,7 +178,7 @@ def test_broadcasts_are_published_and_read_through_the_channel(url: str, client:
 def test_a_channel_knows_its_queues_in_turn_and_their_lists(url: str, client: redis.Redis) -> None:
     with Consuming(url, ["a", "b"], queue_order_strategy="round_robin") as worker:
         assert worker.channel.queues_in_order() == ["a", "b"]
-        worker.channel.served("a")
+        worker.channel.note_delivery("a")
         assert worker.channel.queues_in_order() == ["b", "a"]
     with kombu.Connection(url, transport_options=OPTIONS | {"global_keyprefix": "one:"}) as connection:
         channel = connection.channel()

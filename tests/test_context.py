@@ -38,9 +38,12 @@ def test_a_wired_worker_cannot_be_changed() -> None:
 
 
 def test_parts_that_nobody_wired_fail_as_they_are_built_and_name_what_is_missing(url: str, engine: Engine) -> None:
-    with kombu.Connection(url, transport=transport.Transport) as unwired, pytest.raises(AttributeError, match="context"):
+    with (
+        kombu.Connection(url, transport=transport.Transport) as unwired,
+        pytest.raises(AttributeError, match="context"),
+    ):
         unwired.channel()
-    with pytest.raises(AttributeError, match="held"):
+    with pytest.raises(AttributeError, match="jobs"):
         EnginePool(limit=1)
     with pytest.raises(AttributeError, match="context"):
         Readiness(None)
@@ -55,6 +58,6 @@ def test_every_part_that_celery_builds_is_the_workers_own(url: str, engine: Engi
         assert (first.channel.worker, second.channel.worker) == ("one", "other")
         assert first.channel.qos.taken is not second.channel.qos.taken
     pool = pool_for(one, held)(limit=1)
-    assert (pool.context, pool.held, pool.engine) == (one, held, engine)
+    assert (pool.context, pool.jobs, pool.engine) == (one, held, engine)
     readiness_for(one)(None).start(None)
     assert (one.lifecycle.state, other.lifecycle.state) == ("ready", "loading")

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
-from embedq.tasks.exporter import UNMEASURED, QueueCollector, queues_of, work
+from embedq.tasks.exporter import UNMEASURED, QueueCollector, backlog, queues_of
 from embedq.tasks.metrics import EXPORTER
 from embedq.tasks.models import Registry, Served
 from embedq.tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
@@ -97,19 +97,19 @@ def test_a_backlog_that_nobody_ever_measured_is_finite_and_above_nothing(app: Ce
     send(app, "rerank.ranker")
     seconds = Scrape(address).value("embedq_backlog_seconds", model="ranker", kind="rerank")
     assert seconds == UNMEASURED.tokens_per_job["any"] / UNMEASURED.tokens_per_second > 0
-    assert work({"rerank.ranker": 0}, "ranker", [], Speed()) == (0, 0)
+    assert backlog({"rerank.ranker": 0}, "ranker", [], Speed()) == (0, 0)
 
 
 def test_a_worker_that_has_measured_nothing_counts_as_fast_as_the_others() -> None:
     reports = [Report(0.0, {"a": Speed(200.0, {"embed": 10.0})}), Report(0.0, {"a": Speed()})]
-    assert work({"embed": 30, "embed.a": 10}, "a", reports, Speed(7.0, {"embed.a": 20.0})) == (500, 1.25)
+    assert backlog({"embed": 30, "embed.a": 10}, "a", reports, Speed(7.0, {"embed.a": 20.0})) == (500, 1.25)
 
 
 def test_seconds_of_models_that_share_workers_add_up_to_the_time_they_need() -> None:
     both = {"fast": Speed(1000.0, {"embed.fast": 100.0}), "slow": Speed(10.0, {"rerank.slow": 100.0})}
     reports = [Report(0.0, both), Report(0.0, both)]
-    fast_s = work({"embed.fast": 40}, "fast", reports, Speed())[1]
-    slow_s = work({"rerank.slow": 4}, "slow", reports, Speed())[1]
+    fast_s = backlog({"embed.fast": 40}, "fast", reports, Speed())[1]
+    slow_s = backlog({"rerank.slow": 4}, "slow", reports, Speed())[1]
     assert (fast_s, slow_s) == (40 * 100 / 1000 / 2, 4 * 100 / 10 / 2)
 
 

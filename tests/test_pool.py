@@ -43,7 +43,7 @@ class Bookkeeping:
 
     def done(self, _: Any) -> None:
         """It is acknowledged here."""
-        self.held_meanwhile = self.pool.held.running()
+        self.held_meanwhile = self.pool.jobs.running()
         self.is_told.set()
 
 
@@ -53,7 +53,7 @@ def test_a_job_is_held_until_it_is_acknowledged(pool: EnginePool) -> None:
     pool.on_apply(lambda: (False, "result", 0.0), (), {}, **callbacks, timeout_callback=None)
     assert request.is_told.wait(PATIENCE_S)
     assert request.held_meanwhile == ["the job"]
-    assert pool.held.wait_until_empty(PATIENCE_S)
+    assert pool.jobs.wait_until_empty(PATIENCE_S)
 
 
 def test_nothing_is_fetched_before_the_pool_has_started_nor_once_it_closes(app: Celery, engine: Engine) -> None:

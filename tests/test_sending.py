@@ -19,7 +19,7 @@ from kombu.utils import functional
 from embedq import tasks
 from embedq.core.errors import InvalidInput, JobTooLarge
 from embedq.tasks import sending
-from embedq.tasks.sending import Call, _writes, compression_for
+from embedq.tasks.sending import OutgoingJob, _writes, compression_for
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_policy_without_an_end_goes_on_until_the_server_takes_it(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 3 * sending._MAX_BYTES_PER_WRITE), max_size=40))
 def test_writes_keep_the_order_and_their_limits(sizes: list[int]) -> None:
-    calls = [Call((index,), {}, size, {}) for index, size in enumerate(sizes)]
+    calls = [OutgoingJob((index,), {}, size, {}) for index, size in enumerate(sizes)]
     writes = list(_writes(calls))
     assert [call for write in writes for call in write] == calls
     assert all(write for write in writes)
@@ -168,7 +168,7 @@ def test_writes_keep_the_order_and_their_limits(sizes: list[int]) -> None:
 
 
 def test_a_write_has_a_limited_number_of_jobs() -> None:
-    calls = [Call((), {}, 1, {})] * 2500
+    calls = [OutgoingJob((), {}, 1, {})] * 2500
     assert [len(write) for write in _writes(calls)] == [1000, 1000, 500]
 
 

@@ -18,7 +18,7 @@ from celery import Celery, group
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 
 from embedq.core.errors import InvalidInput
-from embedq.tasks.backend import LateConsumer
+from embedq.tasks.result_backend import LateConsumer
 from tests.own_server import OwnServer
 from tests.running import ROOT
 from tests.traced_jobs import CALLS, application, run

@@ -23,7 +23,7 @@ from celery.worker.request import Request
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 
-from embedq.tasks.backend import ResultBackend
+from embedq.tasks.result_backend import ResultBackend
 
 
 class Consumer(Protocol):
@@ -119,7 +119,7 @@ class ChannelBase(stock.Channel):
         """The consumed queues in the order of the strategy."""
         return list(self._queue_cycle.consume(len(self.active_queues)))
 
-    def served(self, queue: str) -> None:
+    def note_delivery(self, queue: str) -> None:
         """A job of `queue` was delivered: the strategy may let another queue go first now."""
         self._queue_cycle.rotate(queue)
 

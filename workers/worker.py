@@ -43,7 +43,7 @@ from embedq.workers.jobs.result_backend import use_batches
 from embedq.workers.monitoring import remote_commands, tracing
 from embedq.workers.monitoring.health import Health, readiness_for
 from embedq.workers.monitoring.heartbeat import Heart, launcher_pipe
-from embedq.workers.monitoring.metrics import metrics_served
+from embedq.workers.monitoring.metrics_server import metrics_served
 from embedq.workers.monitoring.speed_reports import Reports
 from embedq.workers.queues import queues_of
 

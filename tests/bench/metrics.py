@@ -23,7 +23,7 @@ from embedq.workers.jobs.held_job import HeldJobs
 from embedq.workers.monitoring.health import Health
 from embedq.workers.monitoring.heartbeat import Heart
 from embedq.workers.monitoring.job_counters import JobCounts, outcome_of, times_of
-from embedq.workers.monitoring.metrics import WorkerCollector
+from embedq.workers.monitoring.metrics_server import WorkerCollector
 from tests.bench import report
 from tests.bench.report import Figure
 from tests.checkpoints import FakeModel

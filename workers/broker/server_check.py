@@ -16,7 +16,7 @@ import redis
 
 from embedq.core.errors import InvalidSettings, ServerUnavailable
 from embedq.tasks import config
-from embedq.tasks.backend import is_refusal
+from embedq.tasks.result_backend import is_refusal
 from embedq.workers import logs
 from embedq.workers.broker.transport import BROKEN
 

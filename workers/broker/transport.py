@@ -200,7 +200,7 @@ class Channel(ChannelBase):
                 bury_undeliverable(self, job, error)
             self._arrived.popleft()
             num_delivered += 1
-            self.served(job.queue)
+            self.note_delivery(job.queue)
         return num_delivered
 
     def _deliver(self, job: Fetched) -> None:

@@ -42,21 +42,21 @@ class EnginePool(PoolBase):
     signal_safe = False
 
     context: ClassVar[WorkerContext]
-    held: ClassVar[HeldJobs]
+    jobs: ClassVar[HeldJobs]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.engine = self.held.engine
+        self.engine = self.jobs.engine
 
     def on_start(self) -> None:
         """Called by Celery before the first job."""
         self._answers = AnswersThread(lambda: self.app.backend.batch())
-        self.held.is_open = True
+        self.jobs.is_open = True
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
         """Take a job; called on the event loop, so it only hands on."""
         held = HeldJob(target, args, options)
-        self.held.add(held)
+        self.jobs.add(held)
         if isinstance(held.request, EngineRequest):
             self._submit(held)
         else:
@@ -65,7 +65,7 @@ class EnginePool(PoolBase):
 
     def drop_revoked(self) -> None:
         """Let waiting jobs that were revoked, or have expired, give up their places."""
-        for held in self.held.all():
+        for held in self.jobs.all():
             self._drop_if_revoked(held)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
@@ -81,12 +81,12 @@ class EnginePool(PoolBase):
 
     def on_close(self) -> None:
         """Called by Celery first, whatever the way to end."""
-        self.held.is_open = False
+        self.jobs.is_open = False
         self.context.lifecycle.state = DRAINING
         # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
         # moment would wait for it for ever.
         log.info(
-            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self.held)}
+            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self.jobs)}
         )
 
     def on_stop(self) -> None:
@@ -98,11 +98,11 @@ class EnginePool(PoolBase):
         self._end(0.0)
 
     def _end(self, timeout_s: float) -> None:
-        for held in self.held.all():
+        for held in self.jobs.all():
             if held.waits:
                 held.terminate()
-        self.held.wait_until_empty(timeout_s)
-        late = self.held.all()
+        self.jobs.wait_until_empty(timeout_s)
+        late = self.jobs.all()
         if late:
             log.warning(
                 "jobs under way did not end in time and go back to the queue",
@@ -115,7 +115,7 @@ class EnginePool(PoolBase):
     def inspected(self) -> dict[str, Any]:
         """What `inspect stats` shows of the pool: how many jobs it holds, and the engine's own statistics."""
         implementation = f"{type(self).__module__}:{type(self).__name__}"
-        return {"implementation": implementation, "jobs": len(self.held), "engine": self.engine.stats()}
+        return {"implementation": implementation, "jobs": len(self.jobs), "engine": self.engine.stats()}
 
     def _submit(self, held: HeldJob) -> None:
         request = held.request
@@ -164,8 +164,8 @@ class EnginePool(PoolBase):
         else:
             became, done = outcome_of(outcome), partial(held.on_success, outcome)
         times = times_of(held.job, held.request.task)
-        self.held.counts.answered(held.queue, times.num_tokens)
-        stored = partial(self.held.job_counts.stored, times, became, done)
+        self.jobs.counts.answered(held.queue, times.num_tokens)
+        stored = partial(self.jobs.job_counts.stored, times, became, done)
         give_back = partial(held.request.reject, requeue=True)
         self._answers.after(partial(self._settle, held, stored), partial(self._settle, held, give_back))
 
@@ -189,7 +189,7 @@ class EnginePool(PoolBase):
             # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
             self._answers.after(done, done)
-            self.held.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
+            self.jobs.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
 
     def _watch_expiry(self, held: HeldJob, expires_s: float) -> None:
         drop = partial(self._drop_if_revoked, held)
@@ -205,9 +205,9 @@ class EnginePool(PoolBase):
         for timer in held.timers:
             timer.cancel()
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
-        self.held.discard(held)
+        self.jobs.discard(held)
 
 
-def pool_for(context: WorkerContext, held: HeldJobs) -> type[EnginePool]:
+def pool_for(context: WorkerContext, jobs: HeldJobs) -> type[EnginePool]:
     """The pool that Celery is to build for this worker."""
-    return type("EnginePool", (EnginePool,), {"context": context, "held": held, "__module__": __name__})
+    return type("EnginePool", (EnginePool,), {"context": context, "jobs": jobs, "__module__": __name__})

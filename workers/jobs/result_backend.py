@@ -26,9 +26,9 @@ from celery.app.task import Context
 from kombu.exceptions import EncodeError
 
 from embedq.core.errors import InvalidSettings, JobTooLarge, ServerUnavailable
-from embedq.tasks.backend import SentinelResultBackend
+from embedq.tasks.result_backend import SentinelResultBackend
 from embedq.workers.celery_private import StoringBackend, running_again, running_job
-from embedq.workers.jobs.result_writer import Held
+from embedq.workers.jobs.result_writer import UnwrittenResults
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class BatchBackend(StoringBackend):
         super().__init__(*args, **kwargs)
         if self.compression or self.thread_safe:
             raise InvalidSettings("result_compression and result_backend_thread_safe do not go with batches of results")
-        self._held = Held(self.client)
+        self._held = UnwrittenResults(self.client)
         #: Chord parts that follow the results, each with the job in which it was returned.
         self._parts: deque[tuple[tuple[Task, Context] | None, Callable[[], None]]] = deque()
         self._is_batch = False

@@ -51,7 +51,7 @@ _MAX_CALL_BYTES = 8 * 1024 * 1024
 _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.05, 2.0
 
 
-class Result(NamedTuple):
+class UnwrittenResult(NamedTuple):
     """One blob to be stored."""
 
     key: bytes
@@ -60,12 +60,12 @@ class Result(NamedTuple):
     blob: bytes
 
 
-class Held:
+class UnwrittenResults:
     """Results not yet in Redis, in the order they were stored."""
 
     def __init__(self, client: Any) -> None:
         self._store = client.register_script(_STORE)
-        self._results: deque[Result] = deque()
+        self._results: deque[UnwrittenResult] = deque()
         self._keys: set[bytes] = set()
         self.num_bytes = 0
 
@@ -77,7 +77,7 @@ class Held:
 
     def add(self, key: bytes, lives_s: int, blob: bytes) -> None:
         """Hold one more; `lives_s` 0 keeps it for ever."""
-        self._results.append(Result(key, lives_s, blob))
+        self._results.append(UnwrittenResult(key, lives_s, blob))
         self._keys.add(key)
         self.num_bytes += len(blob)
 
@@ -97,8 +97,8 @@ class Held:
         self._keys.clear()
         self.num_bytes = 0
 
-    def _next_call(self) -> list[Result]:
-        call: list[Result] = []
+    def _next_call(self) -> list[UnwrittenResult]:
+        call: list[UnwrittenResult] = []
         num_bytes = 0
         for result in self._results:
             num_bytes += len(result.blob)
