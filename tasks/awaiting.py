@@ -1,9 +1,9 @@
-"""Waiting for results in asyncio: all waits of an event loop share one subscription.
+"""Waits for results in asyncio; all waits of an event loop share one subscription.
 
     vectors = await tasks.aget(job, timeout=30)
 
-What a wait needs of Redis: one GET if the result is there, else SUBSCRIBE and another GET, together
-with whatever else began to wait at the same moment. Uses no thread; ends with its event loop.
+A wait costs Redis one GET if the result is stored, else SUBSCRIBE and another GET, together with all waits that began
+at the same moment. It uses no thread, and ends with its event loop.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from embedq.tasks.result_backend import is_refusal
 
 log = logging.getLogger(__name__)
 
-#: Keys asked for in one MGET: what arrives is held in memory at once.
+#: Keys of one MGET: all their values are in memory at once.
 _MAX_KEYS_PER_MGET = 100
 
-#: Seconds without a message after which the server is asked whether it is still there, and how long
-#: it may take to answer. A connection that died silently is found after both.
+#: Seconds without a message after which the server is pinged, and seconds it has to answer. A connection that died
+#: silently is detected after both.
 _QUIET_S, _ANSWER_S = 25.0, 15.0
 
-#: Seconds between two tries to reach the server, and seconds after which waits fail.
+#: Seconds between two attempts to reach the server, and seconds after which waits fail.
 _PAUSE_S, _MAX_OUTAGE_S = 0.2, 60.0
 
-#: The connections' classes of the blocking client -> those of the asyncio one.
+#: Class of a blocking connection -> class of the asyncio connection.
 _CONNECTIONS = {
     redis.SSLConnection: aio.SSLConnection,
     redis.UnixDomainSocketConnection: aio.UnixDomainSocketConnection,
@@ -45,10 +45,10 @@ _CONNECTIONS = {
 
 
 async def wait_for(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
-    """What `job.get(timeout)` returns or raises; for a group the list of what its jobs return.
+    """Return or raise what `job.get(timeout)` would; for a group, return the list of its jobs' results.
 
-    celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server could
-    not be reached for a minute, and at once if it refuses us.
+    celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server cannot
+    be reached for a minute, and at once if it refuses us.
     """
     try:
         async with asyncio.timeout(timeout) as limit:
@@ -78,7 +78,7 @@ _all_waits: dict[tuple[asyncio.AbstractEventLoop, str], Waits] = {}
 
 
 def _waits(backend: RedisBackend) -> Waits:
-    """The waits of the running loop on the server of `backend`."""
+    """The waits of the running event loop on the server of `backend`."""
     place = (asyncio.get_running_loop(), backend.as_uri(include_password=True))
     if place not in _all_waits:
         for loop, url in [known for known in _all_waits if known[0].is_closed()]:
@@ -88,7 +88,7 @@ def _waits(backend: RedisBackend) -> Waits:
 
 
 class Waits:
-    """Everything one event loop waits for on one server."""
+    """All results that one event loop waits for on one server."""
 
     def __init__(self, backend: RedisBackend) -> None:
         self._backend = backend
@@ -101,7 +101,7 @@ class Waits:
         self._is_connected = False
 
     async def meta(self, key: bytes) -> dict[str, Any]:
-        """Celery's result map at `key`, once it is ready."""
+        """Wait for Celery's result map at `key`, and return it once it is ready."""
         future = asyncio.get_running_loop().create_future()
         self._futures.setdefault(key, set()).add(future)
         self._changed.set()
@@ -116,7 +116,7 @@ class Waits:
                 self._changed.set()
 
     async def _serve(self) -> None:
-        """Connect, and again whenever the connection is lost, until the loop ends or the server stays away."""
+        """Connect, and reconnect when the connection is lost, until the loop ends or the server stays away."""
         (client, *its_sentinels), lost_s = make_clients(self._backend), time.monotonic()
         try:
             while time.monotonic() - lost_s < _MAX_OUTAGE_S and not _is_cancelled():
@@ -126,10 +126,10 @@ class Waits:
                 except (redis.RedisError, OSError) as error:
                     if is_refusal(error):
                         raise ServerUnavailable(
-                            f"the server of results and we do not trust each other: {error}"
+                            f"the server of results refuses us, or its certificate is not trusted: {error}"
                         ) from None
                     log.warning(
-                        "waits for results are interrupted: the server cannot be reached",
+                        "waits for results pause: the server cannot be reached",
                         extra={"action": "waits_interrupted", "error": repr(error)},
                     )
                 if self._is_connected:
@@ -137,7 +137,7 @@ class Waits:
                 await asyncio.sleep(_PAUSE_S)
             if not _is_cancelled():
                 self._fail(ServerUnavailable(f"the server of results could not be reached for {_MAX_OUTAGE_S:.0f} s"))
-        except Exception as error:  # whoever waits must learn of it, or waits for ever
+        except Exception as error:  # raised in every wait: otherwise they would wait for ever
             self._fail(error)
         finally:
             self._fail(asyncio.CancelledError())
@@ -159,7 +159,7 @@ class Waits:
             await asyncio.wait(parts)
 
     async def _listen(self, pubsub: Any) -> None:
-        """Take what the server sends; ask whether it is still there when it is quiet."""
+        """Read messages from the server; ping it when it is quiet."""
         is_asked = False
         while not _is_cancelled():
             message = await pubsub.get_message(timeout=_ANSWER_S if is_asked else _QUIET_S)
@@ -175,10 +175,10 @@ class Waits:
                 self._answer(message["channel"], message["data"])
 
     async def _follow(self, client: aio.Redis, pubsub: Any) -> None:
-        """Keep the subscriptions those of the waits, all changes of a moment in one command.
+        """Subscribe and unsubscribe as waits begin and end, all changes of a moment in one command.
 
-        A key is read before it is subscribed to, which mostly makes that needless, and again when
-        the server has confirmed: a result stored in between is seen in one of the two places.
+        A key is read before it is subscribed to, which mostly makes the subscription needless, and again when the
+        server has confirmed it: a result stored in between is then seen in one of the two places.
         """
         subscribed: set[bytes] = set()
         while not _is_cancelled():
@@ -204,7 +204,7 @@ class Waits:
         return {key for key, futures in self._futures.items() if not all(future.done() for future in futures)}
 
     def _answer(self, key: bytes, blob: bytes) -> None:
-        """Give a result to all who wait for it; a blob that cannot be read is their error, and no other's."""
+        """Finish all waits for a result. If its blob cannot be read, they raise, and no others do."""
         waiting = [future for future in self._futures.get(key, ()) if not future.done()]
         if not waiting:
             return
@@ -227,7 +227,7 @@ class Waits:
 
 
 def _is_cancelled() -> bool:
-    """Whether this task was cancelled while it could not notice.
+    """Whether this task was cancelled and the cancellation got lost.
 
     `asyncio.wait_for`, which the client library sends with, loses a cancellation that comes as the
     sending ends (until Python 3.12); the loop could then never close.
@@ -237,9 +237,9 @@ def _is_cancelled() -> bool:
 
 
 def make_clients(backend: RedisBackend) -> list[aio.Redis]:
-    """An asyncio client for the server that `backend` talks to, with the same credentials and TLS.
+    """Make an asyncio client for the server of `backend`, with the same credentials and TLS.
 
-    Behind it come the clients that it asks where the server is.
+    After it in the list come the clients of the Sentinels that it asks for the server's address.
     """
     params = {name: value for name, value in backend.connparams.items() if value is not None}
     connection_class = params.pop("connection_class", None)

@@ -1,4 +1,4 @@
-"""Dead letters: messages that no worker could read, and jobs that killed every worker that took them.
+"""Dead letters: messages that no worker could read, and jobs that killed every worker that held them.
 
 Workers leave them in the stream `embedq:dead` (see `workers/broker/transport.lua`), at most
 `max_dead_letters` of them; here they are listed, shown, sent again or dropped. A letter holds the
@@ -29,7 +29,7 @@ _LAST_S = 253_402_300_799
 #: Characters of one value that are printed.
 _MAX_SHOWN = 200
 
-#: Fields of a job's headers that tell what it was.
+#: Headers of a job that are shown.
 _SHOWN_HEADERS = ("id", "task", "argsrepr", "kwargsrepr", "origin", "retries")
 
 
@@ -62,7 +62,7 @@ class Letter:
 
     @property
     def headers(self) -> dict[str, Any]:
-        """What the job says of itself; empty where it cannot be read."""
+        """The headers of the job that may be shown; empty if the message cannot be read."""
         try:
             headers = json.loads(self.message)["headers"]
             return {name: headers[name] for name in _SHOWN_HEADERS if headers.get(name) is not None}
@@ -78,7 +78,7 @@ class DeadLetters:
         self._key = prefix + _KEY
 
     def all(self) -> Iterator[Letter]:
-        """Every letter, read one by one: each may hold megabytes."""
+        """Yield every letter, read one by one: each may hold megabytes."""
         after = "-"
         while found := self._client.xrange(self._key, min=after, count=1):
             ((letter_id, fields),) = found
@@ -96,14 +96,14 @@ class DeadLetters:
         return _letter(*found[0])
 
     def num_buried(self) -> int:
-        """How many there have ever been, dropped ones too: a counter that only grows."""
+        """The number of letters ever buried, dropped ones included: it only grows."""
         try:
             return int(self._client.xinfo_stream(self._key)["entries-added"])
         except redis.ResponseError:  # none yet
             return 0
 
     def replay(self, letter_id: str) -> Letter:
-        """Send it again, at the end of its queue and with all its attempts. InvalidInput if it was not kept."""
+        """Send it again, to the end of its queue and with all attempts. InvalidInput if its message was not kept."""
         letter = self.get(letter_id)
         if not letter.message or not letter.source:
             raise InvalidInput(f"dead letter {letter_id} was too large to be kept, or its queue is unknown; drop it")
@@ -112,7 +112,7 @@ class DeadLetters:
         return letter
 
     def drop(self, letter_id: str) -> Letter:
-        """Forget it."""
+        """Delete it."""
         letter = self.get(letter_id)
         self._client.xdel(self._key, letter_id)
         return letter
@@ -120,7 +120,7 @@ class DeadLetters:
 
 @contextmanager
 def dead_letters() -> Iterator[DeadLetters]:
-    """The dead letters of this installation, over the producer's own way to the server."""
+    """The dead letters of this installation, over the producer's connection."""
     with tasks.app.connection_for_write() as connection:
         channel = connection.channel()
         yield DeadLetters(redis.Redis(connection_pool=channel.pool), channel.global_keyprefix)
@@ -197,5 +197,5 @@ def _delivery(line: str) -> Delivery | None:
 
 
 def _shown(value: Any) -> str:
-    """At most so much, on one line, and nothing that a terminal obeys: anybody may have written it."""
+    """A value for the terminal: cut, on one line, without control characters, since anybody may have written it."""
     return "".join(char if char.isprintable() else "?" for char in str(value)[:_MAX_SHOWN])

@@ -37,7 +37,7 @@ from embedq.tasks.speeds import Report, Speed, Speeds
 #: enough that a backlog is seen at once, and a finite number, because KEDA takes an infinite one for none.
 UNMEASURED = Speed(1_000.0, {"any": 256.0})
 
-#: The model of a queue whose default nobody has announced.
+#: The model of a default queue for which none is announced.
 UNKNOWN = "unknown"
 
 #: Of each list its length, and the end of the message that is next: its properties stand there, behind a body that
@@ -58,13 +58,13 @@ _SENT = re.compile(rb'"timestamp": ([\d.]+)')
 
 
 class FirstSeen:
-    """How long messages have been the next of their list, for those that do not say when they were sent."""
+    """Remembers since when a message is the next of its list, for messages without a time of sending."""
 
     def __init__(self) -> None:
         self._since: dict[str, tuple[bytes, float]] = {}
 
     def age_s(self, key: str, tail: bytes, now_s: float) -> float:
-        """Seconds since the message that ends so was sent; else, since it was first seen here: it is at least as old."""
+        """Seconds since the message with this end was sent, or else since it was first seen here."""
         if not tail:
             self._since.pop(key, None)
             return 0.0
@@ -77,7 +77,7 @@ class FirstSeen:
 
 
 class QueueCollector:
-    """Collects for one installation. A server that does not answer fails the scrape, so that `up` is 0."""
+    """Collects the metrics of one installation. If the server does not answer, the scrape fails, so that `up` is 0."""
 
     def __init__(self, client: Any, prefix: str, steps: list[int], separator: str) -> None:
         self._client = client
@@ -89,11 +89,11 @@ class QueueCollector:
         self._seen = FirstSeen()
 
     def describe(self) -> list[Any]:
-        """Names, without asking the server."""
+        """The metrics without samples, without a call to the server."""
         return Families(EXPORTER).all()
 
     def collect(self) -> list[Any]:
-        """All metrics as they are now."""
+        """The metrics with their present values."""
         families, models = Families(EXPORTER), self._registry.all()
         queues = queues_of(models)
         waiting = self._queues(families, list(queues))
@@ -112,7 +112,7 @@ class QueueCollector:
         return families.all()
 
     def _queues(self, families: Families, queues: list[str]) -> dict[str, int]:
-        """Jobs in each queue, all its lists asked for at once."""
+        """Jobs in each queue, all lists read in one call."""
         keys = [self._key(queue, step) for queue in queues for step in self._steps]
         found = self._tails(keys)
         now_s, sizes = time.time(), {}
@@ -163,7 +163,7 @@ def backlog(queued: Mapping[str, int], alias: str, reports: list[Report], latest
 
 
 def run(host: str, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C. ServerUnavailable if there is no server to look at."""
+    """Serve until SIGTERM or Ctrl-C. ServerUnavailable if Redis cannot be reached."""
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
@@ -180,7 +180,7 @@ def run(host: str, port: int) -> None:
                 print(f"metrics of the queues at http://{host}:{scraping.port}/metrics", flush=True)
                 over.wait()
     except (redis.RedisError, OperationalError) as error:
-        raise ServerUnavailable(f"the queues cannot be looked at: {error}") from None
+        raise ServerUnavailable(f"the queues cannot be read: {error}") from None
 
 
 def _alive() -> tuple[bool, str]:

@@ -1,10 +1,10 @@
-"""Which models the pool serves: announced in Redis by workers, asked by producers.
+"""The models that the pool serves: workers announce them in Redis, producers look them up.
 
     embedq:models     hash   alias -> JSON of `Served`; kept when workers stop, since a queue outlives
                              them and a pool may be scaled to zero
 
-A producer can thus refuse an unknown model at the call, where a typo would otherwise wait for ever
-in a queue that nobody reads. As long as no worker has ever announced anything, every name passes.
+So a producer refuses an unknown model at the call; otherwise a job with a typo would wait for ever in a queue that no
+worker consumes. As long as no worker has announced anything, every name is accepted.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
 
 KEY = "embedq:models"
 
-#: Bytes of one announcement that are read; ours have some hundred.
+#: A larger announcement is ignored; ours have some hundred bytes.
 _MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What producers may know of a model."""
+    """What a worker announces of a model."""
 
     alias: str
     #: Directory or hub name it was loaded from, and revision.
@@ -40,7 +40,7 @@ class Served:
 
 
 class Registry:
-    """The announced models, through one Redis client. Remembers what it has seen."""
+    """The announced models, through one Redis client. Caches what it has read."""
 
     def __init__(self, client: Any, prefix: str = "") -> None:
         """`prefix` is the installation's, as on its queues: two with prefixes of their own may share a server."""
@@ -49,7 +49,7 @@ class Registry:
         self._seen: dict[str, Served] = {}
 
     def all(self) -> dict[str, Served]:
-        """Read every announced model by alias; what is no announcement is passed over."""
+        """Read every announced model, by alias; malformed announcements are ignored."""
         found = {
             alias.decode(errors="replace"): _read(value) for alias, value in self._client.hgetall(self._key).items()
         }
@@ -57,7 +57,7 @@ class Registry:
         return self._seen
 
     def check(self, kind: str, alias: str | None) -> None:
-        """Refuse a job that no worker would ever take. UnknownModel or InvalidInput says why.
+        """Raise UnknownModel or InvalidInput for a job that no worker would ever take.
 
         `kind` is "embed" or "rerank"; without `alias` a default model for it must exist. A server
         that does not answer is left to the publish, which retries and has the better error.
@@ -81,7 +81,7 @@ class Registry:
         )
 
     def announce(self, models: list[Served]) -> None:
-        """Say what this worker serves. InvalidSettings if another model is the default already.
+        """Announce what a worker serves. InvalidSettings if another model is the default already.
 
         Two defaults would put vectors of two models into one result set, which nobody notices until
         search results are nonsense.
@@ -101,12 +101,12 @@ class Registry:
         self._client.hset(self._key, mapping={model.alias: json.dumps(asdict(model)) for model in models})
 
     def forget(self, alias: str) -> bool:
-        """Withdraw an announcement; false if there was none. Workers announce again when they start."""
+        """Remove an announcement; False if there was none. Workers announce again when they start."""
         return bool(self._client.hdel(self._key, alias))
 
 
 def _read(value: bytes) -> Served | None:
-    """An announcement; None if it is none. Fields that we do not know are a newer worker's, and left out."""
+    """Read one announcement; None if it is malformed. Unknown fields come from a newer worker and are ignored."""
     try:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
         model = Served(**{field.name: given[field.name] for field in fields(Served)})

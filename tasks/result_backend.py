@@ -1,12 +1,12 @@
-"""Result backend of a producer: Celery's own on Redis, which subscribes only when somebody waits.
+"""Result backend of a producer: Celery's own on Redis, but it subscribes only when somebody waits.
 
     job = tasks.embed.delay(texts)     one LPUSH; nothing is subscribed
     job.get()                          GET; and if it is not there: SUBSCRIBE, GET again, wait
     job.forget()                       DEL, and UNSUBSCRIBE if somebody had waited
 
 Keys, blobs and channels are Celery's, so that stock producers and stock workers read and write the
-same. What is read need not be what a worker wrote: it is checked here, and what is no result is the
-failure of whoever waits for it, and of nobody else. Knows nothing of queues, models or batches.
+same. A value that is read need not be what a worker wrote: it is checked here, and a malformed one fails the wait for
+that result and no other. Knows nothing of queues, models or batches.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from celery.result import AsyncResult, ResultSet, result_from_tuple
 
 from embedq.tasks.celery_private import ConsumerBase, ReadingBackend, known_meta
 
-#: Keys asked for in one MGET: what arrives is held in memory at once.
+#: Keys of one MGET: all their values are in memory at once.
 _MAX_KEYS_PER_MGET = 100
 
-#: Seconds the server may take to confirm a subscription, where no socket timeout is set.
+#: Seconds the server has to confirm a subscription if no socket timeout is set.
 _CONFIRM_TIMEOUT_S = 15.0
 
-#: Characters of the name of an error's class that are believed.
+#: A longer name of an error's class is refused.
 _MAX_NAME_LENGTH = 200
 
-#: How a server says that it is not ours to use: a wrong password, a user without rights.
+#: Errors of a server that refuses us: a wrong password, a user without rights.
 _REFUSALS = (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError)
 
 
@@ -44,28 +44,28 @@ def is_refusal(error: BaseException) -> bool:
 
 
 class LateConsumer(ConsumerBase):
-    """Notes what may be waited for, and subscribes to it when somebody does.
+    """Records which results may be waited for, and subscribes to them when somebody waits.
 
-    Celery subscribes when a job is sent, and for a group when its result object is made: a round
-    trip for each, and channels that stay open if nobody ever waits.
+    Celery subscribes when a job is sent, and for a group when its result object is made: that is a round trip each, and
+    the subscriptions stay if nobody ever waits.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: Keys of results that somebody holds and has not got, not yet subscribed to.
+        #: Keys of pending results that somebody holds, and that are not subscribed to yet.
         self._wanted: set[bytes] = set()
 
     def consume_from(self, task_id: str) -> None:
-        """Note that this result is wanted. Sends nothing."""
+        """Record that this result is wanted. Sends nothing."""
         self._wanted.add(self.key_of(task_id))
 
     def cancel_for(self, task_id: str) -> None:
-        """Want it no more, and unsubscribe if need be."""
+        """Record that the result is not wanted any more, and unsubscribe from it."""
         self._wanted.discard(self.key_of(task_id))
         super().cancel_for(task_id)
 
     def on_wait_for_pending(self, result: Any, **options: Any) -> None:
-        """Somebody waits from now on: take what is there, subscribe to what is not."""
+        """Read the results that are stored, and subscribe to the others: somebody waits from now on."""
         for job in _jobs(result):
             # A group asks the backend of the thread that waits, its jobs that of the thread that made
             # them: Celery waits for ever where the two differ.
@@ -77,16 +77,16 @@ class LateConsumer(ConsumerBase):
                 self._subscribe()
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Celery's; whoever drains waits, for what was asked for with `then` above all."""
+        """Subscribe, then read as Celery does: who drains waits, for results with a `then` callback above all."""
         if self._wanted:
             with self.locked(), self.reconnect_on_error():
                 self._subscribe()
         super().drain_events(timeout)
 
     def on_state_change(self, meta: dict[str, Any], message: Any) -> None:
-        """Celery's, but what nobody waits for is not kept: its key is read when somebody does.
+        """Handle a result as Celery does, but drop it if nobody waits for it: its key is read when somebody does.
 
-        A result that came over a channel is of the channel's job, whatever id it gives itself.
+        A result that came over a channel is of the channel's job, whatever id it carries.
         """
         if message:
             meta["task_id"] = self.backend.id_of(message["channel"])
@@ -99,7 +99,7 @@ class LateConsumer(ConsumerBase):
                 results.pop(meta["task_id"], None)
 
     def on_after_fork(self) -> None:
-        """The parent's connection stays the parent's."""
+        """Give up the connection, which the parent process uses, and subscribe anew when somebody waits."""
         super().on_after_fork()
         self.subscription = None
         self._wanted |= self.subscribed_to
@@ -117,10 +117,10 @@ class LateConsumer(ConsumerBase):
             self._subscribe()
 
     def _subscribe(self) -> None:
-        """Subscribe to all that is wanted, in one command.
+        """Subscribe to all wanted results in one command.
 
-        The keys are read after the server has confirmed: a result that is stored in between is
-        then seen in one of the two places, whatever order the two connections are served in.
+        The keys are read after the server has confirmed: a result stored in between is then seen in one of the two
+        places, in whatever order the server serves the two connections.
         """
         keys = list(self._wanted)
         if not keys:
@@ -168,17 +168,17 @@ class ResultBackend(ReadingBackend):
     ResultConsumer = LateConsumer
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        """Celery's; a server that refuses us is not asked again."""
+        """Like Celery's, but a server that refuses us is not retried."""
         return bool(super().exception_safe_to_retry(exc)) and not is_refusal(exc)
 
     def decode(self, payload: Any) -> Any:
-        """Celery's, but nothing is inflated: no worker of ours compresses, and a few bytes could become gigabytes."""
+        """Like Celery's, but nothing is decompressed: our workers compress no results, and bytes could become gigabytes."""
         if isinstance(payload, bytes) and payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
             raise ValueError("results are not compressed")
         return super().decode(payload)
 
     def decode_result(self, payload: Any) -> dict[str, Any]:
-        """Celery's result map; a FAILURE that says so where the bytes are none."""
+        """Celery's result map; a FAILURE if the bytes are no result map."""
         try:
             meta = self.decode(payload)
             _check_meta(meta)
@@ -186,11 +186,11 @@ class ResultBackend(ReadingBackend):
                 result_from_tuple(child, self.app)
             return dict(self.meta_from_decoded(meta))
         except Exception as error:  # of whatever kind: the bytes are anybody's
-            reason = ValueError(f"what is stored for this job is no result ({type(error).__name__})")
+            reason = ValueError(f"the value stored for this job is no result ({type(error).__name__})")
             return {"status": states.FAILURE, "result": reason, "traceback": None, "children": [], "task_id": ""}
 
     def exception_to_python(self, exc: Any) -> Any:
-        """Celery's, but a class is taken only from where it lies open, and only if it is an Exception.
+        """Like Celery's, but a class must be an Exception in a module that is loaded already.
 
         Celery follows a dotted name with getattr, which makes some modules import others, and raises
         whatever it finds there, SystemExit included.
@@ -200,7 +200,7 @@ class ResultBackend(ReadingBackend):
         return super().exception_to_python(exc)
 
     def get_many(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Celery's; a result is of the key at which it was found."""
+        """Like Celery's, but a result is of the job whose key it was found at."""
         for job_id, meta in super().get_many(*args, **kwargs):
             yield job_id, meta | {"task_id": job_id}
 
@@ -209,7 +209,7 @@ class ResultBackend(ReadingBackend):
         return meta if meta["status"] == states.PENDING else meta | {"task_id": task_id}
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: Celery would subscribe to the job's channel here, whether or not somebody will wait."""
+        """Do nothing: Celery would subscribe to the job's channel here, even if nobody will wait."""
 
 
 class SentinelResultBackend(ResultBackend, SentinelBackend):
@@ -217,7 +217,7 @@ class SentinelResultBackend(ResultBackend, SentinelBackend):
 
 
 def _check_meta(meta: Any) -> None:
-    """ValueError if this is not what Celery stores for a job."""
+    """Raise ValueError if this is no result map as Celery stores it."""
     if (
         not isinstance(meta, dict)
         or not isinstance(meta.get("status"), str)

@@ -1,6 +1,6 @@
-"""A small HTTP server for whoever watches: `/metrics` for Prometheus, and pages that only have a status.
+"""A small HTTP server for monitoring: `/metrics` for Prometheus, and pages of health that only have a status.
 
-On threads of its own, so that it answers whatever the rest of the process does. Knows no metric.
+It has threads of its own, so that it answers whatever the rest of the process does. Knows no metric.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from embedq.core.errors import InvalidSettings
 
-#: Seconds after which a client that sends nothing is left: each has a thread here.
+#: Seconds after which a client that sends nothing is disconnected: each has a thread here.
 _CLIENT_TIMEOUT_S = 10.0
 
-#: What a page says: whether all is well, and why (not).
+#: A page: returns whether all is well, and why or why not.
 Page = Callable[[], tuple[bool, str]]
 
 
@@ -27,7 +27,7 @@ class Scraping:
     """The server; a context manager that stops it."""
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry, pages: Mapping[str, Page]) -> None:
-        """InvalidSettings if the port cannot be had; 0 takes a free one. `pages` are by path."""
+        """InvalidSettings if the port is not free; 0 chooses a free one. `pages` are by path."""
         self._metrics = make_wsgi_app(registry)
         self._pages = dict(pages)
         try:
@@ -54,21 +54,21 @@ class Scraping:
             is_well, reason = self._pages[path]()
             status = "200 OK" if is_well else "503 Service Unavailable"
         else:
-            status, reason = "404 Not Found", "there are " + ", ".join(["/metrics", *self._pages])
+            status, reason = "404 Not Found", "the pages are " + ", ".join(["/metrics", *self._pages])
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store")])
         return [f"{reason}\n".encode()]
 
 
 class _Quiet(WSGIRequestHandler):
-    """A line of log per scrape would bury the others."""
+    """Does not log requests: a line per scrape would bury the others."""
 
     timeout = _CLIENT_TIMEOUT_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _server_class(host: str) -> type[WSGIServer]:
-    """For IPv6 where the address is one."""
+    """The server's class: for IPv6 if the address is one, else for IPv4."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return type("Server", (ThreadingWSGIServer,), {"address_family": family})

@@ -1,6 +1,6 @@
-"""Sending: which jobs travel compressed, and many jobs in few round trips.
+"""Sends jobs: compresses large ones, and sends many in few round trips.
 
-Knows nothing of what a job's arguments mean; they are checked before they come here.
+Knows nothing of what a job's arguments mean; its callers check them.
 """
 
 from __future__ import annotations
@@ -15,31 +15,30 @@ from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.utils.functional import retry_over_time
 from kombu.utils.uuid import uuid
 
-#: Bytes of texts from which on a job is compressed. Below, the worker's time for it is worth more
-#: than the server's memory; at 64 KiB of prose zstd takes 0.2 to 2 ms and leaves less than a half,
-#: of a message that the server holds up to three times.
+#: Jobs with at least so many bytes of texts are compressed. For smaller ones the worker's time is worth more than the
+#: server's memory; 64 KiB of prose take zstd 0.2 to 2 ms and shrink to less than a half, of a message that the server
+#: holds up to three times.
 COMPRESS_FROM_BYTES = 64 * 1024
 
-#: Jobs, and bytes of their texts, that go to the server in one write: what is not yet written is
-#: held in memory, encoded.
+#: Jobs, and bytes of their texts, in one write to the server: they are in memory, encoded, until it is done.
 _MAX_JOBS_PER_WRITE, _MAX_BYTES_PER_WRITE = 1000, 8 * 1024 * 1024
 
-#: What Celery's policy for sending one job says of how often and when to try again, and a write keeps to as well.
+#: The parts of Celery's retry policy for one job that a write of many follows as well.
 _POLICY = ("max_retries", "interval_start", "interval_step", "interval_max")
 
 
 class OutgoingJob(NamedTuple):
-    """One checked call of a task."""
+    """One checked call of a task, ready to be sent."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     num_bytes: int
-    #: What `apply_async` takes besides.
+    #: Further options of `apply_async`.
     sending: dict[str, Any]
 
 
 def compression_for(num_bytes: int) -> str | None:
-    """How a job of that many bytes of texts travels: zstd where it is large and this process has it."""
+    """The compression of a job with so many bytes of texts: zstd if it is large and this process has zstd; else None."""
     is_large = num_bytes >= COMPRESS_FROM_BYTES
     return "zstd" if is_large and "application/zstd" in compression.encoders() else None
 
@@ -47,9 +46,8 @@ def compression_for(num_bytes: int) -> str | None:
 def send_many(task: Task, calls: Sequence[OutgoingJob]) -> list[AsyncResult]:
     """Send many jobs of one task; returns their results in order.
 
-    A write that fails is repeated as it was, ids included. Some of its jobs may then be in the queue
-    twice: they are computed twice, and have one result. BatchPublishError or OperationalError
-    if it keeps failing.
+    A failed write is repeated with the same ids. Some of its jobs may then be in the queue twice: they
+    are computed twice, and have one result. BatchPublishError or OperationalError if it keeps failing.
     """
     asked = task.app.conf.task_publish_retry_policy
     policy = {name: asked[name] for name in _POLICY if name in asked}
@@ -70,7 +68,7 @@ def _send(task: Task, producer: Any, calls: Sequence[OutgoingJob], ids: Sequence
 
 
 def _writes(calls: Sequence[OutgoingJob]) -> Iterator[Sequence[OutgoingJob]]:
-    """Cut `calls` into parts within the limits of one write; a call above them goes alone."""
+    """Cut `calls` into parts within the limits of one write; a call above them has a write of its own."""
     begin, num_bytes = 0, 0
     for end, call in enumerate(calls):
         num_bytes += call.num_bytes

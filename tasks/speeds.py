@@ -5,9 +5,9 @@
     embedq:speeds     hash    model -> JSON of `Speed`, the latest that any worker measured; kept, so that a pool at
                               zero still knows how long one worker would take
 
-Why not by remote control (`inspect embedq_stats`): it would ask every worker's event loop at each scrape, wait its
-whole timeout for one that is gone, and need the right to publish and to make reply queues. This is one read of two
-keys, its size bounded by the number of workers, and a worker that hangs before it has died falls out by itself.
+It does not use remote control (`inspect embedq_stats`), which would query every worker's event loop at each scrape,
+wait its whole timeout for a worker that is gone, and need the right to publish and to make reply queues. This is one
+read of two keys, its size bounded by the number of workers, and the report of a worker that hangs expires by itself.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 WORKERS_KEY, SPEEDS_KEY = "embedq:workers", "embedq:speeds"
 
-#: Seconds between two reports of a worker, and after which one that sent none counts as gone: two may get lost.
+#: Seconds between two reports of a worker, and seconds after its last report when it counts as gone: two may be lost.
 INTERVAL_S = 5.0
 _MAX_AGE_S = 3.5 * INTERVAL_S
 
-#: Seconds after the last report at which the key goes, and with it what dead workers left there.
+#: Seconds after the last report when the key expires, with what dead workers left in it.
 _EXPIRES_S = 3600
 
-#: Bytes of one report that are read; ours have some hundred per model. Anybody who may write could write more.
+#: A larger report is ignored; ours have some hundred bytes per model, but anybody who may write could write more.
 _MAX_BYTES = 64 * 1024
 
 
@@ -41,7 +41,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One worker at one moment."""
+    """The measurements of one worker at one moment."""
 
     #: Unix time by the server's clock.
     told_s: float
@@ -49,14 +49,14 @@ class Report:
 
 
 class Speeds:
-    """The reports, through one Redis client; `prefix` is the installation's, as on its queues."""
+    """Publishes and reads reports through one Redis client; `prefix` is the installation's, as on its queues."""
 
     def __init__(self, client: Any, prefix: str = "") -> None:
         self._client = client
         self._workers, self._latest = prefix + WORKERS_KEY, prefix + SPEEDS_KEY
 
     def publish(self, worker: str, models: dict[str, Speed]) -> None:
-        """Renew `worker`'s report. redis.RedisError where the server cannot be reached."""
+        """Publish or renew `worker`'s report. redis.RedisError if the server cannot be reached."""
         report = Report(self._now_s(), models)
         measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
         with self._client.pipeline(transaction=False) as pipe:
@@ -87,14 +87,14 @@ class Speeds:
         return {name: report for name, report in found.items() if report and _is_present(report, now_s)}
 
     def latest(self) -> dict[str, Speed]:
-        """The last speed measured of each model, by whichever worker."""
+        """The last measurement of each model, by any worker."""
         found = {
             alias.decode(errors="replace"): _speed(value) for alias, value in self._client.hgetall(self._latest).items()
         }
         return {alias: speed for alias, speed in found.items() if speed}
 
     def _now_s(self) -> float:
-        """The server's clock: those of hosts may differ by more than a report's age."""
+        """Unix time by the server's clock: those of hosts may differ by more than a report's age."""
         seconds, microseconds = self._client.time()
         return float(seconds) + float(microseconds) / 1e6
 
@@ -104,7 +104,7 @@ def _is_present(report: Report | None, now_s: float) -> bool:
 
 
 def _report(value: bytes) -> Report | None:
-    """A report that arrived; None if it is none."""
+    """Read one report; None if it is malformed."""
     try:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
         return Report(float(given["told_s"]), {str(alias): _checked(one) for alias, one in given["models"].items()})

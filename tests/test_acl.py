@@ -188,7 +188,7 @@ def test_a_worker_with_a_wrong_password_ends_at_once_and_shows_none(guarded: Gua
     environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/nowhere"}
     with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         assert running.wait() == 1
-    assert "do not trust each other: invalid username-password pair" in running.output
+    assert "refuses this worker, or its certificate is not trusted: invalid username-password pair" in running.output
     assert "not-the-password" not in running.output
     assert "server_wait" not in running.output
     admin.acl_log_reset()

@@ -21,7 +21,7 @@ from embedq.workers.launcher.fleet import Fleet
 from embedq.workers.launcher.rolling_restart import Rolling
 from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.status_table import Lines
-from embedq.workers.launcher.worker_process import Child, Event, Tell
+from embedq.workers.launcher.worker_process import Child, Event, Reporting
 
 DEVICES = [Device("cuda", 0, ""), Device("cuda", 1, "")]
 
@@ -35,11 +35,11 @@ class Driven:
         self, wanted: int, per_device: int = 1, drains_first: bool = False, working_s: float = 60, loading_s: float = 60
     ) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        tell = Tell(self._events.put, self._beat, self._ended, Lines())
+        reporting = Reporting(self._events.put, self._beat, self._ended, Lines())
         self.environment: dict[str, str] = {}
         self.say({"state": READY})
         patience = Patience(silent_s=TIMEOUT_S, working_s=working_s, loading_s=loading_s)
-        self.fleet = Fleet(DEVICES, per_device, self.environment, {}, tell, patience, drain_timeout_s=0.5)
+        self.fleet = Fleet(DEVICES, per_device, self.environment, {}, reporting, patience, drain_timeout_s=0.5)
         self.fleet.wanted = wanted
         self.rolling = Rolling(self.fleet, drains_first)
         self.pids: list[int] = []
@@ -137,7 +137,7 @@ def test_one_that_hangs_while_it_loads_is_replaced_after_pauses_and_after_three_
     actions = [vars(record).get("action") for record in caplog.records]
     assert actions.count("worker_stalled") == 3
     assert actions.count("worker_crashed") == 2, "the pauses before the second and the third"
-    assert "not loaded in 0 s; where that is too short, raise EMBEDQ_LOAD_TIMEOUT_S" in caplog.text
+    assert "not loaded in 0 s; if it needs longer, raise EMBEDQ_LOAD_TIMEOUT_S" in caplog.text
 
 
 def test_one_that_hung_once_and_loads_the_next_time_serves() -> None:

@@ -65,7 +65,7 @@ def test_what_other_languages_leave_out_is_not_missed() -> None:
      ("eta", 1.5), ("ignore_result", [[]]), ("stamps", "x"), ("stamped_headers", [1])],
 )  # fmt: skip
 def test_a_header_of_another_type_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(Misshapen, match=f"header {name} has a type"):
+    with pytest.raises(Misshapen, match=f"header {name} has a wrong type"):
         check_shape({"id": "job", name: value}, BODY, {})
 
 

@@ -127,7 +127,7 @@ def test_after_a_decision_the_delays_begin_anew() -> None:
 
 def test_a_decision_tells_its_figures() -> None:
     assert decide(POLICY, seen(1, 60), Since(up_s=95), 100).reason == (
-        "a backlog of 60.0 s for 5.0 s: after 8.0 s of loading 52.0 s of work are left, 10.0 s per worker are aimed at"
+        "a backlog of 60.0 s for 5.0 s: after 8.0 s of loading 52.0 s of work are left, the target is 10.0 s per worker"
     )
     assert decide(POLICY, seen(3, 2, num_busy=0.25), Since(down_s=0), 100).reason == (
         "a backlog of 0.7 s for 100.0 s, and work for 0.25 workers"

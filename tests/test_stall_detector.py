@@ -25,12 +25,13 @@ def beats(**counts: int) -> list[tuple[float, Beat]]:
 def test_a_silent_worker_stands_still() -> None:
     seen = progress((10, Beat(READY)))
     assert seen.standstill(15, PATIENCE) is None
-    assert seen.standstill(16, PATIENCE) == "no sign of life for 6 s"
+    assert seen.standstill(16, PATIENCE) == "no heartbeat for 6 s"
 
 
 def test_one_that_holds_jobs_and_computes_none_stands_still() -> None:
     assert (
-        progress(*beats(num_held=3)).standstill(200, PATIENCE) == "3 jobs held and none computed or answered for 200 s"
+        progress(*beats(num_held=3)).standstill(200, PATIENCE)
+        == "3 jobs are held and none was computed or answered for 200 s"
     )
 
 
@@ -55,7 +56,7 @@ def test_loading_takes_its_time_and_not_for_ever(told: list[tuple[float, Beat]])
     seen = progress(*told)
     assert seen.standstill(1800, PATIENCE) is None
     assert seen.standstill(1801, PATIENCE) == (
-        "it has not loaded in 1800 s; where that is too short, raise EMBEDQ_LOAD_TIMEOUT_S"
+        "it has not loaded in 1800 s; if it needs longer, raise EMBEDQ_LOAD_TIMEOUT_S"
     )
     seen.excuse(1801)
     assert seen.standstill(3600, PATIENCE) is None

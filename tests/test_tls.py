@@ -135,7 +135,7 @@ def test_a_worker_ends_at_once_and_says_whom_it_does_not_trust(
         {"EMBEDQ_REDIS_URL": url},
     ) as running:
         assert running.wait() == 1
-    assert "do not trust each other" in running.output
+    assert "refuses this worker, or its certificate is not trusted" in running.output
     assert "certificate verify failed" in running.output
     assert "Traceback" not in running.output
     assert time.monotonic() - started_s < REFUSAL_S

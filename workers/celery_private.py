@@ -34,6 +34,8 @@ class Consumer(Protocol):
     task_consumer: Any
     event_dispatcher: Any
     connection_errors: tuple[type[BaseException], ...]
+    on_decode_error: Any
+    on_invalid_task: Any
 
 
 class PollerBase(stock.MultiChannelPoller):

@@ -1,7 +1,7 @@
-"""The server started when no Redis is given: Valkey on loopback, for one user, data on disk.
+"""Starts an embedded server when no Redis is given: Valkey on loopback, for one user, with its data on disk.
 
-Not for several machines and not tuned: a way to begin without installing anything. It needs a
-password that only files of this user hold, because every user of a machine can reach its loopback.
+It is not for several machines and not tuned, but needs no installation. Its password is only in files of this user,
+because every user of a machine can reach its loopback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def server() -> Iterator[str]:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     running = _running_url()
     if running:
-        log.info("joined the running embedded server", extra={"action": "server_joined", "directory": str(directory)})
+        log.info("the running embedded server is used", extra={"action": "server_joined", "directory": str(directory)})
         yield running
         return
     process, url = _start(directory)
@@ -67,7 +67,7 @@ def server() -> Iterator[str]:
     finally:
         config.url_file().unlink(missing_ok=True)
         stop(process, _STOP_TIMEOUT_S)
-        log.info("embedded server has stopped", extra={"action": "server_stopped"})
+        log.info("the embedded server has stopped", extra={"action": "server_stopped"})
 
 
 def find_program() -> str:
@@ -116,7 +116,7 @@ maxmemory-policy noeviction
 
 
 def _escaped(directory: Path) -> str:
-    """The path as it stands between double quotes in the server's configuration."""
+    """The path, escaped for double quotes in the server's configuration."""
     return str(directory).replace("\\", "\\\\").replace('"', '\\"')
 
 
@@ -147,7 +147,7 @@ def _running_url() -> str | None:
 
 
 def _publish_url(url: str) -> None:
-    """Leave the URL for producers of the same user, whole or not at all."""
+    """Write the URL to a file for producers of the same user, atomically."""
     part = config.url_file().with_suffix(".part")
     part.unlink(missing_ok=True)
     part.touch(mode=0o600, exist_ok=False)

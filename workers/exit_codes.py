@@ -1,11 +1,11 @@
-"""Exit codes of workers and launchers, by which a service manager decides whether to start one again."""
+"""Exit codes of workers and launchers: a service manager decides by them whether to restart one."""
 
-#: Exit code for what a restart cannot cure: a wrong setting, a model that cannot load.
+#: A restart will not help: a setting is wrong, or a model cannot load.
 EXIT_CANNOT_START = 1
 
-#: Exit code of a worker whose device hangs or fails everything: it is started again, its jobs go to others.
+#: The worker's device hangs or fails every batch: the launcher restarts the worker, its jobs go to other workers.
 EXIT_DEVICE_DEAD = 3
 
-#: Exit code of a worker that ended with an error nobody expected, before it took jobs or in its event loop, and of a
-#: launcher whose workers hang while they load: a restart may cure that. Python's own code for it is 1, and so is Celery's.
+#: A restart may help: the worker ended with an unexpected error, or a launcher's workers hang while they load. Python
+#: and Celery themselves end with 1 then.
 EXIT_BROKEN = 4

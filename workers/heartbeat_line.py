@@ -1,8 +1,8 @@
-"""A heartbeat: what a worker tells its launcher each second, one line of JSON through a pipe it was born with.
+"""A heartbeat: the state that a worker reports to its launcher each second, one line of JSON through an inherited pipe.
 
-A pipe and not remote control: that is a round trip through the server, and it is the event loop that answers. A
-worker whose loop hangs, whose server is gone or that is stopped must be told apart, so the sign of life may depend on
-neither. The pipe also ends with the worker, and nobody else can write to it.
+It is a pipe and not remote control, which needs the server and the worker's event loop: a launcher must distinguish a
+hung loop, a server that is away and a stopped process, so the heartbeat may depend on none of them. The pipe also
+closes with the worker, and nobody else can write to it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from embedq.tasks.speeds import Speed
 
-#: Variable that holds the number of the pipe's end that a worker writes to.
+#: Environment variable with the file descriptor of the pipe that a worker writes to.
 VARIABLE = "EMBEDQ_HEARTBEAT_FD"
 
-#: Seconds between two beats; a change of state is told at once.
+#: Seconds between two heartbeats; a change of state is reported at once.
 INTERVAL_S = 1.0
 
 #: States, in the order in which a worker goes through them.
@@ -25,7 +25,7 @@ LOADING, READY, DRAINING = "loading", "ready", "draining"
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """A worker at one moment."""
+    """The state of a worker at one moment."""
 
     state: str = LOADING
     #: `<models>.<device>@<host>`; empty while it loads.
@@ -58,15 +58,15 @@ class Beat:
 
     @property
     def work_done(self) -> tuple[int, int]:
-        """Changes whenever the worker gets on."""
+        """Changes whenever the worker makes progress."""
         return self.num_jobs, self.num_batches
 
     def line(self) -> bytes:
-        """As it goes through the pipe."""
+        """The heartbeat as one line for the pipe."""
         return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
 
     @classmethod
     def read(cls, line: bytes) -> Beat:
-        """The beat of one line."""
+        """The heartbeat of one line."""
         fields = json.loads(line)
         return cls(**fields | {"models": {alias: Speed(**speed) for alias, speed in fields["models"].items()}})

@@ -1,4 +1,4 @@
-"""Log lines: a short sentence, then the stable fields given as `extra`, to filter by."""
+"""Formats log lines: a short sentence, then the fields given as `extra`, which stay stable and can be filtered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FieldFormatter(logging.Formatter):
     """`12:00:01 INFO embedq.workers.worker: ready action=worker_ready device=cpu`"""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, its fields appended to the sentence and before any traceback."""
+        """The line: the sentence, its fields, then any traceback."""
         fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         text = " ".join(f"{name}={value}" for name, value in fields.items())
         message, arguments = record.msg, record.args
@@ -39,7 +39,7 @@ def set_up(level: str = "INFO") -> None:
 
 
 def without_password(url: str) -> str:
-    """A server's URL as logs may show it; also several, as Sentinels are named."""
+    """A server's URL, or several of Sentinels, without passwords, for logs and errors."""
     if url.startswith("sentinel://"):
         return ";".join(map(_without_password, url.split(";")))
     return _without_password(url)

@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive us: started in their own session, stopped in order."""
+"""Starts child processes that end with this one, and stops them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PR_SET_PDEATHSIG = 1
 def spawn(
     command: Sequence[str], environment: Mapping[str, str] | None = None, cores: Sequence[int] = (), **popen: Any
 ) -> subprocess.Popen[bytes]:
-    """Start `command` with `environment` added to ours, limited to `cores` if any are named.
+    """Start `command` with `environment` added to ours, on `cores` alone if any are named.
 
-    A session of its own keeps a Ctrl-C in the terminal from reaching it beside us: we stop it, in
-    the order that loses nothing. If we are killed, Linux sends it SIGTERM. Call from the main
-    thread: the kernel counts the thread that started a child as its parent.
+    It has a session of its own, so that a Ctrl-C in the terminal does not reach it: we stop our children in an order
+    that loses nothing. If we are killed, Linux sends it SIGTERM. Only the main thread may call it: for the kernel,
+    the parent of a child is the thread that started it.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     parent = os.getpid()
@@ -40,14 +40,14 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
-    """Ask with SIGTERM, wait, and kill what has not ended by then. Returns the exit code."""
+    """Send SIGTERM, wait, and kill the process if it has not ended in `timeout_s`. Returns the exit code."""
     if process.poll() is None:
         process.terminate()
     return finish(process, timeout_s)
 
 
 def finish(process: subprocess.Popen[bytes], timeout_s: float) -> int:
-    """Wait for what was asked to end, and kill what has not by then. Returns the exit code."""
+    """Wait for a process that ends, and kill it if it has not in `timeout_s`. Returns the exit code."""
     try:
         return process.wait(timeout_s)
     except subprocess.TimeoutExpired:

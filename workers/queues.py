@@ -1,4 +1,4 @@
-"""Which queues there are, and the model that answers each: as a worker serves them, or as far as settings tell."""
+"""Queue name → model: exact (from an engine) or a guess (from settings)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from embedq.core.settings import Settings
 
 
 def queues_of(engine: Engine) -> dict[str, str]:
-    """Both queues of each model, so that a call it cannot serve is answered; and the default ones."""
+    """The queues that a worker consumes: both of each model, so that a call it cannot serve fails, and the defaults."""
     return _queues(engine.models, {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank})
 
 
 def likely_queues(settings: Settings) -> dict[str, str]:
-    """Those of workers with these settings, as far as settings tell; a worker that is ready knows better."""
+    """The queues that workers with these settings will probably consume; a ready worker reports the exact ones."""
     only = next(iter(settings.models)) if len(settings.models) == 1 else None
     named = {"embed": settings.default_embed or only, "rerank": settings.default_rerank or only}
     return _queues(settings.models, {kind: alias for kind, alias in named.items() if alias in settings.models})

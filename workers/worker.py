@@ -1,7 +1,7 @@
-"""One worker process, born pinned to its device: load, warm up, serve, drain.
+"""One worker process, pinned to its device at launch: loads its models, warms them up, serves jobs, drains.
 
-Started by the launcher, or by a supervisor of your own with the same environment. Takes no job
-before its models are loaded and warm; a model that cannot load ends the process with code 1, so
+The launcher starts it, or a supervisor of your own with the same environment. It takes no job
+before its models are loaded and warm; if a model cannot load, the process ends with code 1, so
 that jobs stay in the queue instead of failing one after another.
 """
 
@@ -49,15 +49,15 @@ from embedq.workers.queues import queues_of
 
 log = logging.getLogger(__name__)
 
-#: Of Python's garbage collector. A small job is some hundred objects and leaves no cycles; at Python's own 700 the
-#: collector walked through all jobs a worker holds again and again, a fifth of what a job costs (docs/measurements.md).
+#: Thresholds of Python's garbage collector. A small job is some hundred objects and leaves no cycles; at Python's own
+#: 700 the collector walked through all held jobs again and again, a fifth of a job's cost (docs/measurements.md).
 _GC_THRESHOLDS = (50_000, 20, 50)
 
-#: A compressed message may inflate to so many times the bytes of texts that a job may have: beside its
-#: texts it carries options, and the jobs that follow it in a chain.
+#: A compressed message may hold this many times the bytes of texts that a job may have: beside its texts it carries
+#: options, and the jobs that follow it in a chain.
 _INFLATED_PER_JOB = 2
 
-#: Variables that are neither settings of a worker nor of the wire.
+#: Environment variables that are neither settings of a worker nor of the wire.
 _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", heartbeat_line.VARIABLE}
 
 
@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def _run(settings: Settings, health: Health, heart: Heart) -> int:
-    """Load, warm up and serve. Returns the exit code."""
+    """Load the models, warm them up and serve. Returns the exit code."""
     url = tasks.app.conf.broker_url
     with_server(url, lambda: refuse_cluster(tasks.app.connection_for_read()))
     started_s = time.monotonic()
@@ -146,7 +146,7 @@ def put_into(app: Celery, context: WorkerContext) -> None:
 
 
 def spare_the_garbage_collector() -> None:
-    """Let it look seldom, and never at what stays for the life of the process: models, libraries, settings."""
+    """Collect seldom, and never look at what stays for the life of the process: models, libraries, settings."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -176,9 +176,9 @@ def announcements(engine: Engine) -> list[Served]:
 
 
 def _end_at_once(reason: str) -> None:
-    """Leave without answering: a thread that hangs in a driver cannot be ended, and other workers can do the jobs."""
+    """End the process at once: a thread that hangs in a driver cannot be stopped, and other workers can do its jobs."""
     log.critical(
-        "this worker ends, its jobs go to other workers: %s",
+        "the device failed, the worker ends and its jobs go to other workers: %s",
         reason,
         extra={"action": "worker_device_dead", "code": EXIT_DEVICE_DEAD},
     )
@@ -187,14 +187,16 @@ def _end_at_once(reason: str) -> None:
 
 
 def _warn_of_misspelt_variables() -> None:
-    """A variable nobody reads changes nothing; whoever set it thinks it does."""
+    """Warn of EMBEDQ_* variables that nothing reads: whoever set one expects an effect."""
     known = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)} | _OTHER_VARIABLES
     for name in sorted(name for name in os.environ if name.startswith("EMBEDQ_") and name not in known):
-        log.warning("a variable is set that means nothing", extra={"action": "unknown_variable", "variable": name})
+        log.warning(
+            "unknown environment variable, check its spelling", extra={"action": "unknown_variable", "variable": name}
+        )
 
 
 def _log_ready(engine: Engine, settings: Settings, seconds: float) -> None:
-    """All that was chosen, in one line, with the reason for every automatic choice."""
+    """Log every choice, with the reason for each automatic one."""
     for alias, model in engine.models.items():
         log.info(
             "model loaded",
@@ -214,7 +216,7 @@ def _log_ready(engine: Engine, settings: Settings, seconds: float) -> None:
 
 
 def _keep_our_logging(**_: Any) -> None:
-    """A receiver of this signal makes Celery leave logging alone."""
+    """Do nothing: if this signal has a receiver, Celery leaves logging alone."""
 
 
 def _ready(heart: Heart, held: HeldJobs) -> Callable[..., None]:

@@ -1,7 +1,7 @@
-"""Messages that no worker can do anything with, and jobs that killed every worker that took them.
+"""Buries messages that no worker can read, and jobs that killed every worker that held them.
 
-In goes a fetched job; out goes a dead letter with its reason, kept on the server (`transport.lua`
-says how, `python -m embedq.tasks dead` shows them), and for a poisoned job also a failure for its producer.
+Input: a fetched job. Output: a dead letter with its reason, kept on the server (`transport.lua` writes it,
+`python -m embedq.tasks dead` shows it), and for a poisoned job also a failure for its producer.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import logging
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
+from celery import Celery
 from celery.app.task import Context
 from kombu.exceptions import DecodeError
 from kombu.serialization import prepare_accept_content
@@ -20,6 +21,7 @@ from kombu.utils.json import loads
 from embedq.core.codec import unpack
 from embedq.core.errors import Poisoned
 from embedq.workers.broker.fetch import Fetched
+from embedq.workers.broker.leases import HoldingChannel
 from embedq.workers.celery_private import MessageBase, context_of
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,16 @@ log = logging.getLogger(__name__)
 _OURS = "application/x-embedq-msgpack"
 
 
+class ReadingChannel(HoldingChannel, Protocol):
+    """A channel that holds jobs and whose messages can be read."""
+
+    #: The class of its messages.
+    Message: Any
+    max_attempts: int
+
+
 class Message(MessageBase):
-    """A message that is buried where Celery would acknowledge it as undecodable, and so lose it."""
+    """A message that becomes a dead letter if it cannot be decoded; Celery would acknowledge and lose it."""
 
     _is_undecodable = False
 
@@ -44,7 +54,7 @@ class Message(MessageBase):
             raise
 
     def ack(self, *args: Any, **kwargs: Any) -> None:
-        """Acknowledge, or reject what could not be decoded or decompressed."""
+        """Acknowledge the message, or reject it if it could not be decoded or decompressed."""
         if self._is_undecodable or self.errors:
             self.reject()
         else:
@@ -52,18 +62,18 @@ class Message(MessageBase):
 
 
 def _unpacked(body: bytes) -> Any:
-    """As kombu decodes, without its way to the decoder, which takes as long as that does."""
+    """Decode as kombu does, without its lookup of the decoder, which takes as long as decoding."""
     try:
         return unpack(body)
     except Exception as error:
         raise DecodeError(error) from error
 
 
-def bury_undeliverable(channel: Any, job: Fetched, error: Exception) -> None:
-    """Bury a message that the worker stumbled over. The error's words may quote it and are not kept."""
+def bury_undeliverable(channel: HoldingChannel, job: Fetched, error: Exception) -> None:
+    """Bury a message whose delivery raised. The error's text may quote the message and is not kept."""
     name = type(error).__name__
     log.error(
-        "a message cannot be delivered",
+        "a message cannot be delivered and becomes a dead letter",
         extra={"action": "message_buried", "queue": job.queue, "tag": job.tag, "error": name},
     )
     detail = "".join(traceback.format_tb(error.__traceback__))
@@ -71,10 +81,13 @@ def bury_undeliverable(channel: Any, job: Fetched, error: Exception) -> None:
     channel.qos.drop(job.tag)
 
 
-def bury_poisoned(channel: Any, job: Fetched) -> None:
-    """Bury a job whose workers died, after its producer has been told."""
+def bury_poisoned(channel: ReadingChannel, job: Fetched) -> None:
+    """Bury a job whose workers died, after the failure for its producer is stored."""
     error = poisoned(job.deliveries, channel.max_attempts)
-    log.error("a job is poisoned", extra={"action": "job_poisoned", "queue": job.queue, "tag": job.tag})
+    log.error(
+        "a job killed every worker that held it and becomes a dead letter",
+        extra={"action": "job_poisoned", "queue": job.queue, "tag": job.tag},
+    )
     # First the failure: a worker that dies in between finds the job again and stores it again.
     channel.context.fail(channel.Message(loads(job.raw.decode()), channel=channel), error)
     channel.leases.bury(job.tag, "poisoned", str(error))
@@ -82,7 +95,7 @@ def bury_poisoned(channel: Any, job: Fetched) -> None:
 
 
 def poisoned(deliveries: list[str], max_attempts: int) -> Poisoned:
-    """The error of a job with these deliveries: how often a worker died with it, when and where."""
+    """The error of a job with these deliveries: how many workers died with it, when and where."""
     deaths = []
     for line in deliveries:
         taken_us, _, _, worker, _ = line.split("\t", 4)
@@ -94,8 +107,8 @@ def poisoned(deliveries: list[str], max_attempts: int) -> Poisoned:
     )
 
 
-def failure_writer(app: Any) -> Callable[[Any, Poisoned], None]:
-    """What stores the failure of a poisoned job, given its message, and fails its chord or chain with it."""
+def failure_writer(app: Celery) -> Callable[[Any, Poisoned], None]:
+    """A function that stores the failure of a poisoned job, and fails its chord or chain with it."""
 
     def store(message: Any, error: Poisoned) -> None:
         context = _context(app, message)
@@ -105,8 +118,8 @@ def failure_writer(app: Any) -> Callable[[Any, Poisoned], None]:
     return store
 
 
-def _context(app: Any, message: Any) -> Context:
-    """What Celery knows of the job; only its id where the rest cannot be read."""
+def _context(app: Celery, message: Any) -> Context:
+    """Celery's context of the job; only its id if the rest cannot be read."""
     message.accept = prepare_accept_content(app.conf.accept_content)  # as a consumer does
     try:
         context = context_of(message, app)

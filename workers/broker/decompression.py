@@ -1,8 +1,8 @@
-"""What a compressed message may be: two codecs, and no more bytes out of it than a job may have.
+"""Bounds the decompression of messages: two codecs, and no more bytes than a job may have.
 
-kombu inflates whatever a message says it is compressed with, to any size: 3 kB become 100 MB. Here
-its table of decoders is replaced, in this process, by decoders that stop at a limit. Producers write
-zstd; gzip is read for those that have no zstd. Knows nothing of jobs.
+kombu decompresses a message with any codec and to any size: 3 kB become 100 MB. Here its table of decoders is
+replaced, in this process, by decoders that stop at a limit. Producers write zstd; gzip is read for those that have no
+zstd. Knows nothing of jobs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MAX_WINDOW_LOG = 25
 
 
 def restrict(max_bytes: int) -> None:
-    """Let this process inflate messages of up to `max_bytes`, and of known codecs, only.
+    """Make this process decompress messages with the two codecs alone, and to `max_bytes` at most.
 
-    The decoders raise JobTooLarge or InvalidInput, which the producer gets as the job's result.
+    The decoders raise JobTooLarge or InvalidInput, which becomes the job's result.
     """
     known: dict[str, Decoder] = {_GZIP: partial(inflate_gzip, max_bytes=max_bytes)}
     if zstd := _zstd():
@@ -39,10 +39,10 @@ def restrict(max_bytes: int) -> None:
 
 
 def inflate_zstd(zstd: Any, data: bytes, max_bytes: int) -> bytes:
-    """Inflate one zstd frame. JobTooLarge before anything is inflated where the frame tells its size."""
+    """Decompress one zstd frame. JobTooLarge before anything is decompressed if the frame states its size."""
     try:
-        told_bytes = zstd.get_frame_info(data).decompressed_size
-        if told_bytes is not None and told_bytes > max_bytes:
+        stated_bytes = zstd.get_frame_info(data).decompressed_size
+        if stated_bytes is not None and stated_bytes > max_bytes:
             raise _too_large(max_bytes)
         stream = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
         inflated: bytes = stream.decompress(data, max_length=max_bytes + 1)
@@ -52,7 +52,7 @@ def inflate_zstd(zstd: Any, data: bytes, max_bytes: int) -> bytes:
 
 
 def inflate_gzip(data: bytes, max_bytes: int) -> bytes:
-    """Inflate one zlib stream, which kombu calls gzip."""
+    """Decompress one zlib stream, which kombu calls gzip."""
     stream = zlib.decompressobj()
     try:
         inflated = stream.decompress(data, max_bytes + 1)

@@ -1,8 +1,8 @@
-"""How a channel asks for jobs: when, how many, and how it waits without asking.
+"""Fetches jobs for a channel: decides when and how many, and waits without polling.
 
-In goes the connection that the event loop watches; out come jobs, taken and in flight. Knows nothing
-of what becomes of them. A worker without work asks nothing: the server tracks which lists the last
-call looked at (CLIENT TRACKING) and says on the same connection when one of them changes.
+Input: the connection that the event loop watches. Output: jobs, in flight. Knows nothing of what becomes of them. An
+idle worker sends nothing: the server tracks which lists the last call read (CLIENT TRACKING) and sends an invalidation
+on the same connection when one of them changes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from embedq.workers.context import Room, WorkerContext
 
 log = logging.getLogger(__name__)
 
-#: Jobs taken in one call; the server does nothing else meanwhile (some 15 µs per job).
+#: Jobs fetched in one call; the server does nothing else meanwhile (some 15 µs per job).
 _MAX_JOBS_PER_FETCH = 512
 
-#: Seconds between two looks of a worker that waits to be told: shows that the connection still lives.
+#: Seconds between two fetches of an idle worker that waits for invalidations: shows that the connection still lives.
 _LOOK_S = 1.0
 
-#: The same where the server does not tell; the latency of a job on an idle worker, at worst.
+#: The same where the server sends no invalidations; a job waits that long on an idle worker, at worst.
 POLL_S = 0.2
 
-#: What the parser gives in place of an invalidation, to tell it from a reply.
+#: What the parser returns for an invalidation, to distinguish it from an answer.
 INVALIDATION = object()
 
 #: State of the lists after a fetch; `transport.lua` says when.
@@ -38,7 +38,7 @@ _IS_EMPTY, _HAS_MORE, _NEXT_IS_ALONE, _TOOK_ALONE = range(4)
 
 
 class Fetched(NamedTuple):
-    """A message as the script gave it."""
+    """A fetched message, as the script returns it."""
 
     queue: str
     tag: str
@@ -66,7 +66,7 @@ class FetchingChannel(Protocol):
 
 
 class Fetch:
-    """Asks for jobs on one channel's connection. One question at a time; the answer comes later."""
+    """Sends fetches on one channel's connection, one at a time; the answer comes later."""
 
     def __init__(self, channel: FetchingChannel) -> None:
         self._channel = channel
@@ -81,7 +81,7 @@ class Fetch:
         self._alone_until_s = 0.0
 
     def ask(self, connection: Any) -> bool:
-        """Ask for jobs if there may be some and there is room; returns whether an answer will come."""
+        """Send a fetch if there may be jobs and there is room; returns whether an answer will come."""
         if socket_of(connection) is not self._socket:
             self._track(connection)
         now_s = monotonic()
@@ -101,7 +101,7 @@ class Fetch:
     def take(self, answer: list[Any]) -> Iterator[Fetched]:
         """The jobs of an answer."""
         state, *flat = answer
-        # News of changed lists that came before this answer is in it already.
+        # Invalidations that came before this answer are covered by it.
         self._is_known, self._should_look = True, state != _IS_EMPTY
         if state in (_NEXT_IS_ALONE, _TOOK_ALONE):
             # Not for ever: a job held until its ETA would stop this worker from taking any other.
@@ -112,11 +112,11 @@ class Fetch:
             yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
 
     def forget_script(self) -> None:
-        """The server does not know the script: it was restarted, or told to forget. Send it again."""
+        """Send the script again: the server was restarted, or its scripts were flushed."""
         self._is_known, self._should_look = False, True
 
     def _room(self) -> Room:
-        """The worker's room, within the prefetch count where Celery set one."""
+        """The worker's room, within the prefetch count if Celery set one."""
         qos = self._channel.qos
         room = self._channel.context.room()
         max_jobs = min(room.max_jobs, _MAX_JOBS_PER_FETCH)
@@ -140,7 +140,7 @@ class Fetch:
         return [*script, len(keys), *keys, "fetch", *holder, *room_and_limits, *more]
 
     def _track(self, connection: Any) -> None:
-        """Have the server tell this connection when a list that it looked at changes."""
+        """Make the server send an invalidation on this connection when a list that it read changes."""
         self._socket, self._is_known, self._should_look = socket_of(connection), False, True
         self._channel.qos.give_back_idle()  # what the last connection could not give back
         on_invalidation(connection, self._on_invalidation)
@@ -151,7 +151,7 @@ class Fetch:
         except ResponseError as error:
             self._is_told = False
             log.warning(
-                "the server does not tell of new jobs; it is asked instead",
+                "the server sends no invalidations; it is polled for jobs instead",
                 extra={"action": "tracking_refused", "interval_s": POLL_S, "error": str(error)},
             )
 
@@ -161,4 +161,4 @@ class Fetch:
 
 
 def nothing() -> None:
-    """Ends the wait of an event loop; its tick does the rest."""
+    """Do nothing: called by an event loop, it ends the loop's wait, and the next turn does the rest."""

@@ -1,6 +1,6 @@
-"""The jobs one channel holds: acknowledged in bulk, given back in order.
+"""The jobs that a channel holds: acknowledges them in bulk, gives them back in order.
 
-In go delivery tags, from kombu; out go calls of `workers.broker.leases`. Knows nothing of how jobs are taken.
+Input: delivery tags, from kombu. Output: calls of `workers.broker.leases`. Knows nothing of how jobs are fetched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class QoS(QoSBase):
-    """The jobs a channel holds. Acknowledgements wait for the end of the tick and go in one call."""
+    """The jobs that a channel holds. Acknowledgements wait until the loop's next turn and are sent in one call."""
 
     #: By worker: tags of the jobs in flight that `fetch` took, in that order, and who holds them here.
     #: Outlives a channel, so that a cut connection does not cost a worker the jobs it is computing.
@@ -35,7 +35,7 @@ class QoS(QoSBase):
     _rejected_late: ClassVar[deque[tuple[str, bool]]] = deque()
     _flushing = threading.Lock()
 
-    #: Acknowledgements that any thread asked for, to be made by the event loop's; and whether it was woken for them.
+    #: Acknowledgements that any thread requested, for the event loop's thread; and whether the loop was woken for them.
     _asked: ClassVar[deque[Callable[[], None]]] = deque()
     _is_woken: ClassVar[bool] = False
 
@@ -48,11 +48,11 @@ class QoS(QoSBase):
 
     @property
     def taken(self) -> dict[str, QoS]:
-        """The jobs that this worker holds; also read by the renewal thread."""
+        """The jobs that this worker holds. The renewal thread reads them, too."""
         return self._taken.setdefault(self.channel.worker, {})
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Note a delivered message; what `fetch` took is in flight on the server already."""
+        """Record a delivered message; on the server, what `fetch` took is recorded as in flight already."""
         if delivery_tag in self.taken:
             self.hold(message, delivery_tag)
         else:
@@ -60,7 +60,7 @@ class QoS(QoSBase):
             self._taken_by_kombu.add(delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Acknowledge at the end of this tick, or at once where no tick will follow."""
+        """Acknowledge at the loop's next turn, or at once if there is no loop."""
         (self._left_over if self.channel.closed else self._acked).append(delivery_tag)
         self.settle(delivery_tag)
         if not self.channel.ticks and not self.channel.closed:
@@ -68,9 +68,9 @@ class QoS(QoSBase):
 
     @classmethod
     def acknowledge_soon(cls, acknowledge: Callable[[], None]) -> bool:
-        """Let the event loop acknowledge at its next turn; for any thread. False if there is no event loop.
+        """Make the event loop call `acknowledge` at its next turn; False if there is no loop. Any thread may call it.
 
-        Celery goes through the loop too, with three promises for each job; here it is woken once for all.
+        Celery also acknowledges on the loop, with three promises for each job; here the loop is woken once for all.
         """
         hub = get_event_loop()
         if hub is None:
@@ -82,7 +82,7 @@ class QoS(QoSBase):
         return True
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the job back to the head of its list, or bury it."""
+        """Give the job back to the head of its list, or make it a dead letter."""
         if self.channel.closed:
             self._rejected_late.append((delivery_tag, requeue))
             return
@@ -93,12 +93,12 @@ class QoS(QoSBase):
         self.drop(delivery_tag)
 
     def drop(self, delivery_tag: str) -> None:
-        """Hold a job no longer: it was given back or buried."""
+        """Hold a job no longer: it was given back or is a dead letter."""
         self.taken.pop(delivery_tag, None)
         self.settle(delivery_tag)
 
     def flush(self) -> None:
-        """Send all acknowledgements in one call; those that cannot be sent are kept for later."""
+        """Send all acknowledgements in one call; those that cannot be sent are kept for the next."""
         self._acknowledge_asked()
         while self._rejected_late:
             self.reject(*self._rejected_late[0])
@@ -119,7 +119,7 @@ class QoS(QoSBase):
                 raise
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
-        """Called as the channel closes, and again by kombu and as the process ends."""
+        """Give the jobs back. Called as the channel closes, and again by kombu and at the end of the process."""
         # kombu's looks at delivered messages only, and forgets those acknowledged: both would stay
         # behind here, the acknowledgements unsent and the jobs that had not been delivered yet.
         self.cancel_restoring_at_exit()
@@ -128,9 +128,9 @@ class QoS(QoSBase):
         self.finish_restoring()
 
     def restore_unacked(self, client: Any = None) -> None:
-        """Acknowledge what is done; give back, in its order, what is held and not being computed.
+        """Acknowledge what is done; give back, in order, the held jobs that are not being computed.
 
-        What cannot be given back, because the server is gone, is by the next channel.
+        If the server is away, the next channel gives them back.
         """
         try:
             self.flush()
@@ -138,10 +138,10 @@ class QoS(QoSBase):
             for tag in self._taken_by_kombu & self.delivered.keys() - self.settled:
                 self.restore_by_tag(tag)
         except (redis.RedisError, OSError) as error:
-            log.warning("jobs not given back yet", extra={"action": "jobs_kept", "error": type(error).__name__})
+            log.warning("jobs cannot be given back yet", extra={"action": "jobs_kept", "error": type(error).__name__})
 
     def give_back_idle(self, is_own: bool = False) -> None:
-        """Give back what closed channels held, and this one if it `is_own`; not what is being computed."""
+        """Give back the jobs of closed channels, and with `is_own` those of this one; not those being computed."""
         running = set(self.channel.context.running())
         idle = [
             tag
@@ -159,7 +159,7 @@ class QoS(QoSBase):
         return message.headers.get("id") if message else None
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Give back what dead workers held; kombu calls this often, and it looks seldom."""
+        """Give back the jobs of dead workers. kombu calls it often; it looks once in a while."""
         if monotonic() < self._next_sweep_s:
             return
         self._next_sweep_s = monotonic() + self.channel.unacked_restore_interval
@@ -169,10 +169,10 @@ class QoS(QoSBase):
             self.restore_by_tag(tag)
         if num_jobs or foreign:
             num_jobs += len(foreign)
-            log.warning("jobs of dead workers given back", extra={"action": "jobs_returned", "num_jobs": num_jobs})
+            log.warning("jobs of dead workers were given back", extra={"action": "jobs_returned", "num_jobs": num_jobs})
 
     def _acknowledge_asked(self) -> None:
-        QoS._is_woken = False  # before it looks: what is asked after that look wakes the loop again
+        QoS._is_woken = False  # first: what is requested meanwhile wakes the loop again
         while self._asked:
             try:
                 self._asked.popleft()()

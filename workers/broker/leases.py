@@ -1,7 +1,7 @@
-"""What the server knows of the jobs in flight: taken, renewed, given back, acknowledged, buried.
+"""The server's records of the jobs in flight: renews leases, gives jobs back, acknowledges and buries them.
 
-In go a channel's key names and connection pool, and delivery tags; the bookkeeping itself is
-`transport.lua`, whose head lists the keys. Knows nothing of messages, event loops or engines.
+Input: a channel's key names and connection pool, and delivery tags. The bookkeeping itself is `transport.lua`, whose
+head lists the keys. Knows nothing of messages, event loops or engines.
 """
 
 from __future__ import annotations
@@ -93,25 +93,25 @@ class Leases:
         return str(self._script.sha)
 
     def acknowledge(self, tags: list[str]) -> None:
-        """Forget jobs that are done, all in one round trip; not those that another worker holds by now."""
+        """Remove jobs that are done, in one round trip; not those that another worker holds by now."""
         for part in _in_parts(tags):
             self._run("ack", self._channel.worker, *part)
 
     def renew(self, tags: Iterable[str]) -> list[str]:
-        """Begin the leases of `tags` anew; returns those that this worker no longer holds."""
+        """Restart the leases of `tags`; returns the tags that this worker no longer holds."""
         return [tag.decode() for part in _in_parts(tags) for tag in self._run("renew", self._channel.worker, *part)]
 
     def give_back(self, tags: Iterable[str]) -> list[str]:
-        """Put jobs at the head of their lists, the latest taken given first; no attempt is counted.
+        """Put jobs back at the head of their lists, in the given order: the latest fetched first. Counts no attempt.
 
-        Returns the tags that `fetch` did not take, with which nothing was done.
+        Returns the tags that `fetch` did not take; those are left as they are.
         """
         return [tag.decode() for part in _in_parts(tags) for tag in self._run("give_back", self._channel.worker, *part)]
 
     def give_back_expired(self) -> tuple[int, list[str]]:
-        """Put what dead workers held at the head of its lists.
+        """Put the jobs of dead workers back at the head of their lists.
 
-        Returns how many, and the tags that stock workers left behind, with which nothing was done.
+        Returns how many, and the tags that stock workers left behind; those are left as they are.
         """
         total, has_more = 0, 1
         while has_more:
@@ -130,10 +130,10 @@ class Leases:
 
 
 class LeaseRenewal(bootsteps.StartStopStep):
-    """Consumer step: a thread that renews the leases of what this worker holds, until it has drained.
+    """Consumer step: a thread that renews the leases of the jobs this worker holds, until it has drained.
 
-    A thread of its own, so that a busy event loop loses no lease. It outlives `stop`, because a
-    worker that was told to stop still computes what it took, and may for minutes.
+    It is a thread of its own, so that a busy event loop loses no lease. It outlives `stop`, because a
+    worker that stops still computes the jobs it has, maybe for minutes.
     """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -146,17 +146,17 @@ class LeaseRenewal(bootsteps.StartStopStep):
         self._thread: threading.Thread | None = None
 
     def start(self, consumer: Consumer) -> None:
-        """Begin renewing; called again after each reconnect, with a new channel."""
+        """Begin to renew. Called again after each reconnect, with a new channel."""
         self._channel = consumer.task_consumer.channel
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lease renewal", daemon=True)
             self._thread.start()
 
     def stop(self, consumer: Consumer) -> None:
-        """Nothing: jobs are still being computed, or the connection is about to be renewed."""
+        """Do nothing: jobs are still being computed, or the worker is about to reconnect."""
 
     def shutdown(self, consumer: Consumer) -> None:
-        """Every job is done; what is left is given back by the channel as it closes."""
+        """End the thread: every job is done, or the channel gives it back as it closes."""
         self._is_over.set()
         if self._thread is not None:
             self._thread.join()
@@ -166,30 +166,32 @@ class LeaseRenewal(bootsteps.StartStopStep):
         while not self._is_over.wait(self._channel.visibility_timeout / _RENEWALS_PER_LEASE):
             is_alive = self._channel.context.is_alive()
             if was_alive and not is_alive:
-                log.error("no progress: leases are left to run out", extra={"action": "leases_withheld"})
+                log.error(
+                    "the engine makes no progress, so leases are not renewed", extra={"action": "leases_withheld"}
+                )
             was_alive = is_alive
             try:
                 renew(self._channel)
-            except Exception as error:  # a channel that is closed meanwhile: the leases of the next must not run out
+            except Exception as error:  # of a channel that closes meanwhile: the leases of the next must not run out
                 fields = {"action": "leases_failed", "error": type(error).__name__}
-                log.warning("leases not renewed", exc_info=True, extra=fields)
+                log.warning("leases cannot be renewed", exc_info=True, extra=fields)
 
 
 def renew(channel: HoldingChannel) -> int:
-    """Renew every lease of `channel`; returns how many. A failure is logged: the next try is soon."""
+    """Renew every lease of `channel`; returns how many. Logs a failure: the next attempt is soon."""
     taken = channel.qos.taken
     tags = list(taken)
     if not tags or not channel.context.is_alive():
         return 0
     try:
-        # What was settled while we asked is not lost.
+        # A job that was settled meanwhile is not lost.
         lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, None)]
     except (redis.RedisError, OSError) as error:
-        log.warning("leases not renewed", extra={"action": "leases_failed", "error": type(error).__name__})
+        log.warning("leases cannot be renewed", extra={"action": "leases_failed", "error": type(error).__name__})
         return 0
     if lost:
-        log.warning("leases lost to other workers", extra={"action": "leases_lost", "num_jobs": len(lost)})
-    log.debug("leases renewed", extra={"action": "leases_renewed", "num_jobs": len(tags) - len(lost)})
+        log.warning("leases were lost to other workers", extra={"action": "leases_lost", "num_jobs": len(lost)})
+    log.debug("leases were renewed", extra={"action": "leases_renewed", "num_jobs": len(tags) - len(lost)})
     return len(tags) - len(lost)
 
 

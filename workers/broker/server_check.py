@@ -1,4 +1,4 @@
-"""The server a worker depends on: whether it answers, whether it is one for us, and waiting until it does.
+"""Checks the server before a worker starts: waits until it answers, and refuses a Redis Cluster.
 
 Knows no queue and no model.
 """
@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 
 import kombu
 import redis
@@ -22,15 +21,15 @@ from embedq.workers.broker.transport import BROKEN
 
 log = logging.getLogger(__name__)
 
-#: How long a worker waits for its server before it gives up; longer than a server's restart.
+#: Seconds after which a worker without a server ends; longer than a server's restart.
 _SERVER_TIMEOUT_S = 60.0
 
 
 def with_server(url: str, do: Callable[[], None]) -> None:
-    """Do what needs the server, again if it goes away meanwhile. ServerUnavailable after a minute of that.
+    """Call `do` once the server answers, and again if its connection breaks. ServerUnavailable after a minute.
 
-    Loading takes long enough for a server to be restarted in between. An error would end this process as
-    if its model could not be loaded, for which the launcher stops all of them.
+    Loading takes long enough for a server to be restarted in between. An error would end this process as if its model
+    could not be loaded, and then the launcher stops all workers.
     """
     deadline_s = time.monotonic() + _SERVER_TIMEOUT_S
     while True:
@@ -40,14 +39,16 @@ def with_server(url: str, do: Callable[[], None]) -> None:
         except BROKEN as error:
             if time.monotonic() > deadline_s:
                 raise ServerUnavailable(
-                    f"the server at {logs.without_password(url)} goes away again and again: {type(error).__name__}"
+                    f"the connection to the server at {logs.without_password(url)} breaks again and again: {type(error).__name__}"
                 ) from None
-            log.warning("the server went away", extra={"action": "server_away", "error": type(error).__name__})
+            log.warning(
+                "the connection to the server was lost", extra={"action": "server_away", "error": type(error).__name__}
+            )
         time.sleep(1)
 
 
 def _wait_for_server(url: str) -> None:
-    """Return once the server answers. InvalidSettings at once if it refuses us: waiting does not cure that."""
+    """Return once the server answers. InvalidSettings at once if it refuses us, which waiting does not fix."""
     deadline_s, shown = time.monotonic() + _SERVER_TIMEOUT_S, logs.without_password(url)
     while True:
         try:
@@ -55,7 +56,7 @@ def _wait_for_server(url: str) -> None:
         except (redis.RedisError, OSError) as error:
             if is_refusal(error):
                 raise InvalidSettings(
-                    f"the server at {shown} and this worker do not trust each other: {error}"
+                    f"the server at {shown} refuses this worker, or its certificate is not trusted: {error}"
                 ) from None
             if time.monotonic() > deadline_s:
                 raise ServerUnavailable(
@@ -66,23 +67,23 @@ def _wait_for_server(url: str) -> None:
 
 
 def reach(url: str) -> None:
-    """Ask the server at `url` for an answer; of Sentinels, the one they call master.
+    """Ping the server at `url`; of Sentinels, the master they name. redis.RedisError or OSError if it does not answer.
 
-    redis.RedisError or OSError says why there is none. The way is the transport's, TLS included.
+    It connects as the transport does, TLS included.
     """
     timeouts_s = {"socket_timeout": 1, "socket_connect_timeout": 1}
     transport = kombu.Connection(url, transport_options=config.broker_transport_options | timeouts_s).transport
-    # Not by the connection, which tries a second time after two seconds: who asks here asks again soon.
+    # Not by the connection, which tries a second time after two seconds: our callers try again sooner.
     with closing(transport.create_channel(transport)) as channel:
         channel.client.ping()
 
 
-def refuse_cluster(connection: Any) -> None:
+def refuse_cluster(connection: kombu.Connection) -> None:
     """InvalidSettings if the server of a kombu connection is part of a Redis Cluster."""
     with connection, redis.Redis(connection_pool=connection.channel().pool) as client:
         try:
             is_cluster = client.info("cluster").get("cluster_enabled")
-        except redis.ResponseError:  # this user may not ask
+        except redis.ResponseError:  # this user may not call INFO
             return
     if is_cluster:
         raise InvalidSettings(

@@ -1,10 +1,9 @@
-"""kombu's Redis transport with another way of taking jobs: many in one atomic call, held by lease.
+"""kombu's Redis transport, but it fetches many jobs in one atomic call and holds them by lease.
 
 Stock kombu pops one message and only then records it as in flight; a worker killed between the two
 loses it. Here a script on the server (`transport.lua`) does both, for as many messages as the worker
 has room for. The lists and the records of jobs in flight are kombu's own, so that stock producers,
-stock workers, Flower and scalers see what they expect. Everything else, from TLS to remote control,
-is inherited.
+Flower and scalers see what they expect. Everything else, from TLS to remote control, is inherited.
 
 What is private to kombu stands in `workers/celery_private.py`.
 """
@@ -36,12 +35,12 @@ from embedq.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-#: Errors of the connection to the server. Anything else that a delivery raises is the message's fault.
+#: Errors of the connection to the server. Anything else that a delivery raises is caused by the message.
 BROKEN = (redis.ConnectionError, redis.TimeoutError, OSError, OperationalError)
 
 
 class Poller(PollerBase):
-    """Looks for jobs at each tick where there is room; acknowledges before it waits."""
+    """Fetches jobs at each turn of the event loop if there is room; sends acknowledgements before it waits."""
 
     def on_poll_start(self) -> None:
         for channel in self.channels:
@@ -56,7 +55,7 @@ class Poller(PollerBase):
         self.read(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> None:
-        """One look without an event loop; `Empty` where nothing was delivered."""
+        """Fetch once without an event loop; `Empty` if nothing was delivered."""
         try:
             super().get(callback, min(POLL_S, timeout or POLL_S))
         finally:
@@ -65,13 +64,13 @@ class Poller(PollerBase):
 
 
 class Channel(ChannelBase):
-    """A channel that takes as many jobs at once as the worker has room for."""
+    """A channel that fetches as many jobs at once as the worker has room for."""
 
     QoS = QoS
     Message = Message
     _publisher: Any = None
 
-    #: The worker that takes the jobs. `for_worker` makes the classes that have one.
+    #: The worker that the jobs are for. Only the classes that `for_worker` makes have one.
     context: ClassVar[WorkerContext]
 
     # Transport options of our own; the reasons for the values in use are in celeryconfig.py.
@@ -95,12 +94,12 @@ class Channel(ChannelBase):
 
     @cached_property
     def leases(self) -> Leases:
-        """The jobs in flight, as the server knows them."""
+        """The server's records of the jobs in flight."""
         return Leases(self)
 
     @property
     def ticks(self) -> bool:
-        """Whether something will flush acknowledgements soon."""
+        """Whether an event loop, or whoever reads without one, will send acknowledgements soon."""
         return not self.closed and bool(self.connection.has_event_loop or self.is_read_by_caller)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -108,10 +107,10 @@ class Channel(ChannelBase):
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def close(self) -> None:
-        """Give everything back while the connections are still there, then close."""
+        """Give the jobs back while the connections are still open, then close."""
         self.begin_closing()
         if self.is_awaiting:
-            with suppress(Empty, *BROKEN):  # what the answer holds is given back with the rest
+            with suppress(Empty, *BROKEN):  # jobs in the answer are given back with the others
                 self.read_jobs()
             self.has_answer()
         if self.opened_qos is not None and not self.closed:
@@ -119,11 +118,11 @@ class Channel(ChannelBase):
         super().close()
 
     def connection_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """kombu's, in RESP3: only then does the server announce changes on the same connection."""
+        """Use RESP3: only then does the server announce changed lists on the same connection."""
         return {**options, "protocol": 3}
 
     def reused_client(self, make: Callable[[], Any]) -> Any:
-        """One client for all: kombu makes one for each message it publishes, a tenth of a millisecond each."""
+        """Use one client for all: kombu makes one for each message it publishes, a tenth of a millisecond each."""
         if self._publisher is None or self._publisher.connection_pool is not self.pool:
             self._publisher = make()
         return self._publisher
@@ -131,7 +130,7 @@ class Channel(ChannelBase):
     def publish_broadcast(
         self, publish: Callable[..., None], exchange: str, message: dict[str, Any], routing_key: str, **options: Any
     ) -> None:
-        """Like kombu's; a body in base64, as all events are, is not searched for what JSON must escape."""
+        """Publish as kombu does, but do not escape a body in base64, as all events have."""
         if "_publish_batch" in options or message["properties"].get("body_encoding") != "base64":
             publish(exchange, message, routing_key, **options)
             return
@@ -142,13 +141,13 @@ class Channel(ChannelBase):
                 client.publish(topic, envelope)
 
     def ask_for_jobs(self) -> None:
-        """Send a fetch where there is room and may be jobs; its answer is read when it comes."""
+        """Send a fetch if there is room and there may be jobs; `read_jobs` reads the answer."""
         connection = self.client.connection
         if self.fetch.ask(connection):
             self.awaits(connection)
 
     def read_jobs(self) -> bool:
-        """Read what the server sent, news of changed lists and jobs, and deliver the jobs."""
+        """Read what the server sent, invalidations and jobs, and deliver the jobs."""
         connection = self.client.connection
         try:
             while connection.can_read() or (self.is_closing and self.is_awaiting):
@@ -161,7 +160,7 @@ class Channel(ChannelBase):
             self.fetch.forget_script()
         except OutOfMemoryError:  # nothing was taken; workers that finish jobs make room
             self.has_answer()
-            log.error("the server is out of memory", extra={"action": "server_out_of_memory"})
+            log.error("the server is out of memory, no job can be fetched", extra={"action": "server_out_of_memory"})
         except BROKEN:
             connection.disconnect()
             raise
@@ -172,14 +171,14 @@ class Channel(ChannelBase):
         return True
 
     def read_broadcast(self, read: Callable[[Any], Any], subscription: Any) -> Any:
-        """Like kombu's; a message that cannot be read is logged, where it would end the worker."""
+        """Read as kombu does, but log a message that cannot be read; kombu would end the worker."""
         try:
             return read(subscription)
         except (Empty, *BROKEN):
             raise
         except Exception as error:  # its words may quote the message
             extra = {"action": "control_message_refused", "error": type(error).__name__}
-            log.warning("a message of remote control cannot be read", extra=extra)
+            log.warning("a remote-control message cannot be read", extra=extra)
             return None
 
     def _take(self, answer: list[Any]) -> None:
@@ -188,7 +187,7 @@ class Channel(ChannelBase):
             self._arrived.append(job)
 
     def _deliver_arrived(self) -> int:
-        """Hand over what was taken; returns how many. A channel that closes keeps it, to give it back."""
+        """Deliver the fetched jobs; returns how many. A channel that closes keeps them, to give them back."""
         num_delivered = 0
         while self._arrived and not self.is_closing:
             job = self._arrived[0]
@@ -217,7 +216,7 @@ class Channel(ChannelBase):
 
 
 def _read_envelope(raw: bytes) -> Any:
-    """kombu's `loads`, but its hook, called for each map of a message, only where there is something for it."""
+    """Decode like kombu's `loads`, but call its hook for each map only if the message has types that need it."""
     text = raw.decode()
     return loads(text) if '"__type__"' in text else json.loads(text)
 
@@ -227,7 +226,7 @@ class Transport(stock.Transport):
 
     Channel = Channel
 
-    #: Whether an event loop ticks for the channels; else each acknowledgement is sent at once.
+    #: Whether an event loop turns for the channels; else each acknowledgement is sent at once.
     has_event_loop = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -240,13 +239,13 @@ class Transport(stock.Transport):
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):
-    """The same behind Sentinel."""
+    """`Channel` behind Sentinel."""
 
     from_transport_options = (*stock.SentinelChannel.from_transport_options, *Channel.from_transport_options[-3:])
 
 
 class SentinelTransport(Transport):
-    """The same behind Sentinel."""
+    """`Transport` behind Sentinel."""
 
     default_port = stock.SentinelTransport.default_port
     Channel = SentinelChannel
@@ -274,7 +273,7 @@ def install(context: WorkerContext) -> None:
 
 
 def wake() -> None:
-    """Make the event loop look for jobs again at once; for any thread, when room appears."""
+    """Make the event loop fetch again at once. Any thread may call it, when room appears."""
     hub = get_event_loop()
     if hub is not None:
         hub.call_soon(nothing)

@@ -1,7 +1,7 @@
-"""The thread on which jobs are answered: whatever it is told, whatever is due, many at a time.
+"""The thread that answers jobs: it runs Celery's tracers and timers, many in a round.
 
-What is told meanwhile is done in one go: its results are stored together, and what must follow
-them, acknowledgements above all, is done only then. Knows nothing of engines, pools or requests.
+All calls that were submitted during one round run in the next. The results of a round are stored together, and what
+must follow them, acknowledgements above all, runs after that. Knows nothing of engines, pools or requests.
 """
 
 from __future__ import annotations
@@ -20,110 +20,110 @@ from embedq.core.errors import ServerUnavailable
 
 log = logging.getLogger(__name__)
 
-#: Told things done in one go: bounds what a result waits for its neighbours.
-_MAX_TOLD = 512
+#: Calls of one round: bounds how long a result waits for its neighbours.
+_MAX_CALLS = 512
 
-#: Timers that may be cancelled and still kept, beyond as many as are wanted.
+#: Cancelled timers that are kept, beyond as many as there are others.
 _MAX_CANCELLED = 1_000
 
-Do = Callable[[], None]
+Action = Callable[[], None]
 
 
 class Timer:
-    """Something to do later, unless it is cancelled."""
+    """An action that runs at a time, unless it is cancelled."""
 
-    def __init__(self, due_s: float, do: Do) -> None:
+    def __init__(self, due_s: float, action: Action) -> None:
         self.due_s = due_s
-        self.do: Do | None = do
+        self.action: Action | None = action
 
     def cancel(self) -> None:
-        """Do it never; what it refers to is free at once."""
-        self.do = None
+        """Never run the action; what it refers to is freed at once."""
+        self.action = None
 
 
 class AnswersThread:
-    """Runs what it is told, in order, and timers when they are due."""
+    """Runs submitted actions in order, and timers when they are due."""
 
     def __init__(self, batch: Callable[[], AbstractContextManager[None]]) -> None:
         #: Stores all results of its block as it ends; ServerUnavailable if it cannot.
         self._batch = batch
-        self._told: queue.SimpleQueue[Do | None] = queue.SimpleQueue()
+        self._submitted: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
         #: The first due at the front; the number breaks ties.
         self._timers: list[tuple[float, int, Timer]] = []
         self._number = itertools.count()
         self._num_wanted = _MAX_CANCELLED
-        self._after: list[tuple[Do, Do]] = []
+        self._after: list[tuple[Action, Action]] = []
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
-    def tell(self, do: Do) -> None:
-        """Let `do` be done soon; for any thread."""
-        self._told.put(do)
+    def submit(self, action: Action) -> None:
+        """Run `action` in the next round. Any thread may call it."""
+        self._submitted.put(action)
 
-    def later(self, seconds: float, do: Do) -> Timer:
-        """Let `do` be done in `seconds`. On this thread only, as is `after`."""
-        timer = Timer(time.monotonic() + seconds, do)
+    def run_later(self, seconds: float, action: Action) -> Timer:
+        """Run `action` in `seconds`. Only this thread may call it, as `after_storing`."""
+        timer = Timer(time.monotonic() + seconds, action)
         heapq.heappush(self._timers, (timer.due_s, next(self._number), timer))
         return timer
 
-    def after(self, do: Do, otherwise: Do) -> None:
-        """Let `do` be done once the results of this go are stored; `otherwise` if they cannot be."""
-        self._after.append((do, otherwise))
+    def after_storing(self, on_stored: Action, on_failure: Action) -> None:
+        """Call `on_stored` after this round's results are stored, `on_failure` if that failed."""
+        self._after.append((on_stored, on_failure))
 
     def close(self) -> None:
-        """Do what was told, then end."""
-        self._told.put(None)
+        """Run what was submitted, then end the thread."""
+        self._submitted.put(None)
         self._thread.join()
 
     def _run(self) -> None:
         is_open = True
         while is_open:
-            told = self._wait()
-            is_open = None not in told
-            self._do_all([*self._take_due(), *(do for do in told if do)])
+            submitted = self._wait()
+            is_open = None not in submitted
+            self._run_all([*self._take_due(), *(action for action in submitted if action)])
             self._prune()
 
-    def _wait(self) -> list[Do | None]:
-        """What was told, in order; None for the end. Empty once a timer is due."""
-        told: list[Do | None] = []
+    def _wait(self) -> list[Action | None]:
+        """The submitted actions in order, None for the end; empty once a timer is due."""
+        submitted: list[Action | None] = []
         pause_s = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
         with contextlib.suppress(queue.Empty):
-            told.append(self._told.get(timeout=pause_s))
-            while len(told) < _MAX_TOLD:
-                told.append(self._told.get_nowait())
-        return told
+            submitted.append(self._submitted.get(timeout=pause_s))
+            while len(submitted) < _MAX_CALLS:
+                submitted.append(self._submitted.get_nowait())
+        return submitted
 
-    def _do_all(self, todo: list[Do]) -> None:
+    def _run_all(self, actions: list[Action]) -> None:
         self._after.clear()
         is_stored = True
         try:
             with self._batch():
-                for do in todo:
-                    _try(do)
+                for action in actions:
+                    _try(action)
         except ServerUnavailable as error:
             is_stored = False
-            log.error("jobs are not acknowledged and run again: %s", error, extra={"action": "results_lost"})
-        for do, otherwise in self._after:
-            _try(do if is_stored else otherwise)
+            log.error("results are lost, their jobs run again: %s", error, extra={"action": "results_lost"})
+        for on_stored, on_failure in self._after:
+            _try(on_stored if is_stored else on_failure)
 
-    def _take_due(self) -> list[Do]:
+    def _take_due(self) -> list[Action]:
         due = []
         while self._timers and self._timers[0][0] <= time.monotonic():
-            do = heapq.heappop(self._timers)[2].do
-            if do:
-                due.append(do)
+            action = heapq.heappop(self._timers)[2].action
+            if action:
+                due.append(action)
         return due
 
     def _prune(self) -> None:
-        """Forget cancelled timers once they are most: limits of an hour outlive their jobs by an hour."""
+        """Remove cancelled timers once they are the majority: limits of an hour outlive their jobs by an hour."""
         if len(self._timers) > 2 * self._num_wanted:
-            self._timers = [entry for entry in self._timers if entry[2].do]
+            self._timers = [entry for entry in self._timers if entry[2].action]
             heapq.heapify(self._timers)
             self._num_wanted = max(_MAX_CANCELLED, len(self._timers))
 
 
-def _try(do: Do) -> None:
+def _try(action: Action) -> None:
     try:
-        do()
+        action()
     except Exception:  # one job must not keep the others from being answered
         log.exception("a job could not be answered", extra={"action": "answer_failed"})

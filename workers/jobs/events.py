@@ -1,8 +1,8 @@
-"""How events travel: as many in one message as there are, instead of Celery's two dozen; written as text at once.
+"""Sends Celery's events at less cost: up to a thousand in a message instead of two dozen, serialised as they are made.
 
-Comes in: what Celery tells of a job. Goes out: the messages that Celery's own dispatcher sends, byte for
-byte of the same meaning. At the rate of small jobs telling of them costs as much as computing them, so that
-each event becomes JSON where it is made, and what all events of a worker share is written once.
+Input: the events that Celery makes of a job. Output: messages of the same meaning as those of Celery's own dispatcher.
+With small jobs, events cost as much as the computation: so each event becomes JSON where it is made, and the fields
+that all events of a worker share are written once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from kombu.utils.json import dumps
 
 from embedq.workers.celery_private import Consumer, DispatcherBase
 
-#: Events of one message. Each message is a round trip: at 24, Celery's own limit, a worker spent a tenth of
-#: what a one-text job costs it on telling of it (docs/measurements.md).
+#: Events of one message. Each message is a round trip: at 24, Celery's own limit, a worker spent a tenth of the cost
+#: of a one-text job on its events (docs/measurements.md).
 _MAX_EVENTS = 1_000
 
 #: What Celery itself puts into every event; an event that brings one of its own is left to Celery.
@@ -36,13 +36,13 @@ _WRITERS: dict[type, Callable[[Any], str]] = {
 
 
 class Dispatcher(DispatcherBase):
-    """Celery's dispatcher, whose buffers of events hold JSON."""
+    """Celery's dispatcher with buffers that hold JSON."""
 
-    #: Whether the event loop was asked to call `flush`: to ask at each event would cost as much as the event.
+    #: Whether the event loop will call `flush`: to schedule that at each event would cost as much as the event.
     _is_awaited = False
 
     def send(self, type: str, *args: Any, **fields: Any) -> Any:
-        """Celery's: tell of an event now, or with the others of its group at the next turn of the loop."""
+        """Send an event now, or buffer it until the next turn of the event loop."""
         group = type.partition("-")[0]
         if args or group not in self.buffer_group or self.serializer != "json" or not _SHARED.isdisjoint(fields):
             return super().send(type, *args, **fields)
@@ -60,8 +60,8 @@ class Dispatcher(DispatcherBase):
         return None
 
     def flush(self, *args: Any, **options: Any) -> None:
-        """Celery's: send what waits."""
-        self._is_awaited = False  # before it looks: what comes after that look asks for another
+        """Send all buffered events."""
+        self._is_awaited = False  # first: an event that is buffered meanwhile schedules another flush
         super().flush(*args, **options)
 
     def publish_events(
@@ -78,11 +78,11 @@ class Dispatcher(DispatcherBase):
 
 
 class _Json(str):
-    """A message's body that needs no serializer."""
+    """A message's body that is serialised already."""
 
 
 class _AsItIs:
-    """A producer that sends JSON it is given."""
+    """A producer that publishes JSON as it is."""
 
     def __init__(self, producer: Any) -> None:
         self._producer = producer
@@ -92,7 +92,7 @@ class _AsItIs:
 
 
 class EventsInBulk(bootsteps.StartStopStep):
-    """Consumer step: raises the limit of Celery's dispatcher, which sends what there is at each turn of the loop."""
+    """Consumer step: raises the size of the dispatcher's buffers, which are flushed at each turn of the loop."""
 
     requires = ("celery.worker.consumer.events:Events",)
 
@@ -103,7 +103,7 @@ class EventsInBulk(bootsteps.StartStopStep):
 
 
 def use_written_events(app: Celery) -> None:
-    """Make `app` tell of events through the class above. To be called before its worker is built."""
+    """Make `app` send events through `Dispatcher`. To be called before its worker is built."""
     app.events.dispatcher_cls = Dispatcher
 
 

@@ -44,7 +44,7 @@ class JobRequest(Protocol):
 
 
 class HeldJob:
-    """A job between `on_apply` and its acknowledgement."""
+    """A job between `on_apply` and its acknowledgement: Celery's callbacks, and the engine's job."""
 
     def __init__(self, target: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self.target = target
@@ -66,7 +66,7 @@ class HeldJob:
 
     @property
     def waits(self) -> bool:
-        """Whether nothing of it is computed yet."""
+        """Whether none of it is computed yet."""
         return self.job is not None and not self.job.is_over and not self.is_accepted
 
     @property
@@ -75,18 +75,18 @@ class HeldJob:
         return str((self.request.delivery_info or {}).get("routing_key") or "")
 
     def terminate(self, signal: Any = None) -> None:
-        """Called by Celery for a job that is to stop. A batch under way is not interrupted, its rows are dropped."""
+        """Stop the job. Celery calls it. A running batch is not interrupted; the job's rows are dropped."""
         if self.job:
             self.job.answer.cancel()
 
     def open_call(self, engine: Engine) -> Call:
-        """The message's call. Runs on an encode thread; what it raises is the job's answer."""
+        """Open the message's call. Runs on an encode thread; what it raises is the job's answer."""
         args, kwargs, _ = self.args[3]
         call: Call = self.request.task.open_call(engine, args, kwargs)
         return call
 
     def answer(self) -> Future[Any] | None:
-        """What its task gives or raises; None for a task that computes it itself."""
+        """The future of what its task returns or raises; None for a task that computes it itself."""
         if self.error is None:
             return self.job.answer if self.job else None
         failed: Future[Any] = Future()

@@ -1,9 +1,8 @@
-"""What a message must look like before Celery makes a job of it: a type for each field that it acts on.
+"""Checks the type of each field of a message that Celery acts on, before Celery makes a job of it.
 
-Celery believes what a message says. A field of another type stops the job half-way, after it was
-acknowledged and before anything was stored, or before anybody would give it back: nobody is ever
-answered. Here it is refused while that costs a failure and nothing else. Knows nothing of what a job's
-arguments mean.
+Celery trusts a message. A field of another type stops the job half-way, after it was acknowledged and before
+anything was stored, or before anybody would give it back: its producer then waits for ever. Checked here, the job
+fails with an error. Knows nothing of what a job's arguments mean.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ Check = Callable[[Any], bool]
 
 
 class Misshapen(InvalidTaskError):
-    """A field has a type that no job has. Says which; never what it held."""
+    """A field has a type that no job has. Names the field, never its value."""
 
 
 def check_shape(headers: Mapping[str, Any], body: Any, properties: Mapping[str, Any]) -> None:
-    """Misshapen if a field of a message is nothing that a producer sends.
+    """Raise Misshapen if a field of a message has a type that no producer sends.
 
     `body` is decoded: arguments, keywords and what follows the job.
     """
     if not isinstance(headers.get("id"), str) or not headers["id"]:
-        raise Misshapen("the message's header id is no text, so that nobody could be answered")
+        raise Misshapen("the message's header id must be a text: a result is stored under it")
     _check_fields("header", headers, _HEADERS)
     _check_fields("property", properties, _PROPERTIES)
     if not isinstance(body, list | tuple) or len(body) != 3:
-        raise Misshapen("the message's body is no list of arguments, keywords and what follows the job")
+        raise Misshapen("the message's body must be a list of arguments, keywords and what follows the job")
     args, kwargs, follows = body
     if not isinstance(args, list | tuple) or not isinstance(kwargs, dict) or not all(map(_is_text, kwargs)):
-        raise Misshapen("the message's arguments are no list, or its keywords no map")
+        raise Misshapen("the message's arguments must be a list, and its keywords a map")
     if not _is_map_or_none(follows) or not _FOLLOWS.keys() >= (follows or {}).keys():
-        raise Misshapen("the message's third part is no map of what follows the job")
+        raise Misshapen("the message's third part must be a map of what follows the job")
     _check_fields("field", follows or {}, _FOLLOWS)
 
 
@@ -46,7 +45,7 @@ def _check_fields(noun: str, fields: Mapping[str, Any], checks: Mapping[str, Che
     for name, is_right in checks.items():
         value = fields.get(name)
         if value is not None and not is_right(value):
-            raise Misshapen(f"the message's {noun} {name} has a type that no job has: {type(value).__name__}")
+            raise Misshapen(f"the message's {noun} {name} has a wrong type: {type(value).__name__}")
 
 
 def _is_text(value: Any) -> bool:

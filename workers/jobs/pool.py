@@ -1,6 +1,6 @@
 """Celery's pool for an engine: jobs in, batches across them, and Celery's own tracer per job on its ready answer.
 
-    event loop      on_apply: hand the job to the engine, and come back
+    event loop      on_apply: submit the job to the engine, and return
     encode threads  open the message, check it, encode it
     device thread   batches
     answers thread  started, limits, tracer (results, retries, callbacks, chords, signals), acknowledgement
@@ -32,7 +32,7 @@ from embedq.workers.monitoring.job_counters import outcome_of, times_of
 
 log = logging.getLogger(__name__)
 
-#: Of the time a worker may take to drain, the part for jobs under way; the rest is for what follows them.
+#: Part of `drain_timeout_s` that running jobs have; the rest is for storing their results and closing connections.
 _DRAIN_PART = 0.8
 
 
@@ -54,47 +54,48 @@ class EnginePool(PoolBase):
         self.jobs.is_open = True
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
-        """Take a job; called on the event loop, so it only hands on."""
+        """Take a job. Called on the event loop, so it only submits it."""
         held = HeldJob(target, args, options)
         self.jobs.add(held)
         if isinstance(held.request, EngineRequest):
             self._submit(held)
         else:
-            self._answers.tell(partial(self._answer, held))
+            self._answers.submit(partial(self._answer, held))
         return held
 
     def drop_revoked(self) -> None:
-        """Let waiting jobs that were revoked, or have expired, give up their places."""
+        """Remove waiting jobs that were revoked or have expired from the engine's backlog."""
         for held in self.jobs.all():
             self._drop_if_revoked(held)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
-        """Nothing: `HeldJob.terminate` has dropped the job, and no process of its own is to be killed."""
+        """Do nothing: `HeldJob.terminate` has dropped the job, and it has no process that could be killed."""
 
     def grow(self, n: int = 1) -> None:
-        """NotImplementedError: there is nothing to grow."""
+        """NotImplementedError: the pool has no size."""
         raise NotImplementedError("this pool has no size: one device thread runs all jobs; start more workers instead")
 
     def shrink(self, n: int = 1) -> None:
-        """NotImplementedError: there is nothing to shrink."""
+        """NotImplementedError: the pool has no size."""
         raise NotImplementedError("this pool has no size: one device thread runs all jobs; stop a worker instead")
 
     def on_close(self) -> None:
-        """Called by Celery first, whatever the way to end."""
+        """Stop fetching. Celery calls it first in every kind of shutdown."""
         self.jobs.is_open = False
         self.context.lifecycle.state = DRAINING
         # Not on Celery's signal, sent within the signal handler, where it takes a lock: a second SIGTERM in that
         # moment would wait for it for ever.
         log.info(
-            "draining: no new jobs, finishing those taken", extra={"action": "draining", "num_jobs": len(self.jobs)}
+            "draining: the worker finishes its jobs and takes no more",
+            extra={"action": "draining", "num_jobs": len(self.jobs)},
         )
 
     def on_stop(self) -> None:
-        """Warm shutdown: finish what is in batches, leave the rest to go back to the queue; within a bound."""
+        """Warm shutdown: finish the jobs in batches within a bound; the others go back to the queue."""
         self._end(self.engine.settings.drain_timeout_s * _DRAIN_PART)
 
     def on_terminate(self) -> None:
-        """Cold shutdown: what is not answered goes back to the queue at once."""
+        """Cold shutdown: unanswered jobs go back to the queue at once."""
         self._end(0.0)
 
     def _end(self, timeout_s: float) -> None:
@@ -105,7 +106,7 @@ class EnginePool(PoolBase):
         late = self.jobs.all()
         if late:
             log.warning(
-                "jobs under way did not end in time and go back to the queue",
+                "running jobs did not end in time and go back to the queue",
                 extra={"action": "drain_timeout", "num_jobs": len(late), "seconds": round(timeout_s, 1)},
             )
         for held in late:
@@ -124,37 +125,37 @@ class EnginePool(PoolBase):
                 lambda: held.open_call(self.engine),
                 request.priority,
                 request.num_bytes,
-                lambda: self._answers.tell(partial(self._accept, held)),
+                lambda: self._answers.submit(partial(self._accept, held)),
                 request,
             )
         except DeviceFailure as error:  # closed or dead: the process is about to end, and the job goes back
-            log.warning("a job is not taken: %s", error, extra={"action": "job_refused", "job": request.id})
+            log.warning("the engine refuses a job: %s", error, extra={"action": "job_refused", "job": request.id})
             self._forget(held)
             return
         if request.expires_s is not None:
-            self._answers.tell(partial(self._watch_expiry, held, request.expires_s))
+            self._answers.submit(partial(self._watch_expiry, held, request.expires_s))
         held.job.answer.add_done_callback(lambda answer: self._settled(held, answer))
 
     def _settled(self, held: HeldJob, answer: Future[Any]) -> None:
-        """The engine has answered; or the job was dropped, and nobody is to be told of that here."""
+        """Called when the engine has answered, or the job was dropped: then somebody else has answered it."""
         if answer.cancelled() and held.error is None:
             self._forget(held)
         else:
-            self._answers.tell(partial(self._answer, held))
+            self._answers.submit(partial(self._answer, held))
 
     def _accept(self, held: HeldJob) -> None:
-        """The first rows of a job are in a batch: it has started, and its limits begin to count."""
+        """Start a job for Celery: its first rows are in a batch. Its time limits begin now."""
         if held.is_accepted or (held.job and held.job.answer.cancelled() and held.error is None):
             return
         held.is_accepted = True
         held.on_accepted(os.getpid(), time.monotonic())
         if held.job and held.soft_timeout_s:
-            held.timers.append(self._answers.later(held.soft_timeout_s, partial(self._soft_timeout, held)))
+            held.timers.append(self._answers.run_later(held.soft_timeout_s, partial(self._soft_timeout, held)))
         if held.job and held.timeout_s:
-            held.timers.append(self._answers.later(held.timeout_s, partial(self._timeout, held)))
+            held.timers.append(self._answers.run_later(held.timeout_s, partial(self._timeout, held)))
 
     def _answer(self, held: HeldJob) -> None:
-        """Run Celery's tracer on a job whose answer is there."""
+        """Run Celery's tracer on a job that the engine has answered."""
         self._accept(held)
         try:
             with tasks.ready_answer(held.answer()):
@@ -167,10 +168,10 @@ class EnginePool(PoolBase):
         self.jobs.counts.answered(held.queue, times.num_tokens)
         stored = partial(self.jobs.job_counts.stored, times, became, done)
         give_back = partial(held.request.reject, requeue=True)
-        self._answers.after(partial(self._settle, held, stored), partial(self._settle, held, give_back))
+        self._answers.after_storing(partial(self._settle, held, stored), partial(self._settle, held, give_back))
 
     def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
-        """Acknowledge a job, or give it back. Held until then: one that a reconnect found idle would run again."""
+        """Acknowledge a job, or give it back. It is held until then: a reconnect would give it back and it ran again."""
         try:
             do()
         finally:
@@ -186,18 +187,18 @@ class EnginePool(PoolBase):
 
     def _timeout(self, held: HeldJob) -> None:
         if held.job and held.job.answer.cancel():
-            # Celery answers, acknowledges and tells; not within a batch of results, that would acknowledge first.
+            # Celery answers, acknowledges and logs; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
-            self._answers.after(done, done)
+            self._answers.after_storing(done, done)
             self.jobs.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
 
     def _watch_expiry(self, held: HeldJob, expires_s: float) -> None:
         drop = partial(self._drop_if_revoked, held)
         seconds = max(0.0, expires_s - time.time())
-        held.timers.append(self._answers.later(seconds, lambda: self._answers.after(drop, drop)))
+        held.timers.append(self._answers.run_later(seconds, lambda: self._answers.after_storing(drop, drop)))
 
     def _drop_if_revoked(self, held: HeldJob) -> None:
-        """Answer a waiting job with REVOKED, if it was revoked or has expired, and free its place."""
+        """Answer a waiting job with REVOKED if it was revoked or has expired, and drop it."""
         if held.waits and held.request.revoked():
             held.terminate()
 

@@ -1,8 +1,8 @@
-"""Messages that cannot become jobs: their producers get a failure, and the worker goes on.
+"""Rejects messages that cannot become jobs: stores a failure for the producer, and the worker goes on.
 
-Comes in: a message and why kombu or Celery could not read it. Goes out: a failure at the job's key,
-then the acknowledgement; or a dead letter, where the message names no job. Celery logs the message
-instead, texts included, and stores nothing, so that the producer waits for ever.
+Input: a message, and the error with which kombu or Celery could not read it. Output: a failure at the job's key, then
+the acknowledgement; or a dead letter, where the message names no job. Celery by itself logs the message, texts
+included, and stores nothing, so that the producer waits for ever.
 """
 
 from __future__ import annotations
@@ -14,35 +14,41 @@ from typing import Any
 from celery import bootsteps
 
 from embedq.core.errors import InvalidInput, ProducerError, ServerUnavailable
+from embedq.workers.celery_private import Consumer
 from embedq.workers.jobs.message_schema import Misshapen
 
 log = logging.getLogger(__name__)
 
-#: Characters of a job's id that are believed; Celery's have 36.
+#: A longer id is none; Celery's have 36 characters.
 _MAX_ID_LENGTH = 200
 
 
 class Refusal(bootsteps.Step):
-    """Consumer step that puts `refuse` where Celery would log a message and drop it."""
+    """Consumer step: calls `refuse` where Celery would log a message and drop it."""
 
-    def __init__(self, consumer: Any, **options: Any) -> None:
+    def __init__(self, consumer: Consumer, **options: Any) -> None:
         super().__init__(consumer, **options)
         consumer.on_decode_error = partial(refuse, consumer)
         consumer.on_invalid_task = lambda body, message, error: refuse(consumer, message, error)
 
 
-def refuse(consumer: Any, message: Any, error: Exception) -> None:
-    """Store why the job was refused, then acknowledge it; if nothing can be stored it stays in flight."""
+def refuse(consumer: Consumer, message: Any, error: Exception) -> None:
+    """Store why a message is refused, then acknowledge it; if that cannot be stored, it stays in flight."""
     job_id = _job_id(message)
     reason = error if isinstance(error, ProducerError) else _reason(message, error)
-    log.warning("a message is refused", extra={"action": "message_refused", "job": job_id, "reason": str(reason)})
+    log.warning(
+        "a message cannot become a job and is refused",
+        extra={"action": "message_refused", "job": job_id, "reason": str(reason)},
+    )
     if job_id:
         try:
             consumer.app.backend.mark_as_failure(job_id, reason)
         except ServerUnavailable:
-            log.exception("a refusal cannot be stored", extra={"action": "refusal_waits", "job": job_id})
+            log.exception(
+                "the failure of a refused message cannot be stored", extra={"action": "refusal_waits", "job": job_id}
+            )
             return
-    # Of a message that names no job nobody would ever hear: it is kept as a dead letter.
+    # Without a job id no producer can learn of it: the message is kept as a dead letter.
     settle = message.ack_log_error if job_id else message.reject_log_error
     settle(log, consumer.connection_errors)
 
@@ -52,7 +58,7 @@ def _reason(message: Any, error: Exception) -> InvalidInput:
         return InvalidInput(str(error))
     headers = message.headers if isinstance(message.headers, dict) else {}
     if headers.get("compression"):
-        return InvalidInput("the message is compressed in a way that workers do not read; they read zstd and gzip")
+        return InvalidInput("workers read messages compressed with zstd or gzip; this one is compressed otherwise")
     return InvalidInput(f"the message cannot be read as a job ({type(error).__name__})")
 
 

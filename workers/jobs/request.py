@@ -1,8 +1,8 @@
-"""A job as the worker's event loop holds it: Celery's own request, with six things changed.
+"""A job on the worker's event loop: Celery's own request, with six changes.
 
-It is of the shape that jobs have, never shows its arguments, does not decode its message a second time,
-gives up its place in the engine when it is revoked before anything of it was computed, is acknowledged together
-with others, and always returns its part of a chord.
+It checks the types of its message, never shows its arguments, does not decode its message a second time, leaves the
+engine's backlog when it is revoked before any of it was computed, is acknowledged together with others, and always
+returns its part of a chord.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from embedq.workers.jobs.message_schema import check_shape
 
 log = logging.getLogger(__name__)
 
-#: Summaries our producers write; anything else is somebody's repr of the texts and is not shown.
+#: The summaries that our producers write; anything else is a repr of the texts and is not shown.
 _SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
 
 
-#: Headers that Celery knows. Of any others it makes the `headers` that a task may ask for.
+#: Headers that Celery knows. Any others become the `headers` of the task's request.
 _HEADERS = frozenset(vars(Context)) | {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
 
 #: A message without its body: headers and properties of a job with a summary.
@@ -39,23 +39,23 @@ class EngineRequest(RequestBase):
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("decoded", True):
-            # The strategy has decoded the body already, to see which protocol it is.
+            # Celery's strategy has decoded the body already, to look up the protocol.
             kwargs |= {"body": message.payload, "decoded": True}
         check_shape(kwargs.get("headers") or message.headers, kwargs["body"], message.properties or {})
         super().__init__(message, *args, **kwargs)
         #: About what the message takes in its list: base64 of the body, and the envelope.
         self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES
         if _is_chord_part(kwargs.get("body")):
-            # Celery skips what was delivered again and has its result. Its worker may have died between
-            # storing that and returning the part, and then nobody else would: run it again, both are idempotent.
+            # Celery skips a redelivered job that has a result. But its worker may have died between storing the
+            # result and returning the part, and nobody else returns it: run it again, both are idempotent.
             self.fields["delivery_info"] = self.fields["delivery_info"] | {"redelivered": False}
         if self.fields.keys() <= _HEADERS:
-            self.fields.setdefault("headers", {})  # that there are none: Celery would look for them again
+            self.fields.setdefault("headers", {})  # there are none: Celery would look for them again
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
             self.show_arguments_as("(not shown)")
 
     def acknowledge(self) -> None:
-        """Celery's, together with those of other jobs that are done."""
+        """Acknowledge the job together with others that are done."""
         if self.acknowledged:
             return
         if QoS.acknowledge_soon(partial(self.message.ack_log_error, log, self.connection_errors)):
@@ -64,7 +64,7 @@ class EngineRequest(RequestBase):
             super().acknowledge()
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What inspection shows: the summary, also where Celery would send the texts themselves."""
+        """What inspection shows: the summary, also where Celery would show the texts."""
         shown: dict[str, Any] = super().info(safe=True)
         return shown
 
@@ -79,7 +79,7 @@ class EngineRequest(RequestBase):
         return self.expires.timestamp() if self.expires else None
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """Stop it: what waits leaves its place, of what is computed the rows are dropped."""
+        """Stop it: a waiting job leaves the backlog, a running one's rows are dropped."""
         if self.time_start:
             super().terminate(pool, signal)
         else:

@@ -4,9 +4,8 @@
         for job in finished: trace(job)
     ...                            # every result is in Redis now: acknowledge
 
-Comes in: what the tracer stores for each job. Goes out: Celery's own blobs at their own keys, each
-published on the channel of the same name, so that stock producers read them. Knows nothing of the
-pool, of queues or of models.
+Input: what Celery's tracer stores for each job. Output: Celery's own blobs at their own keys, each published on the
+channel of the same name, so that stock producers read them. Knows nothing of the pool, of queues or of models.
 
 A stored SUCCESS is final, so that a job which ran twice has one result (see `workers/jobs/result_writer.py`).
 """
@@ -48,16 +47,18 @@ _MAX_SINGLE_OUTAGE_S = 5.0
 
 
 class ResultTooLarge(EncodeError, JobTooLarge):
-    """Of both kinds, so that Celery's tracer makes a failure of it; producers get `JobTooLarge`."""
+    """A subclass of both, so that Celery's tracer makes a failure of it; producers get `JobTooLarge`."""
 
 
 class BatchBackend(StoringBackend):
-    """Holds results back within `batch()`. Each thread has a backend of its own, as Celery hands them out."""
+    """Holds results back within `batch()`. Celery makes one for each thread."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.compression or self.thread_safe:
-            raise InvalidSettings("result_compression and result_backend_thread_safe do not go with batches of results")
+            raise InvalidSettings(
+                "result_compression and result_backend_thread_safe must be off: workers store results in batches"
+            )
         self._held = UnwrittenResults(self.client)
         #: Chord parts that follow the results, each with the job in which it was returned.
         self._parts: deque[tuple[tuple[Task, Context] | None, Callable[[], None]]] = deque()
@@ -70,8 +71,8 @@ class BatchBackend(StoringBackend):
     def batch(self, max_outage_s: float = MAX_OUTAGE_S) -> Iterator[None]:
         """Hold results back until the end of the block; then store them, also after an exception.
 
-        Whatever reads a result within the block finds it stored. At the end the results go first,
-        then the chord parts. ServerUnavailable if the server could not be written to for
+        Whatever reads a result within the block finds it stored. At the end the results are stored first,
+        then the chord parts are returned. ServerUnavailable if the server could not be written to for
         `max_outage_s`: no job of the block may be acknowledged then, and all of them run again.
         """
         assert not self._is_batch, "batches do not nest"
@@ -87,7 +88,7 @@ class BatchBackend(StoringBackend):
             self._parts.clear()
 
     def flush(self) -> None:
-        """Store all that is held back, then return the chord parts. ServerUnavailable as `batch` says."""
+        """Store all held results, then return the chord parts. ServerUnavailable as in `batch`."""
         self._write_held()
         while self._parts:
             job, part = self._parts.popleft()
@@ -125,22 +126,22 @@ class BatchBackend(StoringBackend):
         self._parts.append((running_job(), part))
 
     def get(self, key: bytes) -> Any:
-        """Celery's, after what is held back for this key is stored."""
+        """Read a key, after a result held for it is stored."""
         self._write_if_held([key])
         return super().get(key)
 
     def mget(self, keys: list[bytes]) -> Any:
-        """Celery's, after what is held back for these keys is stored."""
+        """Read keys, after the results held for them are stored."""
         self._write_if_held(keys)
         return super().mget(keys)
 
     def delete(self, key: bytes) -> None:
-        """Celery's, after what is held back for this key is stored: it must not come back."""
+        """Delete a key, after a result held for it is stored: it must not come back."""
         self._write_if_held([key])
         super().delete(key)
 
     def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
-        """Celery's; a result that is too large is the producer's error, of the class it knows."""
+        """Make an error storable; for a result that is too large, of the class that producers know."""
         return super().prepare_exception(JobTooLarge(str(exc)) if isinstance(exc, ResultTooLarge) else exc, serializer)
 
     def before_errbacks(self) -> None:
@@ -174,7 +175,7 @@ class BatchBackend(StoringBackend):
         try:
             self._held.retry(self._held.write, self._max_outage_s)
         except ServerUnavailable:
-            self._max_outage_s = 0.0  # waited for long enough: what is left of the batch is tried once
+            self._max_outage_s = 0.0  # it has waited long enough: the rest of the batch is tried once
             raise
 
     def _return_part(self, part: Callable[[], None]) -> None:
@@ -183,7 +184,9 @@ class BatchBackend(StoringBackend):
         except ServerUnavailable:
             raise
         except Exception:  # one broken chord must not keep the jobs of the batch from being acknowledged
-            log.exception("a chord part cannot be returned", extra={"action": "chord_part_lost"})
+            log.exception(
+                "a part of a chord cannot be returned; the chord will not complete", extra={"action": "chord_part_lost"}
+            )
 
     def _write_early(self) -> None:
         """Bound the memory of a batch. A failure is left to the end of the batch: the tracer cannot use it."""
@@ -204,7 +207,7 @@ class SentinelBatchBackend(BatchBackend, SentinelResultBackend):
 
 
 def use_batches(app: Celery) -> None:
-    """Make `app` store results through the classes above, in this process alone.
+    """Make `app` store results through these classes, in this process alone.
 
     To be called before anything asks for `app.backend`.
     """

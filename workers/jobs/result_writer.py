@@ -1,9 +1,8 @@
-"""Results on their way to Redis: kept until they are written, and written by one atomic script.
+"""Writes results to Redis by one atomic script, and keeps them until they are written.
 
-Comes in: keys and blobs, in the order they were stored. Goes out: each blob at its key, and published
-on the channel of the same name. A SUCCESS that is stored already stays: the script looks and writes
-in one step, so that also of two workers that race one result remains, and one is published. Knows
-nothing of jobs; of a blob it knows that the status comes first.
+Input: keys and blobs, in the order they were stored. Output: each blob at its key, and published on the channel of the
+same name. A stored SUCCESS stays: the script reads and writes in one step, so that of two workers that race one result
+remains and is published. Knows nothing of jobs; of a blob it knows that the status comes first.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.05, 2.0
 
 
 class UnwrittenResult(NamedTuple):
-    """One blob to be stored."""
+    """One result: its key, its time to live and its blob."""
 
     key: bytes
     #: Seconds it is kept; 0 for ever.
@@ -61,7 +60,7 @@ class UnwrittenResult(NamedTuple):
 
 
 class UnwrittenResults:
-    """Results not yet in Redis, in the order they were stored."""
+    """The results that are not in Redis yet, in the order they were stored."""
 
     def __init__(self, client: Any) -> None:
         self._store = client.register_script(_STORE)
@@ -76,7 +75,7 @@ class UnwrittenResults:
         return key in self._keys
 
     def add(self, key: bytes, lives_s: int, blob: bytes) -> None:
-        """Hold one more; `lives_s` 0 keeps it for ever."""
+        """Keep one more until it is written; `lives_s` is its time to live in Redis, 0 for ever."""
         self._results.append(UnwrittenResult(key, lives_s, blob))
         self._keys.add(key)
         self.num_bytes += len(blob)
@@ -92,7 +91,7 @@ class UnwrittenResults:
         self._keys.clear()
 
     def clear(self) -> None:
-        """Forget what could not be written: its jobs are not acknowledged and run again."""
+        """Drop what could not be written: its jobs are not acknowledged and run again."""
         self._results.clear()
         self._keys.clear()
         self.num_bytes = 0
@@ -108,10 +107,10 @@ class UnwrittenResults:
         return call
 
     def retry(self, attempt: Callable[[], None], max_outage_s: float) -> None:
-        """Do `attempt`, again and again while the server fails. ServerUnavailable after `max_outage_s`.
+        """Call `attempt` until it succeeds. ServerUnavailable if the server still fails after `max_outage_s`.
 
-        Every error of the server counts, also that its memory is full: what was computed is worth
-        the wait, and whoever looks at the warnings can cure it meanwhile.
+        Every error of the server is retried, also that its memory is full: the results are worth the wait, and an
+        operator who reads the warnings can fix it meanwhile.
         """
         deadline_s, pause_s = time.monotonic() + max_outage_s, _FIRST_PAUSE_S
         while True:
@@ -129,7 +128,7 @@ class UnwrittenResults:
 
     def _warn(self, error: Exception, pause_s: float) -> None:
         log.warning(
-            "results wait: the server cannot be written to",
+            "results wait until the server can be written to",
             extra={
                 "action": "results_wait",
                 "num_results": len(self),

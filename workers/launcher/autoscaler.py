@@ -1,4 +1,4 @@
-"""Joins what workers and queues say to the policy of `workers.launcher.scaling_policy`, and logs every decision with its figures."""
+"""Applies the scaling policy to a fleet: collects what it decides by, and logs every decision with its figures."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class Autoscaler:
-    """Decides how many workers a fleet is to have."""
+    """Decides how many workers a fleet should have."""
 
     def __init__(self, policy: Policy, fleet: Fleet, queues: Mapping[str, str], is_on: bool) -> None:
-        """`queues` says the model that answers each; a worker that is ready knows better."""
-        #: Off while an operator has said how many there are to be.
+        """`queues` maps each queue to its model, as a guess until a worker reports its own."""
+        #: Off while an operator has set the number of workers.
         self.is_on = is_on
         self._policy = policy
         self._fleet = fleet
@@ -29,7 +29,7 @@ class Autoscaler:
         self._speeds: dict[str, float] = {}
 
     def step(self, look: Look, now_s: float) -> None:
-        """Look at everything, and let the fleet have as many workers as the policy wants."""
+        """Decide by `look` and the fleet's heartbeats, and set the number of workers that the fleet should have."""
         seen = self.seen(look, now_s)
         decision = decide(self._policy, seen, self._since, now_s)
         self._since = decision.since
@@ -37,7 +37,7 @@ class Autoscaler:
         if decision.num_workers == present:
             return
         self._fleet.wanted = decision.num_workers
-        told = {
+        fields = {
             "from": present,
             "to": decision.num_workers,
             "reason": decision.reason,
@@ -46,10 +46,10 @@ class Autoscaler:
             "tokens_s_per_worker": ",".join(f"{alias}:{speed:.0f}" for alias, speed in self._speeds.items()),
             "load_s": round(seen.load_s, 1),
         }
-        log.info("scaling", extra={"action": "scaled", **told})
+        log.info("the number of workers changes", extra={"action": "scaled", **fields})
 
     def seen(self, look: Look, now_s: float) -> Seen:
-        """The fleet and its queues as the policy sees them."""
+        """The input of the policy: the fleet and its queues."""
         staying = self._fleet.staying
         beats = {child.name: child.beat for child in staying if child.is_ready}
         for beat in beats.values():

@@ -1,8 +1,8 @@
-"""One launcher per device: a file per device or core, locked as long as the launcher or one of its workers lives.
+"""Allows one launcher per device: locks a file per device or core while the launcher or one of its workers lives.
 
-The lock goes with an open file that every worker on the device is born with. So the kernel lets go of it with the
-last process of the two, however they end, and after `kill -9` of a launcher its draining workers still keep the next
-one from starting others beside them. It guards against oneself: launchers with another EMBEDQ_DATA_DIR, of another
+The lock belongs to an open file that every worker on the device inherits. The kernel releases it with the last process
+that has the file, however it ends: after `kill -9` of a launcher, its draining workers still keep the next launcher
+from starting others beside them. It prevents mistakes of one user: launchers with another EMBEDQ_DATA_DIR, of another
 user or in another container are not seen.
 """
 
@@ -23,16 +23,16 @@ from embedq.tasks import config
 
 log = logging.getLogger(__name__)
 
-#: Between two tries while the workers of a dead launcher drain; nothing tells when they have ended.
+#: Seconds between two attempts while the workers of a dead launcher drain; no event signals their end.
 _POLL_S = 0.1
 
 
 @contextlib.contextmanager
 def locked(devices: Sequence[Device], drain_timeout_s: float) -> Iterator[dict[str, list[int]]]:
-    """Lock `devices`; gives, by label, the file descriptors that the workers on each are to be born with.
+    """Lock `devices`; yields, by label, the file descriptors that the workers on each inherit.
 
-    OperatorError names the process that holds one of them. Of a launcher that is dead, the workers are waited for,
-    and those that have not drained in `drain_timeout_s` are killed.
+    OperatorError names the process that holds one of them. If that launcher is dead, its workers are waited for, and
+    killed if they have not drained in `drain_timeout_s`.
     """
     with contextlib.ExitStack() as stack:
         directory = config.data_dir() / "devices"
@@ -40,7 +40,7 @@ def locked(devices: Sequence[Device], drain_timeout_s: float) -> Iterator[dict[s
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             log.warning(
-                "devices are not locked: another launcher could start workers on them, too",
+                "devices cannot be locked: another launcher could use them, too",
                 extra={"action": "devices_not_locked", "directory": str(directory), "reason": error.strerror},
             )
             yield {}
@@ -58,7 +58,7 @@ def locked(devices: Sequence[Device], drain_timeout_s: float) -> Iterator[dict[s
 
 
 def file_names(device: Device) -> list[str]:
-    """What `device` is called on this machine, whichever part of it this process sees: an accelerator, or some cores."""
+    """Names of `device` on this machine, the same in every process: of an accelerator, or of each core."""
     if device.cores:
         return [f"core{core}" for core in device.cores]
     variable = VISIBILITY[device.kind]
@@ -68,7 +68,7 @@ def file_names(device: Device) -> list[str]:
 
 def _lock(label: str, path: Path, descriptor: int, drain_timeout_s: float) -> None:
     deadline_s = time.monotonic() + drain_timeout_s
-    is_told = False
+    is_logged = False
     while not _try_lock(descriptor):
         launcher = int(os.pread(descriptor, 20, 0).decode().strip() or 0)
         if launcher and _is_there(launcher, path):
@@ -76,10 +76,10 @@ def _lock(label: str, path: Path, descriptor: int, drain_timeout_s: float) -> No
                 f"device {label} belongs to the launcher with process id {launcher}; stop that one, or let it serve all "
                 "models, or name other devices"
             )
-        if not is_told:
-            is_told = True
+        if not is_logged:
+            is_logged = True
             log.warning(
-                "the workers of a launcher that is gone still drain",
+                "the workers of a dead launcher still drain",
                 extra={"action": "device_wait", "device": label, "pids": sorted(holders(path))},
             )
         if time.monotonic() > deadline_s:
@@ -98,17 +98,18 @@ def _try_lock(descriptor: int) -> bool:
 def _kill_all(label: str, path: Path) -> None:
     pids = holders(path)
     if not pids:
-        raise OperatorError(f"device {label} is locked by a process that cannot be seen from here, through {path}")
+        raise OperatorError(f"device {label} is locked through {path} by a process that is not visible here")
     for pid in pids:
         log.error(
-            "a worker without a launcher did not end", extra={"action": "orphan_killed", "device": label, "pid": pid}
+            "a worker of a dead launcher has not drained and is killed",
+            extra={"action": "orphan_killed", "device": label, "pid": pid},
         )
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def _is_there(pid: int, path: Path) -> bool:
-    """Whether the process that wrote its id into the file still lives; where /proc tells, also that it is the same."""
+    """Whether the process that wrote its id into the file still lives, and with /proc also whether it has the file open."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

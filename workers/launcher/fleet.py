@@ -1,7 +1,7 @@
-"""The workers of one launcher: as many as are wanted, on the devices given, each ended and started in order.
+"""The workers of one launcher: starts, drains, restarts and kills them, so that there are as many as wanted.
 
-Everything here runs on the launcher's main thread, at times that it gives; nothing waits. Why a number is wanted, and
-when workers are replaced, is decided elsewhere.
+Everything runs on the launcher's main thread, with times as arguments; nothing waits. Elsewhere is decided how many
+workers are wanted, and when they are replaced.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from embedq.core.devices import Device
 from embedq.workers.exit_codes import EXIT_CANNOT_START
 from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
 from embedq.workers.launcher.stall_detector import Patience
-from embedq.workers.launcher.worker_process import Child, Tell
+from embedq.workers.launcher.worker_process import Child, Reporting
 from embedq.workers.processes import finish
 
 log = logging.getLogger(__name__)
 
-#: Starts of a worker that cannot, while others could, or that hangs while it loads: what it needs may be back soon.
-#: Without others the first refusal is the last, for then it is the settings that are wrong.
+#: Failed starts in a row after which the launcher ends, if other workers could start or the worker hung while it
+#: loaded: what it needs may be back soon. If none has ever started, the first failure ends it: the settings are wrong.
 _MAX_REFUSALS = 3
 
 
@@ -34,12 +34,12 @@ class Fleet:
         per_device: int,
         environment: dict[str, str],
         locks: Mapping[str, Sequence[int]],
-        tell: Tell,
+        reporting: Reporting,
         patience: Patience,
         drain_timeout_s: float,
     ) -> None:
         self.children: list[Child] = []
-        #: How many there should be.
+        #: How many workers there should be.
         self.wanted = 0
         #: Seconds from a start to the first job, as last seen.
         self.load_s = 0.0
@@ -47,7 +47,7 @@ class Fleet:
         self._per_device = per_device
         self._environment = environment
         self._locks = locks
-        self._tell = tell
+        self._reporting = reporting
         self._patience = patience
         self._drain_timeout_s = drain_timeout_s
         self._was_ready = False
@@ -59,11 +59,11 @@ class Fleet:
 
     @property
     def staying(self) -> list[Child]:
-        """The workers that count: all but those that drain, or go as soon as their successors are ready."""
+        """The workers that count: all but those that drain, or will once their successors are ready."""
         return [child for child in self.children if child.deadline_s is None and not child.successor]
 
     def settle(self, now_s: float) -> None:
-        """Add and drain workers until there are as many as wanted."""
+        """Add or drain workers until there are as many as wanted."""
         staying = self.staying
         for child in reversed(staying[self.wanted :]):
             self.drain(child, now_s)
@@ -74,13 +74,13 @@ class Fleet:
             self.add(device)
 
     def start_due(self, now_s: float) -> None:
-        """Start what is new, and what crashed a while ago."""
+        """Start new workers, and crashed ones whose pause is over."""
         for child in self.children:
             if child.due_s is not None and child.due_s <= now_s:
                 self._start(child, now_s)
 
     def add(self, device: Device) -> Child:
-        """A worker more on `device`, started by the next `start_due`."""
+        """Add a worker on `device`; the next `start_due` starts it."""
         taken = {child.label for child in self.children}
         labels = [device.label, *(f"{device.label}-{number}" for number in range(2, len(taken) + 3))]
         child = Child(device, next(label for label in labels if label not in taken))
@@ -88,7 +88,7 @@ class Fleet:
         return child
 
     def drain(self, child: Child, now_s: float) -> None:
-        """Let it finish what it holds, within the bound, and end."""
+        """Make a worker finish its jobs, within the bound, and end."""
         if child.process is None:
             self.children.remove(child)
             return
@@ -97,7 +97,7 @@ class Fleet:
             child.process.terminate()
 
     def beat(self, child: Child, beat: Beat, now_s: float, is_server_up: bool) -> None:
-        """Take note of what a worker says."""
+        """Record a worker's heartbeat."""
         last, child.beat = child.beat, beat
         child.name = beat.worker or child.name
         child.progress.beat(beat, now_s, is_server_up)
@@ -106,16 +106,16 @@ class Fleet:
             child.num_refusals = 0
             self.load_s = now_s - child.started_s
             log.info(
-                "worker takes jobs",
+                "a worker takes jobs",
                 extra={"action": "worker_up", "worker": child.name, "after_s": round(self.load_s, 1)},
             )
-        if beat.state == DRAINING and child.deadline_s is None:  # told by somebody else: the bound holds all the same
+        if beat.state == DRAINING and child.deadline_s is None:  # somebody else drains it: the bound holds all the same
             child.deadline_s = now_s + self._drain_timeout_s
             if not child.successor:
                 self.wanted = max(0, self.wanted - 1)
 
     def watch(self, now_s: float) -> None:
-        """Kill what makes no progress, and what has not drained in time; both work on a stopped process, too."""
+        """Kill workers that are stalled or have not drained in time; that works on a stopped process, too."""
         for child in self.children:
             if child.process is None or child.process.poll() is not None:
                 continue
@@ -129,15 +129,15 @@ class Fleet:
                 self._kill(child, "worker_stalled", reason)
 
     def ended(self, child: Child, now_s: float) -> bool:
-        """Decide what follows the end of a process; False if no other can be expected to start."""
+        """Remove or restart the worker of a process that ended; False if no worker can be expected to start."""
         assert child.process
         code, child.process = child.process.wait(), None
         told = {"device": child.label, "code": code}
         if code == 0 or child.deadline_s is not None or child.successor:
             if child.deadline_s is None and not child.successor:
-                self.wanted = max(0, self.wanted - 1)  # somebody else told it to end
+                self.wanted = max(0, self.wanted - 1)  # somebody else drained it
             self.children.remove(child)
-            log.info("worker ended", extra={"action": "worker_ended", **told})
+            log.info("a worker ended", extra={"action": "worker_ended", **told})
             return True
         if code == EXIT_CANNOT_START or child.has_hung:
             child.num_refusals += 1
@@ -145,18 +145,18 @@ class Fleet:
             if is_wrong or child.num_refusals >= _MAX_REFUSALS:
                 return False
         log.error(
-            "worker crashed and is started again; its jobs go to other workers",
+            "a worker crashed and is restarted; its jobs go to other workers",
             extra={"action": "worker_crashed", **told, "in_s": child.retry(now_s)},
         )
         return True
 
     def excuse(self, now_s: float) -> None:
-        """Forget every standstill: nobody has looked for a while."""
+        """Restart the clocks of every worker: the launcher itself was asleep."""
         for child in self.children:
             child.progress.excuse(now_s)
 
     def drain_all(self) -> None:
-        """SIGTERM to all at once, then wait for each; what exceeds the bound is killed, its jobs return."""
+        """Send SIGTERM to all, then wait for each; a worker that exceeds the bound is killed, its jobs return."""
         for child in self.children:
             if child.process and child.process.poll() is None and child.deadline_s is None:
                 child.process.terminate()
@@ -168,12 +168,12 @@ class Fleet:
     def _start(self, child: Child, now_s: float) -> None:
         told: dict[str, object] = {"device": child.label}
         try:
-            pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._tell)
+            pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._reporting)
         except OSError as error:  # too many processes, or no memory for one: later there may be
             told |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}
             log.error("a worker's process cannot be started: %s", error.strerror, extra=told)
             return
-        log.info("worker started", extra={"action": "worker_started", **told, "pid": pid})
+        log.info("a worker was started", extra={"action": "worker_started", **told, "pid": pid})
 
     def _free_device(self) -> Device | None:
         """The device with the fewest workers, the first of those; None if all are full."""

@@ -1,12 +1,12 @@
-"""Worker processes of one machine: started, watched, restarted, replaced, scaled, drained.
+"""Runs the workers of one machine: starts, watches, restarts, replaces, scales and drains them.
 
     heartbeats, ends of processes     a thread per worker
     lengths of queues                 a thread
     remote control                    a thread          →  one queue of events  →  main thread, which decides
     SIGTERM, SIGINT, SIGHUP
 
-The launcher itself loads neither torch nor a driver, so that each worker's environment is the
-first thing a driver of its process reads.
+The launcher itself loads neither torch nor a driver, so that a driver reads the environment that each worker is
+started with.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from embedq.workers.launcher.remote_control import Mailbox
 from embedq.workers.launcher.rolling_restart import Rolling
 from embedq.workers.launcher.scaling_policy import Policy
 from embedq.workers.launcher.stall_detector import Patience
-from embedq.workers.launcher.worker_process import Child, Event, Tell
+from embedq.workers.launcher.worker_process import Child, Event, Reporting
 from embedq.workers.processes import spawn
 from embedq.workers.queues import likely_queues
 
@@ -50,22 +50,23 @@ log = logging.getLogger(__name__)
 #: Listing devices loads torch in a process of its own.
 _DEVICES_TIMEOUT_S = 120.0
 
-#: A launcher that comes this late to look at its workers was stopped or starved itself, and judges nobody.
+#: If the launcher is this late to look at its workers, it was stopped or starved itself, and kills none of them.
 _LATE_S = 3 * INTERVAL_S
 
 #: No worker counts as silent before, however short its lease.
 _MIN_SILENT_S = 5.0
 
-#: A worker whose pass hangs notices by itself, a quarter of its limit late at most, and says why it ends: it goes first.
+#: A worker whose pass hangs notices that itself, a quarter of its limit late at most, and logs why it ends: so it has
+#: this many times its limit before the launcher kills it.
 _HANG_PART = 1.25
 
-#: Seconds after which whoever asked through remote control is told that the launcher does not answer.
+#: Seconds after which a remote-control command fails because the main thread does not answer.
 _ANSWER_S = 4.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be launched."""
+    """What a launcher runs: devices, workers on each, and how they are scaled."""
 
     devices: list[Device]
     per_device: int = 1
@@ -76,7 +77,7 @@ class Plan:
 
 
 class Launcher:
-    """Runs workers until told to stop."""
+    """Runs workers until SIGTERM or SIGINT."""
 
     def __init__(self, plan: Plan, settings: Settings, environment: dict[str, str]) -> None:
         self.plan = plan
@@ -90,12 +91,12 @@ class Launcher:
             )
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._code: int | None = None
-        #: Queues and workers as the server last knew them; None while it does not answer.
+        #: The last look at queues and workers on the server; None while it does not answer.
         self._look: Look | None = None
         self._started_s = self._ticked_s = time.monotonic()
 
     def run(self) -> int:
-        """Run all until SIGTERM or SIGINT, then drain. Returns the exit code."""
+        """Run the workers until SIGTERM or SIGINT, then drain them. Returns the exit code."""
         with contextlib.ExitStack() as stack:
             locks = stack.enter_context(locked(self.plan.devices, self.settings.drain_timeout_s))
             self._listen_to_signals()
@@ -104,7 +105,7 @@ class Launcher:
             for thread in (self._backlog, self._mailbox):
                 thread.start()
                 stack.callback(thread.close)
-            log.info("launching", extra={"action": "launching", "num_workers": self._fleet.wanted})
+            log.info("workers are being launched", extra={"action": "launching", "num_workers": self._fleet.wanted})
             try:
                 return self._watch()
             finally:
@@ -113,11 +114,11 @@ class Launcher:
 
     def _build(self, locks: dict[str, list[int]]) -> None:
         plan, settings = self.plan, self.settings
-        tell = Tell(self._events.put, self._beat, self._ended, self._screen)
+        reporting = Reporting(self._events.put, self._beat, self._ended, self._screen)
         silent_s = max(_MIN_SILENT_S, tasks.config.wire["lease_s"])
         patience = Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s, settings.load_timeout_s)
         self._fleet = Fleet(
-            plan.devices, plan.per_device, self.environment, locks, tell, patience, settings.drain_timeout_s
+            plan.devices, plan.per_device, self.environment, locks, reporting, patience, settings.drain_timeout_s
         )
         self._rolling = Rolling(self._fleet, plan.drains_first)
         policy = plan.policy or Policy(self.num_places, self.num_places)
@@ -145,7 +146,7 @@ class Launcher:
         return self._code
 
     def _tick(self, now_s: float) -> None:
-        """Once a second: who has stopped, how many there should be, what to show."""
+        """Once a second: kill stalled workers, scale, show the status."""
         if now_s - self._ticked_s > _LATE_S:
             self._fleet.excuse(now_s)
         self._ticked_s = now_s
@@ -165,9 +166,7 @@ class Launcher:
 
     def _ended(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         if child.process is process and not self._fleet.ended(child, time.monotonic()):
-            log.error(
-                "a worker cannot start, so all are stopped; its reason is above", extra={"action": "launch_failed"}
-            )
+            log.error("a worker cannot start, so all are stopped; its log is above", extra={"action": "launch_failed"})
             self._code = EXIT_BROKEN if child.has_hung else EXIT_CANNOT_START
 
     def _counted(self, look: Look | None) -> None:
@@ -184,19 +183,19 @@ class Launcher:
         self._code = 0
 
     def _hang_up(self, had_terminal: bool) -> None:
-        """Replace the workers; or stop, if it is our terminal that was closed."""
+        """Replace the workers; or stop, if our terminal was closed."""
         if had_terminal and not os.isatty(2):
             self._stop()
             return
         try:
             read_settings()
         except OperatorError as error:
-            log.error("workers are not replaced: %s", error, extra={"action": "replace_failed"})
+            log.error("workers are not replaced, the settings are wrong: %s", error, extra={"action": "replace_failed"})
             return
         self._rolling.begin()
 
     def _answer(self, handler: Callable[..., Any], **arguments: Any) -> Any:
-        """Called by remote control's thread: let the main thread answer."""
+        """Answer a command on the main thread. Called on the remote-control thread."""
         answer: Future[Any] = Future()
 
         def run() -> None:
@@ -214,7 +213,7 @@ class Launcher:
         return {"workers": self._rows(), "caption": self._caption(time.monotonic())}
 
     def _scale(self, number: int | None) -> dict[str, str]:
-        """Have `number` workers from now on; None gives the decision back to the backlog."""
+        """Run `number` workers from now on; None lets the backlog decide again."""
         if number is None:
             if self.plan.policy is None:
                 raise InvalidInput("this launcher was started without --min and --max")
@@ -225,7 +224,10 @@ class Launcher:
         self._autoscaler.is_on = False
         present = len(self._fleet.staying)
         self._fleet.wanted = number
-        log.info("scaling", extra={"action": "scaled", "from": present, "to": number, "reason": "asked for"})
+        log.info(
+            "the number of workers changes",
+            extra={"action": "scaled", "from": present, "to": number, "reason": "asked for"},
+        )
         return {"ok": f"{present} workers become {number}"}
 
     def _rows(self) -> list[dict[str, Any]]:
@@ -244,13 +246,13 @@ class Launcher:
 
 
 def list_devices() -> list[Device]:
-    """The devices of this machine, asked in a process of its own. OperatorError if that fails."""
+    """List the devices of this machine in a process of its own. OperatorError if that fails."""
     command = [sys.executable, "-m", "embedq.core.devices"]
     with spawn(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             answer, reasons = process.communicate(timeout=_DEVICES_TIMEOUT_S)
         except BaseException:
-            process.kill()  # told to stop meanwhile, or a driver that hangs
+            process.kill()  # SIGINT meanwhile, or a driver that hangs
             raise
     if process.returncode:
         raise OperatorError(f"the devices of this machine cannot be listed: {reasons.decode().strip()[-500:]}")

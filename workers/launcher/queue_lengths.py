@@ -1,7 +1,7 @@
-"""What the server knows of waiting work: the lengths of the queues' lists and who works on them, asked by a thread.
+"""A thread that reads the lengths of the queues and the reports of all workers from the server, once a second.
 
-In go names of queues; out comes a `Look`, or nothing while the server does not answer. What workers hold is theirs to
-tell. Bytes are not asked for: the server has none but by reading every message.
+Input: names of queues. Output: a `Look`, or None while the server does not answer. Workers themselves report the jobs
+that they hold. Lengths are in jobs, not bytes: for bytes the server would have to read every message.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _INTERVAL_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The server at one moment."""
+    """The queues and workers on the server at one moment."""
 
     #: Jobs by queue, all priorities together.
     queued: dict[str, int] = field(default_factory=dict)
-    #: All workers that take jobs, of whichever launcher, by name; as they said within the last seconds.
+    #: All workers that take jobs, of any launcher, by name; as they reported within the last seconds.
     workers: dict[str, Report] = field(default_factory=dict)
-    #: The speed last measured of each model, by whichever worker, also one that is gone.
+    #: The speed last measured of each model, by any worker, also by one that is gone.
     latest: dict[str, Speed] = field(default_factory=dict)
 
 
 class BacklogSize(Connected):
-    """Tells what it sees each second, None while the server is away."""
+    """Calls `report` with a look each second, with None while the server is away."""
 
-    def __init__(self, queues: Iterable[str], tell: Callable[[Look | None], None]) -> None:
+    def __init__(self, queues: Iterable[str], report: Callable[[Look | None], None]) -> None:
         super().__init__("backlog size")
         #: May be replaced at any time.
         self.queues = list(queues)
-        self._tell = tell
+        self._report = report
         self._channel: Any = None
         self._speeds: Speeds
         self._look = Look()
@@ -53,18 +53,18 @@ class BacklogSize(Connected):
 
     def _step(self, connection: Any) -> None:
         queued = lengths(self._channel, self.queues)
-        if self._num_looks % int(INTERVAL_S / _INTERVAL_S) == 0:  # workers say no more often how fast they are
+        if self._num_looks % int(INTERVAL_S / _INTERVAL_S) == 0:  # workers publish no more often
             self._look = Look({}, self._speeds.present(), self._speeds.latest())
         self._num_looks += 1
-        self._tell(Look(queued, self._look.workers, self._look.latest))
+        self._report(Look(queued, self._look.workers, self._look.latest))
         self._is_over.wait(_INTERVAL_S)
 
     def _lost(self) -> None:
-        self._tell(None)
+        self._report(None)
 
 
 def lengths(channel: Any, queues: Iterable[str]) -> dict[str, int]:
-    """Jobs in each of `queues`, all priorities together. What is in flight is not in the lists."""
+    """Jobs in each of `queues`, all priorities together. Jobs in flight are not in the lists."""
     with redis.Redis(connection_pool=channel.pool) as client, client.pipeline(transaction=False) as pipe:
         for queue in queues:
             for key in keys(channel, queue):

@@ -1,8 +1,8 @@
-"""The launcher in Celery's remote control: asked and told from any shell or machine that reaches the server.
+"""Controls launchers from any machine that reaches the server, through Celery's remote control.
 
-A node of Celery's own mailbox, as every worker is one, named `launcher.<models>@<host>`. So it needs no port, no key
-and no password beyond the server's, a command reaches one launcher or all, and whoever sends it gets an answer.
-Commands of others, such as Celery's `ping`, are none of its business.
+A launcher is a node of Celery's mailbox, like a worker, named `launcher.<models>@<host>`. So it needs no port, no key
+and no password beyond the server's; a command reaches one launcher or all, and its sender gets an answer. It ignores
+other commands, such as Celery's `ping`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from embedq import tasks
 from embedq.core.errors import InvalidInput, ServerUnavailable
 from embedq.workers.launcher.server_thread import BROKEN, Connected
 
-#: First part of a launcher's name, to tell it from a worker's.
+#: First part of a launcher's name, to distinguish it from a worker's.
 PREFIX = "launcher."
 
 #: Commands a launcher answers.
 STATUS, SCALE = "embedq_status", "embedq_scale"
 
-#: Seconds for which answers are collected; how many there will be is not known.
+#: Seconds for which answers are collected, since their number is unknown.
 _ANSWERS_S = 1.5
 
 #: Seconds one node has to answer.
 _ANSWER_S = 5.0
 
-#: Seconds between two looks whether to end.
+#: Seconds after which a closed mailbox ends.
 _LOOK_S = 1.0
 
 
@@ -56,14 +56,14 @@ class Mailbox(Connected):
 
 
 def ask_all() -> dict[str, dict[str, Any]]:
-    """What every launcher, and every worker, answers to `embedq_status`, by their names."""
+    """The answers of all launchers and workers to `embedq_status`, by name."""
     return _ask(STATUS, timeout=_ANSWERS_S)
 
 
 def scale(number: int | None, launcher: str | None = None) -> str:
-    """Tell a launcher how many workers to have, None for as many as the backlog asks for. What it answers.
+    """Set a launcher's number of workers; None lets the backlog decide. Returns the launcher's answer.
 
-    InvalidInput if it must be named, is not there, or refuses.
+    InvalidInput if it must be named, does not answer, or refuses.
     """
     if launcher is None:
         found = [name for name in ask_all() if name.startswith(PREFIX)]
@@ -75,7 +75,7 @@ def scale(number: int | None, launcher: str | None = None) -> str:
 
 
 def drain(worker: str) -> str:
-    """Let one worker finish what it holds, and end. InvalidInput if none of this name answers."""
+    """Make one worker finish its jobs and end. Returns its answer; InvalidInput if no worker of this name answers."""
     return _answer(worker, _ask("shutdown", [worker], timeout=_ANSWER_S, limit=1))
 
 
@@ -98,5 +98,5 @@ def _ask(command: str, destination: list[str] | None = None, **sending: Any) -> 
 
 
 def _without_state(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """kombu hands its node's state to every handler; ours have what they need."""
+    """kombu calls every handler with its node's state, which ours do not need."""
     return lambda _, **arguments: handler(**arguments)

@@ -1,8 +1,8 @@
-"""Replaces workers one after another, so that a new model revision goes live without losing capacity.
+"""Replaces workers one by one, so that a new model revision goes live without loss of capacity.
 
-A worker's successor is started beside it, and the worker drains once that one takes jobs. Where a device's memory
-holds one worker only, it drains first: then one worker's share of the capacity is missing while its successor loads.
-If a successor cannot start, those not replaced yet stay as they are.
+Each worker's successor starts beside it, and the worker drains once its successor takes jobs. If a device's memory
+holds one worker only, the worker drains first: one worker's share of the capacity is missing while its successor loads.
+If a successor cannot start, the workers that are not replaced yet stay.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 class Rolling:
-    """At most one replacement under way; the fleet keeps its size meanwhile. On the launcher's main thread."""
+    """A rolling restart: one replacement at a time, the fleet keeps its size. On the launcher's main thread."""
 
     def __init__(self, fleet: Fleet, drains_first: bool) -> None:
         self._fleet = fleet
         self._drains_first = drains_first
         self._left: list[Child] = []
-        #: The worker that goes and the one that comes.
+        #: The worker that is replaced, and its successor.
         self._old: Child | None = None
         self._new: Child | None = None
 
@@ -31,12 +31,12 @@ class Rolling:
         return bool(self._left or self._old)
 
     def begin(self) -> None:
-        """Replace every worker there is now, also those a replacement under way has brought."""
+        """Replace every present worker, also those that a restart in progress has started."""
         self._left = [child for child in self._fleet.staying if child is not self._new or child.process]
-        log.info("replacing workers", extra={"action": "replacing", "num_workers": len(self._left)})
+        log.info("workers are being replaced", extra={"action": "replacing", "num_workers": len(self._left)})
 
     def step(self, now_s: float) -> None:
-        """Go on as far as possible; called whenever something has changed."""
+        """Do as much of the restart as is possible now. Called whenever something has changed."""
         while self.is_under_way:
             if self._old is None and not self._next(now_s):
                 return
@@ -56,13 +56,15 @@ class Rolling:
                 self._fleet.drain(self._old, now_s)
                 if self._old in self._fleet.children:
                     return
-            log.info("worker replaced", extra={"action": "replaced", "old": self._old.name, "new": self._new.name})
+            log.info(
+                "a worker was replaced", extra={"action": "replaced", "old": self._old.name, "new": self._new.name}
+            )
             self._old = self._new = None
             if not self._left:
-                log.info("all workers are replaced", extra={"action": "replaced_all"})
+                log.info("all workers were replaced", extra={"action": "replaced_all"})
 
     def _next(self, now_s: float) -> bool:
-        """Begin with the next worker that is still there; False if there is none."""
+        """Start to replace the next worker that is still present; False if there is none."""
         self._left = [child for child in self._left if child in self._fleet.staying]
         if not self._left:
             return False
@@ -89,7 +91,9 @@ class Rolling:
             self._fleet.wanted -= 1
         log.error(
             "a worker's successor did not start, its reason is above; %s",
-            "the workers stay as they are" if is_kept else "one worker less is left: correct that, then scale up again",
+            "the workers stay as they are"
+            if is_kept
+            else "one worker less is left: fix the reason, then scale up again",
             extra={"action": "replace_failed", "worker": self._old.name, "num_left": len(self._left)},
         )
         self._left, self._old, self._new = [], None, None

@@ -1,10 +1,10 @@
-"""How many workers there should be, by the work that waits. Pure: no clock, no process, no server.
+"""Decides how many workers there should be, by the work that waits. Pure: no clock, no process, no server.
 
-Work is counted in seconds of one worker, so that queues of models with jobs of any size add up; of what several
-launchers work on it is one launcher's part (`workers.launcher.backlog_seconds`). What decides is the backlog in seconds: that work, divided
-by the workers there are. More are started when a new one, which has to load first, would still find more than
-`target_s` of it; one is drained when the others have next to no backlog and hands free. Either must hold for a while,
-so that neither a short burst nor a short pause moves anything.
+Work is counted in seconds of one worker, so that queues of models with jobs of any size add up; if several launchers
+share queues, it is one launcher's part (`workers.launcher.backlog_seconds`). The backlog in seconds decides: that work,
+divided by the number of workers. More are started if a new one, which has to load first, would still find more than
+`target_s` of it; one is drained if the others have next to no backlog and are idle for part of their time. Either must
+hold for a while, so that neither a short burst nor a short pause changes anything.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _BUSY_PART = 0.7
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator wants."""
+    """The operator's bounds and patience."""
 
     min_workers: int
     max_workers: int
-    #: Seconds of backlog that are nobody's concern.
+    #: Seconds of backlog that start no worker.
     target_s: float = 10.0
     #: Seconds for which there must be too much of it before workers are started, or too little before one is drained.
     up_delay_s: float = 3.0
@@ -36,38 +36,38 @@ class Policy:
     def __post_init__(self) -> None:
         if not 0 <= self.min_workers <= self.max_workers or self.max_workers < 1:
             raise InvalidSettings(
-                f"workers can be scaled between 0 and any number, given a least of {self.min_workers} and a most of "
+                f"the fewest workers must be 0 or more, the most 1 or more and no fewer; given {self.min_workers} and "
                 f"{self.max_workers}"
             )
         if self.target_s <= 0 or self.up_delay_s < 0 or self.down_delay_s < 0:
             raise InvalidSettings(
-                f"the backlog aimed at must be above 0 s and delays not below, given {self.target_s}, "
+                f"the target backlog must be above 0 s and delays 0 s or more; given {self.target_s}, "
                 f"{self.up_delay_s} and {self.down_delay_s}"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is at one moment."""
+    """The workers and the work at one moment."""
 
     #: Workers that take jobs.
     num_ready: int
-    #: For each worker that loads, the seconds since it began.
+    #: For each loading worker, the seconds since its start.
     loading_s: tuple[float, ...]
     #: Seconds that one worker would need for all that waits for these workers, in the queues and in them; None if
     #: something waits and no worker's speed is known yet.
     work_s: float | None
-    #: How many workers the work done lately has kept busy.
+    #: How many workers the work of the last seconds has kept busy.
     num_busy: float
     #: Seconds from a worker's start to its first job; 0 if none has been seen to load.
     load_s: float
-    #: Seconds in which workers of other launchers are through with the queues; None if they are not there for all of it.
+    #: Seconds in which workers of other launchers empty the queues; None if they do not serve all of them.
     others_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Since:
-    """For how long there has been reason to scale: the moments it began, None where there is none."""
+    """Since when there has been a reason to scale up or down; None if there is none."""
 
     up_s: float | None = None
     down_s: float | None = None
@@ -75,7 +75,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers there should be, and why; to be given back with what is seen next."""
+    """How many workers there should be, and why. `since` is an argument of the next decision."""
 
     num_workers: int
     reason: str
@@ -83,7 +83,7 @@ class Decision:
 
 
 def decide(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
-    """The wanted number of workers: always within the policy's bounds, one less than present at the least."""
+    """The wanted number of workers: within the policy's bounds, and at most one less than are present."""
     present = seen.num_ready + len(seen.loading_s)
     bounded = min(max(present, policy.min_workers), policy.max_workers)
     if bounded != present:
@@ -103,7 +103,7 @@ def decide(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
 
 
 def work_left_s(seen: Seen, after_s: float) -> float:
-    """The work, in seconds of one worker, that those there are leave undone in `after_s` seconds if none comes in."""
+    """The work, in seconds of one worker, that is left after `after_s` seconds if none is added."""
     done_s = seen.num_ready * after_s
     for loading_s in seen.loading_s:
         ready_in_s = max(0.0, seen.load_s - loading_s)
@@ -112,11 +112,11 @@ def work_left_s(seen: Seen, after_s: float) -> float:
 
 
 def _from_none(policy: Policy, seen: Seen) -> Decision:
-    """Without any worker there is no speed and nothing to wait for: the first job starts one, unless others do it."""
+    """Without workers: the first job starts one, unless workers of others will soon have done it."""
     if seen.work_s == 0:
         return Decision(0, "nothing waits", Since())
     if seen.others_s is not None and seen.others_s <= policy.target_s:
-        return Decision(0, f"workers of others are through with it in {seen.others_s:.1f} s", Since())
+        return Decision(0, f"workers of others will have done it in {seen.others_s:.1f} s", Since())
     return Decision(1, "work waits, and there is no worker", Since())
 
 
@@ -128,7 +128,7 @@ def _up(policy: Policy, seen: Seen, since: Since, now_s: float, left_s: float) -
     wanted = min(policy.max_workers, math.ceil(left_s / policy.target_s))
     reason = (
         f"{_backlog(seen)} for {now_s - up_s:.1f} s: after {seen.load_s:.1f} s of loading {left_s:.1f} s of work are left, "
-        f"{policy.target_s:.1f} s per worker are aimed at"
+        f"the target is {policy.target_s:.1f} s per worker"
     )
     return Decision(wanted, reason, Since())
 
@@ -142,7 +142,7 @@ def _down(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
 
 
 def _is_idle(policy: Policy, seen: Seen) -> bool:
-    """Whether one worker less would do. While one loads nobody knows yet what it changes."""
+    """Whether one worker less would suffice. While one loads, its effect is not known yet."""
     fewer = seen.num_ready - 1
     if seen.loading_s or fewer < policy.min_workers:
         return False

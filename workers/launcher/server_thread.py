@@ -1,6 +1,6 @@
-"""A thread that does something on a connection to the server, and goes on with a new one when that is lost.
+"""A thread that repeats a step on a connection to the server, and reconnects when the connection is lost.
 
-Knows nothing of what is done; whoever derives from it says that, and what an outage means.
+Subclasses define the step, and what an outage means.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from embedq import tasks
 
 log = logging.getLogger(__name__)
 
-#: What a server that is away looks like.
+#: Errors of a server that is away.
 BROKEN = (redis.RedisError, OperationalError, OSError)
 
-#: Seconds between two tries to connect.
+#: Seconds between two attempts to connect.
 _PAUSE_S = 1.0
 
 
 class Connected(threading.Thread):
-    """Begins on each new connection, and does its step again and again until closed."""
+    """Calls `_begin` on each new connection, then `_step` repeatedly, until it is closed."""
 
     def __init__(self, name: str, app: Celery = tasks.app) -> None:
         super().__init__(name=name, daemon=True)
@@ -49,11 +49,11 @@ class Connected(threading.Thread):
                 self._is_over.wait(_PAUSE_S)
 
     def _begin(self, connection: Any) -> None:
-        """Called once for each connection. What it or a step raises of `BROKEN` is the end of that connection."""
+        """Called once for each connection. An error of `BROKEN` here or in a step ends that connection."""
 
     def _step(self, connection: Any) -> None:
-        """What is done again and again; waits by itself, on `_is_over` where it can."""
+        """Called repeatedly; waits by itself, on `_is_over` if it can."""
         raise NotImplementedError
 
     def _lost(self) -> None:
-        """The connection is gone, or there is none."""
+        """Called when the connection is lost or cannot be made."""

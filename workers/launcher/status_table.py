@@ -1,7 +1,7 @@
-"""What the workers do, for people: a live table on a terminal, a log line per worker now and then elsewhere.
+"""Shows people what the workers do: a live table on a terminal, else one log line per worker each minute.
 
-In go rows, one per worker, as `row` makes them and remote control carries them. On a terminal the workers' own output
-is printed above the table, which would otherwise be written over.
+Input: rows, one per worker, which `row` makes and remote control carries. On a terminal the workers' own output is
+printed above the table, which it would otherwise overwrite.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COLUMNS = (
 
 
 def row(beat: Beat, **known: Any) -> dict[str, Any]:
-    """One worker, out of its heartbeat and what is known otherwise."""
+    """The row of one worker: from its heartbeat, with `known` over it."""
     return {
         "worker": beat.worker,
         "device": beat.worker.rpartition("@")[0].rpartition(".")[2],
@@ -74,9 +74,9 @@ def _shown(key: str, value: Any) -> str:
 
 
 class Lines:
-    """The screen where there is no terminal. A context manager, as `Live` is."""
+    """Shows rows as log lines, for output that is no terminal. A context manager, as `Live`."""
 
-    #: Arguments for the processes of workers: nothing, they log to the same place as the launcher.
+    #: Arguments for starting the workers' processes: none, they log to the same place as the launcher.
     popen: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
@@ -91,20 +91,20 @@ class Lines:
         """Nothing is held."""
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Nothing: its output goes where ours does."""
+        """Do nothing: the process writes where we do."""
 
     def show(self, rows: Sequence[Mapping[str, Any]], caption: str, after_s: float) -> None:
-        """Log each row, once in a while; `after_s` counts from the launcher's start."""
+        """Log each row once a minute; `after_s` counts from the launcher's start."""
         if after_s < self._next_s:
             return
         self._next_s = after_s + _LINES_S
         for one in rows:
-            log.info("worker", extra={"action": "worker_status", **one})
+            log.info("status of a worker", extra={"action": "worker_status", **one})
         log.info(caption, extra={"action": "status"})
 
 
 class Live(Lines):
-    """The screen of a terminal."""
+    """Shows rows as a table on a terminal."""
 
     popen: Mapping[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
 
@@ -117,13 +117,13 @@ class Live(Lines):
 
     def __enter__(self) -> Live:
         self._live.start()
-        _log_to(sys.stderr)  # now one that prints above the table
+        _log_to(sys.stderr)  # which prints above the table now
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # the terminal was closed, here and below; what it would show is lost, no more
+        with suppress(OSError):  # the terminal was closed, here and below: only what it would show is lost
             self._live.stop()
         _log_to(sys.stderr)
 
@@ -132,7 +132,7 @@ class Live(Lines):
         threading.Thread(target=self._print, args=(process.stdout,), name="output", daemon=True).start()
 
     def show(self, rows: Sequence[Mapping[str, Any]], caption: str, after_s: float) -> None:
-        """Draw the table anew."""
+        """Redraw the table."""
         with suppress(OSError):
             self._live.update(table(rows, caption), refresh=True)
 
@@ -145,7 +145,7 @@ class Live(Lines):
 
 
 def fitting() -> Lines:
-    """The screen for where our standard error goes."""
+    """The screen that fits our standard error."""
     return Live() if sys.stderr.isatty() else Lines()
 
 

@@ -1,7 +1,7 @@
-"""One worker of a launcher: its device, its process, what it last said, when it is started again.
+"""One worker of a launcher: its device, its process, its last heartbeat, and when it is restarted.
 
-The launcher's main thread alone starts and stops it; a thread per process reads its heartbeats and waits for its end,
-and puts both where the launcher looks.
+Only the launcher's main thread starts and stops it. A thread per process reads its heartbeats and waits for its end,
+and reports both to the main thread.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _STEADY_S = 300.0
 
-#: What runs on a device.
+#: The command of a worker.
 COMMAND = (sys.executable, "-m", "embedq.workers.worker")
 
-#: What is to be done on the main thread.
+#: An action for the launcher's main thread.
 Event = Callable[[], None]
 
 
@@ -39,7 +39,7 @@ class Child:
         self.device = device
         #: The device's part of the worker's name; unlike the device's own where several workers share it.
         self.label = label
-        #: Its name as a worker, also while its next process loads; before the first is ready, its label.
+        #: The worker's name, also while its next process loads; its label before the first is ready.
         self.name = label
         self.process: subprocess.Popen[bytes] | None = None
         self.beat = Beat()
@@ -47,18 +47,18 @@ class Child:
         self.started_s = 0.0
         #: When to start it (again); None while it runs.
         self.due_s: float | None = 0.0
-        #: When it is killed if it has not drained; None while it is to go on.
+        #: When it is killed if it has not drained; None unless it drains.
         self.deadline_s: float | None = None
-        #: The worker that takes its place once ready, and its own place among those wanted already.
+        #: The worker that replaces it once ready, and already counts instead of it among those wanted.
         self.successor: Child | None = None
-        #: How often in a row it could not start, and whether this time because it did not get on.
+        #: How often in a row it could not start, and whether the last time because it hung while it loaded.
         self.num_refusals = 0
         self.has_hung = False
         self._backoff_s = _FIRST_BACKOFF_S
 
     @property
     def state(self) -> str:
-        """Of a worker's own states, and "waiting" between a crash and the next start."""
+        """The worker's own state, or "waiting" between a crash and the next start."""
         if self.process is None:
             return "waiting"
         return DRAINING if self.deadline_s is not None else self.beat.state
@@ -70,11 +70,11 @@ class Child:
 
     @property
     def is_loading(self) -> bool:
-        """Whether it is on its way to take jobs."""
+        """Whether it will take jobs, but does not yet."""
         return self.state in ("waiting", LOADING)
 
-    def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], tell: Tell) -> int:
-        """Start its process and return its id; must be called on the main thread, see `spawn`."""
+    def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], reporting: Reporting) -> int:
+        """Start its process and return the process id. Only the main thread may call it, see `spawn`."""
         reading, writing = os.pipe()
         environment = environment | self.device.environment()
         environment |= {
@@ -84,40 +84,40 @@ class Child:
         }
         try:
             self.process = spawn(
-                COMMAND, environment, self.device.cores, pass_fds=(writing, *locks), **tell.screen.popen
+                COMMAND, environment, self.device.cores, pass_fds=(writing, *locks), **reporting.screen.popen
             )
         except OSError:
             os.close(reading)
             raise
         finally:
             os.close(writing)
-        tell.screen.follow(self.process)
+        reporting.screen.follow(self.process)
         self.beat, self.progress, self.has_hung = Beat(), Progress(now_s), False
         self.started_s, self.due_s = now_s, None
-        arguments = (self.process, reading, tell)
+        arguments = (self.process, reading, reporting)
         threading.Thread(target=self._follow, args=arguments, name=f"follow-{self.label}", daemon=True).start()
         return self.process.pid
 
     def retry(self, now_s: float) -> float:
-        """Note when it is to be started again; returns in how many seconds."""
+        """Schedule its next start; returns in how many seconds."""
         if now_s - self.started_s > _STEADY_S:
             self._backoff_s = _FIRST_BACKOFF_S
         backoff_s, self._backoff_s = self._backoff_s, min(2 * self._backoff_s, _LONGEST_BACKOFF_S)
         self.due_s = now_s + backoff_s
         return backoff_s
 
-    def _follow(self, process: subprocess.Popen[bytes], reading: int, tell: Tell) -> None:
+    def _follow(self, process: subprocess.Popen[bytes], reading: int, reporting: Reporting) -> None:
         with os.fdopen(reading, "rb") as beats:
             for line in beats:
                 if not line.endswith(b"\n"):  # killed in the middle of it
                     break
-                tell.events(partial(tell.on_beat, self, process, Beat.read(line)))
+                reporting.events(partial(reporting.on_beat, self, process, Beat.read(line)))
         process.wait()
-        tell.events(partial(tell.on_end, self, process))
+        reporting.events(partial(reporting.on_end, self, process))
 
 
-class Tell:
-    """Whom a worker's thread tells what, and where its output goes."""
+class Reporting:
+    """Where the thread of a worker's process reports heartbeats and its end, and where the process's output is shown."""
 
     def __init__(
         self,

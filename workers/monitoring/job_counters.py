@@ -1,8 +1,8 @@
-"""What the pool of one worker has done so far: `Counts` for whoever scales it, `JobCounts` for whoever looks at it.
+"""Counts the jobs of one worker: `Counts` for heartbeats and autoscaling, `JobCounts` for metrics.
 
-Counted where jobs come and go, read by the heartbeat and at each scrape. Written by the event loop and the answers thread,
-each its own fields. A job costs some microseconds here (`python -m tests.bench metrics`). Labels come from our own models
-and tasks, never from a message: anybody may write those, and each new label is a new time series for whoever collects them.
+The event loop and the answers thread write, each its own fields; the heartbeat and each scrape read. A job costs some
+microseconds here (`python -m tests.bench metrics`). Labels come from our own models and tasks, never from a message:
+anybody may write those, and each new label is a new time series in Prometheus.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ UNKNOWN = "unknown"
 
 
 class Counts:
-    """Counts of one pool since it started."""
+    """What autoscaling reads of one worker since its start."""
 
     def __init__(self) -> None:
         #: Jobs answered, failures included.
         self.num_jobs = 0
-        #: Turns of the event loop: it looks for jobs in each.
+        #: Turns of the event loop: each asks once for room.
         self.num_turns = 0
         #: Per queue, the tokens of an answered job.
         self._sizes: dict[str, DecayedMean] = {}
@@ -49,7 +49,7 @@ class Counts:
         self._busy_since_s: float | None = None
 
     def holds(self, is_holding: bool) -> None:
-        """The pool holds jobs now, or none any more. Its caller holds the pool's lock."""
+        """Record that the worker holds jobs, or none any more. One thread at a time may call it."""
         now_s = time.monotonic()
         if is_holding and self._busy_since_s is None:
             self._busy_since_s = now_s
@@ -64,7 +64,7 @@ class Counts:
         return self._busy_s + (time.monotonic() - since_s if since_s is not None else 0.0)
 
     def answered(self, queue: str, num_tokens: int) -> None:
-        """A job of `queue` has its answer. Called on the answers thread only."""
+        """Record that a job of `queue` was answered. Only the answers thread may call it."""
         self.num_jobs += 1
         if num_tokens and (queue in self._sizes or len(self._sizes) < _MAX_QUEUES):
             if queue not in self._sizes:
@@ -77,7 +77,7 @@ class Counts:
 
 
 class Times(NamedTuple):
-    """One job on its way to its result."""
+    """The times of one job, and its labels. Seconds; `ended_s` is 0 if none of it was computed."""
 
     model: str
     kind: str
@@ -89,7 +89,7 @@ class Times(NamedTuple):
 
 
 class JobCounts:
-    """Counts of one pool since it started."""
+    """What metrics show of the jobs of one worker since its start."""
 
     def __init__(self, models: Collection[str]) -> None:
         #: Ended jobs by (model, kind, outcome). From the start also those of which there is none: Prometheus sees a
@@ -102,7 +102,7 @@ class JobCounts:
         task_revoked.connect(self._revoked, weak=True)
 
     def stored(self, times: Times, outcome: str, then: Callable[[], None]) -> None:
-        """A job's result is stored: count it, and do what follows."""
+        """Count a job whose result is stored, then call `then`."""
         self._add(times, outcome)
         then()
 
@@ -110,7 +110,7 @@ class JobCounts:
         model, kind, waited_s, encoded_s, computed_s, ended_s, _ = times
         self.count(model, kind, outcome)
         if not ended_s:
-            return  # nothing of it was computed
+            return  # none of it was computed
         waited, encoded, computed, stored = self.stages[model]
         waited.add(waited_s)
         encoded.add(encoded_s)
@@ -118,13 +118,13 @@ class JobCounts:
         stored.add(time.monotonic() - ended_s)
 
     def count(self, model: str, kind: str, outcome: str) -> None:
-        """A job has ended so."""
+        """Count a job that ended with this outcome."""
         key = model, kind, outcome
         self.num_ended += 1
         self.outcomes[key] = self.outcomes.get(key, 0) + 1
 
     def _revoked(self, sender: Any = None, **_: Any) -> None:
-        """Celery says so wherever a job is dropped: by the event loop before the pool had it, or by the pool."""
+        """Count a revoked job. Celery signals it wherever one is dropped: before the pool had it, or by the pool."""
         with self._lock:
             self.count(UNKNOWN, kind_of(sender), "revoked")
 
@@ -140,7 +140,7 @@ class JobsOfWorker(Protocol):
 
 
 def times_of(job: Job | None, task: Any) -> Times:
-    """What is known of a job as it is answered."""
+    """The times of a job that is being answered; zeros if its call was never opened."""
     kind = kind_of(task)
     if job is None or not job.is_opened:
         return Times(UNKNOWN, kind, 0.0, 0.0, 0.0, 0.0, 0)
@@ -150,7 +150,7 @@ def times_of(job: Job | None, task: Any) -> Times:
 
 
 def outcome_of(traced: Any) -> str:
-    """What Celery's tracer made of a job: (whether it failed, its result or exception, seconds)."""
+    """The outcome, one of `OUTCOMES`, of what Celery's tracer returned: (failed, result or exception, seconds)."""
     has_failed, result, _ = traced
     if not has_failed:
         return "succeeded"

@@ -1,7 +1,7 @@
-"""What Prometheus reads of one worker: the engine's and the pool's own counters, at the moment they are asked for.
+"""Serves one worker's metrics and health over HTTP: the engine's and the pool's own counters, read at each scrape.
 
-Nothing is counted for its sake alone but what became of each job (`workers.monitoring.job_counters`). The names stand in
-`tasks.metrics`.
+Only the outcome of each job is counted for metrics alone (`workers.monitoring.job_counters`). `tasks.metrics` defines
+the names.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class WorkerCollector:
         self._health, self._heart = health, heart
 
     def describe(self) -> list[Any]:
-        """Asked by a registry when this is registered: names, without asking the engine."""
+        """The metrics without samples; a registry asks for them at registration."""
         return Families(WORKER).all()
 
     def collect(self) -> list[Any]:
-        """All metrics as they are now."""
+        """The metrics with their present values."""
         families, jobs = Families(WORKER), self._health.jobs
         if jobs is not None:
             engine, measured = jobs.engine, self._heart.last.models
@@ -117,7 +117,7 @@ def metrics_served(settings: Settings, health: Health, heart: Heart) -> Iterator
     pages = {"/healthz/live": health.live, "/healthz/ready": health.ready}
     with Scraping(settings.metrics_host, port, registry, pages) as scraping:
         log.info(
-            "metrics are served",
+            "the worker serves metrics",
             extra={"action": "metrics_served", "host": settings.metrics_host, "port": scraping.port},
         )
         yield
@@ -126,7 +126,7 @@ def metrics_served(settings: Settings, health: Health, heart: Heart) -> Iterator
 def port_of(port: int | None, label: str) -> int | None:
     """The port of the worker of this label: `port` and the device's number, and for "cuda1-2" 100 more.
 
-    None for none, 0 for any. InvalidSettings if there is no such port.
+    None for no server, 0 for any free port. InvalidSettings if the port would be above 65535.
     """
     numbers = re.search(r"(\d+)(?:-(\d+))?$", label)
     if not port or not numbers:

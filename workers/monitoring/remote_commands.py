@@ -1,9 +1,9 @@
-"""What a worker answers to Celery's remote control beyond Celery's own commands.
+"""The worker's remote-control commands, beside Celery's own.
 
 celery -A embedq.tasks inspect embedq_stats       batches, tokens, padding, time on the device
 celery -A embedq.tasks inspect embedq_status      its last heartbeat: state, jobs/s, tokens/s, what waits, memory
 celery -A embedq.tasks control shutdown           drains, as SIGTERM does
-celery -A embedq.tasks control revoke JOB_ID      as ever; a waiting job gives up its place at once
+celery -A embedq.tasks control revoke JOB_ID      as in Celery; a waiting job leaves the backlog at once
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Node(pidbox.Node):
 
 @control.inspect_command(name="embedq_stats")
 def embedq_stats(state: Any) -> dict[str, Any]:
-    """What this worker's engine has computed since it started."""
+    """The statistics of this worker's engine since it started."""
     stats: dict[str, Any] = state.consumer.pool.engine.stats()
     return stats
 
@@ -61,14 +61,14 @@ def install(app: Celery, context: WorkerContext) -> None:
 
 @control.control_command(name="shutdown")
 def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, str]:
-    """Drain and end, exactly as on SIGTERM. Celery's own would make its message the exit code: a crash."""
+    """Drain and end, exactly as on SIGTERM. Celery's command would use its message as the exit code: a crash."""
     os.kill(os.getpid(), signals.SIGTERM)
     return {"ok": "draining"}
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
-    """Celery's `revoke`; by itself it stops a job only before the pool has it, and our pool holds what waits."""
+    """Revoke jobs as Celery does, and drop those that wait in the pool: Celery stops a job only before the pool has it."""
     answer = control.revoke(state, task_id, terminate, signal, **options)
     state.consumer.pool.drop_revoked()
     return answer
@@ -80,7 +80,7 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
 def revoke_by_stamped_headers(
     state: Any, headers: Any, terminate: bool = False, signal: Any = None, **options: Any
 ) -> Any:
-    """Celery's own, and as for `revoke`."""
+    """Revoke jobs by their stamped headers as Celery does, and drop those that wait in the pool."""
     answer = control.revoke_by_stamped_headers(state, headers, terminate, signal, **options)
     state.consumer.pool.drop_revoked()
     return answer

@@ -1,11 +1,11 @@
-"""Spans for OpenTelemetry, where the settings ask for them: of each batch, beside those of each job.
+"""Makes OpenTelemetry spans of each job and each batch, if the settings ask for it.
 
     apply_async/tasks.embed     in the application, by the standard Celery instrumentation
       run/tasks.embed           here, by the same: from a job's ready answer to its stored result
     batch                       here, by us: on the device; linked to the jobs whose rows it made
 
-The wait in the queue and for the device is the time between the two of a job. Where spans go is said by the standard's
-own variables: OTEL_TRACES_EXPORTER ("otlp", or "console" for a line of JSON each), OTEL_EXPORTER_OTLP_ENDPOINT, …
+The wait in the queue and for the device is the time between the two spans of a job. The standard's own variables
+choose the exporter: OTEL_TRACES_EXPORTER ("otlp", or "console" for a line of JSON each), OTEL_EXPORTER_OTLP_ENDPOINT, …
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MAX_LINKS = 128
 
 
 def start(meter: Meter, worker: str) -> None:
-    """Make spans from now on. InvalidSettings if the packages for it are not there, or the exporter is not known."""
+    """Make spans from now on. InvalidSettings if the extra is not installed, or the exporter is unknown."""
     try:
         from opentelemetry.instrumentation.celery import CeleryInstrumentor
         from opentelemetry.sdk.resources import Resource
@@ -34,17 +34,17 @@ def start(meter: Meter, worker: str) -> None:
 
         exporter = _exporter(os.environ.get("OTEL_TRACES_EXPORTER", "otlp"))
     except ModuleNotFoundError as error:
-        raise InvalidSettings(f"EMBEDQ_TRACES is set, and the extra embedq[otel] is not installed: {error}") from None
+        raise InvalidSettings(f"EMBEDQ_TRACES needs the extra embedq[otel], which is not installed: {error}") from None
     service = os.environ.get("OTEL_SERVICE_NAME", "embedq-worker")
     provider = TracerProvider(resource=Resource.create({"service.name": service, "service.instance.id": worker}))
     provider.add_span_processor(BatchSpanProcessor(exporter))
     CeleryInstrumentor().instrument(tracer_provider=provider)
     meter.on_batch = BatchSpans(provider)
-    log.info("spans are made of jobs and batches", extra={"action": "tracing", "exporter": type(exporter).__name__})
+    log.info("spans of jobs and batches are exported", extra={"action": "tracing", "exporter": type(exporter).__name__})
 
 
 class BatchSpans:
-    """Makes a span of each batch it is told of. `Job.origin` is a job's `EngineRequest`."""
+    """Makes a span of each batch it is called with. `Job.origin` is a job's `EngineRequest`."""
 
     def __init__(self, provider: Any) -> None:
         self._tracer = provider.get_tracer("embedq")
@@ -54,7 +54,7 @@ class BatchSpans:
         try:
             self._make(batch)
         except Exception:
-            log.exception("a span could not be made", extra={"action": "span_failed"})
+            log.exception("the span of a batch cannot be made", extra={"action": "span_failed"})
 
     def _make(self, batch: Batch) -> None:
         jobs = dict.fromkeys(batch.jobs)
@@ -74,7 +74,7 @@ class BatchSpans:
 
 
 def _links(jobs: dict[Any, None]) -> list[Any]:
-    """Links to the spans that sent the jobs, as their messages name them."""
+    """Links to the spans in which the jobs were sent, as their messages name them."""
     from opentelemetry import trace
     from opentelemetry.propagate import extract
 
