@@ -27,7 +27,7 @@ from embedq.tasks.result_backend import ResultBackend
 
 
 class Consumer(Protocol):
-    """What consumer steps use of Celery's consumer, one for each worker."""
+    """What steps and commands use of Celery's consumer, one for each worker."""
 
     app: Any
     pool: Any
@@ -38,20 +38,44 @@ class Consumer(Protocol):
     on_invalid_task: Any
 
 
+class ControlState(Protocol):
+    """What Celery hands to each remote-control command."""
+
+    consumer: Consumer
+
+
+class RedisChannel(Protocol):
+    """What the names of a queue's lists, and the connection to them, need of any channel of kombu's for Redis."""
+
+    #: A `redis.ConnectionPool`.
+    pool: Any
+    global_keyprefix: str
+    priority_steps: list[int]
+
+
+class PolledChannel(Protocol):
+    """What a poller uses of the channels that it watches."""
+
+    #: An `in_flight.QoS`.
+    qos: Any
+    active_queues: Collection[str]
+    active_fanout_queues: Collection[str]
+
+
 class PollerBase(stock.MultiChannelPoller):
     """kombu's poller, which watches the sockets of all channels of a connection."""
 
     @property
-    def channels(self) -> Collection[Any]:
+    def channels(self) -> Collection[PolledChannel]:
         """The open channels."""
-        channels: Collection[Any] = self._channels
+        channels: Collection[PolledChannel] = self._channels
         return channels
 
-    def watch_broadcasts(self, channel: Any) -> None:
+    def watch_broadcasts(self, channel: PolledChannel) -> None:
         """Subscribe `channel` to its fanout exchanges, remote control above all, and watch that socket."""
         self._register_LISTEN(channel)
 
-    def watch_queues(self, channel: Any) -> None:
+    def watch_queues(self, channel: PolledChannel) -> None:
         """Watch the socket of `channel` for jobs; calls its `ask_for_jobs` unless an answer is awaited."""
         self._register_BRPOP(channel)
 
@@ -114,7 +138,7 @@ class ChannelBase(stock.Channel):
 
     @property
     def opened_qos(self) -> Any:
-        """The channel's QoS; None if nobody has asked for it yet."""
+        """The channel's QoS; None before its first use."""
         return self._qos
 
     def queues_in_order(self) -> list[str]:
@@ -199,10 +223,10 @@ class QoSBase(stock.QoS):
 
 
 class MessageBase(virtual.Message):
-    """kombu's message: its body is decoded once, when it is first asked for."""
+    """kombu's message: its body is decoded once, at its first use."""
 
     def read_body(self, read: Callable[[], Any]) -> Any:
-        """Called once, when the body is first asked for; `read` is kombu's own way."""
+        """Called once, at the first use of the body; `read` is kombu's own way."""
         return read()
 
     def _decode(self) -> Any:
@@ -257,12 +281,14 @@ class DispatcherBase(EventDispatcher):
 class StoringBackend(ResultBackend):
     """A result backend that may make the stored map itself, and is called before errbacks."""
 
-    def map_of(self, result: Any, state: str, traceback: Any, request: Any) -> dict[str, Any]:
+    def map_of(self, result: Any, state: str, traceback: Any, request: Context | None) -> dict[str, Any]:
         """The map that is stored for a result, but for the job's id."""
         made: dict[str, Any] = self._get_result_meta(result, state, traceback, request)
         return made
 
-    def result_map(self, make: Callable[[], Any], result: Any, state: str, traceback: Any, request: Any) -> Any:
+    def result_map(
+        self, make: Callable[[], dict[str, Any]], result: Any, state: str, traceback: Any, request: Context | None
+    ) -> dict[str, Any]:
         """Called for each result: the map that is stored, but for the job's id; `make` is Celery's own way."""
         return make()
 
@@ -270,14 +296,14 @@ class StoringBackend(ResultBackend):
         """Called before the errbacks of a failed job are sent or run."""
 
     def _get_result_meta(
-        self, result: Any, state: str, traceback: Any, request: Any, *rest: Any, **options: Any
-    ) -> Any:
+        self, result: Any, state: str, traceback: Any, request: Context | None, *rest: Any, **options: Any
+    ) -> dict[str, Any]:
         make = super()._get_result_meta
         return self.result_map(
             lambda: make(result, state, traceback, request, *rest, **options), result, state, traceback, request
         )
 
-    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
+    def _call_task_errbacks(self, request: Context, exc: BaseException, traceback: Any) -> None:
         self.before_errbacks()
         super()._call_task_errbacks(request, exc, traceback)
 
@@ -312,9 +338,10 @@ def use_transport(scheme: str, transport: type) -> None:
     kombu.transport._transport_cache.pop(scheme, None)
 
 
-def list_key(channel: Any, queue: str, step: int) -> str:
+def list_key(channel: RedisChannel, queue: str, step: int) -> str:
     """The key of a queue's list for one priority step, the installation's prefix included."""
-    return f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}"
+    named: Any = channel
+    return f"{channel.global_keyprefix}{named._q_for_pri(queue, step)}"
 
 
 def socket_of(connection: Any) -> Any:

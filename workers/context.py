@@ -58,5 +58,5 @@ class WorkerContext:
     is_alive: Callable[[], bool]
     #: Stores the failure of a poisoned job, given its message and the error, for its producer.
     fail: Callable[[Any, Poisoned], None]
-    #: The last heartbeat, for whoever asks through remote control.
+    #: The last heartbeat, which remote control shows.
     last_beat: Callable[[], Beat]

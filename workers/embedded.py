@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 #: Loading the append-only file of a large backlog takes this long at most.
 _START_TIMEOUT_S = 60.0
 
-#: Between two questions whether the server answers yet; it has no way to tell us.
+#: Seconds between two checks whether the new server answers; no event signals that.
 _POLL_S = 0.02
 
 #: On SIGTERM the server writes out what is pending; a gigabyte takes seconds.

@@ -16,7 +16,7 @@ from kombu.asynchronous import get_event_loop
 from redis.exceptions import ResponseError
 
 from embedq.workers.broker.leases import SCRIPT, Leases
-from embedq.workers.celery_private import list_key, on_invalidation, socket_of
+from embedq.workers.celery_private import RedisChannel, list_key, on_invalidation, socket_of
 from embedq.workers.context import Room, WorkerContext
 
 log = logging.getLogger(__name__)
@@ -47,14 +47,13 @@ class Fetched(NamedTuple):
     raw: bytes
 
 
-class FetchingChannel(Protocol):
+class FetchingChannel(RedisChannel, Protocol):
     """What fetching needs of the channel it is for."""
 
     context: WorkerContext
     leases: Leases
     qos: Any
     worker: str
-    priority_steps: list[int]
     visibility_timeout: float
     max_message_bytes: int
     max_attempts: int

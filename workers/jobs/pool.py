@@ -128,7 +128,7 @@ class EnginePool(PoolBase):
                 lambda: self._answers.submit(partial(self._accept, held)),
                 request,
             )
-        except DeviceFailure as error:  # closed or dead: the process is about to end, and the job goes back
+        except DeviceFailure as error:  # closed or dead: the process is about to end, and its jobs return to the queue
             log.warning("the engine refuses a job: %s", error, extra={"action": "job_refused", "job": request.id})
             self._forget(held)
             return

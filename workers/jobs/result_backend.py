@@ -97,7 +97,7 @@ class BatchBackend(StoringBackend):
             self._write_held()  # a chord that fails stores results of its own
 
     def store_result(
-        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **_: Any
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Context | None = None, **_: Any
     ) -> Any:
         """Hold a result back, or store it at once outside a batch. Returns it in its plain form."""
         result = self.encode_result(result, state)
@@ -117,7 +117,7 @@ class BatchBackend(StoringBackend):
             self._write_early()
         return result
 
-    def on_chord_part_return(self, request: Any, state: str, result: Any, *rest: Any, **options: Any) -> None:
+    def on_chord_part_return(self, request: Context, state: str, result: Any, *rest: Any, **options: Any) -> None:
         """Return a chord part once the results of the batch are stored; outside a batch at once."""
         part = partial(super().on_chord_part_return, request, state, result, *rest, **options)
         if not self._is_batch:
@@ -148,7 +148,9 @@ class BatchBackend(StoringBackend):
         """Store what is held back: an errback is a job that gets the failed job's id and may read its result."""
         self._write_held()
 
-    def result_map(self, make: Callable[[], Any], result: Any, state: str, traceback: Any, request: Any) -> Any:
+    def result_map(
+        self, make: Callable[[], dict[str, Any]], result: Any, state: str, traceback: Any, request: Context | None
+    ) -> dict[str, Any]:
         """The map that is stored for a job: Celery's, at less cost."""
         if self._is_extended:
             return make()

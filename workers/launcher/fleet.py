@@ -132,12 +132,12 @@ class Fleet:
         """Remove or restart the worker of a process that ended; False if no worker can be expected to start."""
         assert child.process
         code, child.process = child.process.wait(), None
-        told = {"device": child.label, "code": code}
+        fields = {"device": child.label, "code": code}
         if code == 0 or child.deadline_s is not None or child.successor:
             if child.deadline_s is None and not child.successor:
                 self.wanted = max(0, self.wanted - 1)  # somebody else drained it
             self.children.remove(child)
-            log.info("a worker ended", extra={"action": "worker_ended", **told})
+            log.info("a worker ended", extra={"action": "worker_ended", **fields})
             return True
         if code == EXIT_CANNOT_START or child.has_hung:
             child.num_refusals += 1
@@ -146,7 +146,7 @@ class Fleet:
                 return False
         log.error(
             "a worker crashed and is restarted; its jobs go to other workers",
-            extra={"action": "worker_crashed", **told, "in_s": child.retry(now_s)},
+            extra={"action": "worker_crashed", **fields, "in_s": child.retry(now_s)},
         )
         return True
 
@@ -166,14 +166,14 @@ class Fleet:
                 finish(child.process, max(0.1, deadline_s - time.monotonic()))
 
     def _start(self, child: Child, now_s: float) -> None:
-        told: dict[str, object] = {"device": child.label}
+        fields: dict[str, object] = {"device": child.label}
         try:
             pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._reporting)
         except OSError as error:  # too many processes, or no memory for one: later there may be
-            told |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}
-            log.error("a worker's process cannot be started: %s", error.strerror, extra=told)
+            fields |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}
+            log.error("a worker's process cannot be started: %s", error.strerror, extra=fields)
             return
-        log.info("a worker was started", extra={"action": "worker_started", **told, "pid": pid})
+        log.info("a worker was started", extra={"action": "worker_started", **fields, "pid": pid})
 
     def _free_device(self) -> Device | None:
         """The device with the fewest workers, the first of those; None if all are full."""

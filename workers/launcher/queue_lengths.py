@@ -13,10 +13,10 @@ from typing import Any
 import redis
 
 from embedq.tasks.speeds import INTERVAL_S, Report, Speed, Speeds
-from embedq.workers.celery_private import list_key
+from embedq.workers.celery_private import RedisChannel, list_key
 from embedq.workers.launcher.server_thread import Connected
 
-#: Seconds between two looks; each is one round trip.
+#: Seconds between two looks at the queues; each is one round trip.
 _INTERVAL_S = 1.0
 
 
@@ -40,7 +40,7 @@ class BacklogSize(Connected):
         #: May be replaced at any time.
         self.queues = list(queues)
         self._report = report
-        self._channel: Any = None
+        self._channel: RedisChannel
         self._speeds: Speeds
         self._look = Look()
         self._num_looks = 0
@@ -63,7 +63,7 @@ class BacklogSize(Connected):
         self._report(None)
 
 
-def lengths(channel: Any, queues: Iterable[str]) -> dict[str, int]:
+def lengths(channel: RedisChannel, queues: Iterable[str]) -> dict[str, int]:
     """Jobs in each of `queues`, all priorities together. Jobs in flight are not in the lists."""
     with redis.Redis(connection_pool=channel.pool) as client, client.pipeline(transaction=False) as pipe:
         for queue in queues:
@@ -73,6 +73,6 @@ def lengths(channel: Any, queues: Iterable[str]) -> dict[str, int]:
         return {queue: sum(next(found) for _ in channel.priority_steps) for queue in queues}
 
 
-def keys(channel: Any, queue: str) -> list[str]:
+def keys(channel: RedisChannel, queue: str) -> list[str]:
     """The lists of a queue, one per priority step."""
     return [list_key(channel, queue, step) for step in channel.priority_steps]

@@ -55,7 +55,7 @@ class Health:
     def _standstill_s(self, jobs: JobsOfWorker) -> float:
         """Seconds since it was last seen to make progress, or to have nothing to do.
 
-        A standstill begins when it is first looked at: without anybody who looks, nobody needs to know. While the
+        A standstill begins with the first call that sees it, so only a worker that is probed can have one. While the
         server is away, results wait for it, and to end the worker would only lose them.
         """
         engine, totals = jobs.engine, jobs.engine.backlog.totals

@@ -1,6 +1,6 @@
 """A thread that reports the worker's state each second to its launcher, and keeps the last report for whoever asks.
 
-Reads counters that others write and waits for nothing, so that it goes on whatever else in the process hangs. It also
+Reads counters that others write and waits for nothing, so that it reports whatever else in the process hangs. It also
 measures the speed of each model, from the same counters.
 """
 

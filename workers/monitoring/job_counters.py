@@ -130,7 +130,7 @@ class JobCounts:
 
 
 class JobsOfWorker(Protocol):
-    """The jobs that a worker holds, as far as monitoring looks at them; `len` says how many."""
+    """The jobs that a worker holds, as far as monitoring reads them; `len` is their number."""
 
     engine: Engine
     counts: Counts

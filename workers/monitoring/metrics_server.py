@@ -87,8 +87,8 @@ def _of_model(families: Families, engine: Engine, alias: str, labels: dict[str, 
     families.add("embedq_out_of_memory_splits_total", passes.num_memory_splits, **labels)
     families.add("embedq_batch_splits_total", passes.num_splits, **labels)
     model, chosen = engine.models[alias], engine.settings.models[alias]
-    told = {"path": chosen.path, "revision": chosen.revision or "", "family": model.spec.family}
-    families.add("embedq_model_info", 1, **labels, **told, precision=model.precision)
+    info = {"path": chosen.path, "revision": chosen.revision or "", "family": model.spec.family}
+    families.add("embedq_model_info", 1, **labels, **info, precision=model.precision)
 
 
 def _of_jobs(families: Families, counts: JobCounts, labels: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from celery.worker import control
 from kombu import pidbox
 
 from embedq.workers.broker.transport import BROKEN
+from embedq.workers.celery_private import ControlState
 from embedq.workers.context import WorkerContext
 from embedq.workers.launcher.status_table import row
 
@@ -43,7 +44,7 @@ class Node(pidbox.Node):
 
 
 @control.inspect_command(name="embedq_stats")
-def embedq_stats(state: Any) -> dict[str, Any]:
+def embedq_stats(state: ControlState) -> dict[str, Any]:
     """The statistics of this worker's engine since it started."""
     stats: dict[str, Any] = state.consumer.pool.engine.stats()
     return stats
@@ -54,20 +55,20 @@ def install(app: Celery, context: WorkerContext) -> None:
     app.control.mailbox.node_cls = Node
 
     @control.inspect_command(name="embedq_status")
-    def embedq_status(state: Any) -> dict[str, Any]:
+    def embedq_status(state: ControlState) -> dict[str, Any]:
         """The last heartbeat of this worker. A launcher answers the same command for all its workers."""
         return {"workers": [row(context.last_beat())]}
 
 
 @control.control_command(name="shutdown")
-def shutdown(state: Any, msg: str = "", **_: Any) -> dict[str, str]:
+def shutdown(state: ControlState, msg: str = "", **_: Any) -> dict[str, str]:
     """Drain and end, exactly as on SIGTERM. Celery's command would use its message as the exit code: a crash."""
     os.kill(os.getpid(), signals.SIGTERM)
     return {"ok": "draining"}
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
-def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
+def revoke(state: ControlState, task_id: Any, terminate: bool = False, signal: Any = None, **options: Any) -> Any:
     """Revoke jobs as Celery does, and drop those that wait in the pool: Celery stops a job only before the pool has it."""
     answer = control.revoke(state, task_id, terminate, signal, **options)
     state.consumer.pool.drop_revoked()
@@ -78,7 +79,7 @@ def revoke(state: Any, task_id: Any, terminate: bool = False, signal: Any = None
     name="revoke_by_stamped_headers", variadic="headers", signature="[key1=value1 [key2=value2 [... [keyN=valueN]]]]"
 )
 def revoke_by_stamped_headers(
-    state: Any, headers: Any, terminate: bool = False, signal: Any = None, **options: Any
+    state: ControlState, headers: Any, terminate: bool = False, signal: Any = None, **options: Any
 ) -> Any:
     """Revoke jobs by their stamped headers as Celery does, and drop those that wait in the pool."""
     answer = control.revoke_by_stamped_headers(state, headers, terminate, signal, **options)

@@ -20,7 +20,7 @@ from embedq.core.errors import InvalidSettings
 
 log = logging.getLogger(__name__)
 
-#: Links of one span: what the standard keeps of them unless told otherwise.
+#: Links of one span: the standard's default limit.
 _MAX_LINKS = 128
 
 
