@@ -25,8 +25,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    beats = [Beat.read(json.dumps({"models": {}} | fields).encode()) for fields in json.loads(os.environ["BEATS"])]
-    num_turns = 0
+    beats, num_turns = [Beat(**fields) for fields in json.loads(os.environ["BEATS"])], 0
     while True:
         for beat in beats:
             num_turns += 1

@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from embedq.tasks.speeds import Speed
+if TYPE_CHECKING:
+    from embedq.tasks.speeds import Speed
 
 #: Environment variable with the file descriptor of the pipe that a worker writes to.
 VARIABLE = "EMBEDQ_HEARTBEAT_FD"
@@ -68,5 +70,7 @@ class Beat:
     @classmethod
     def read(cls, line: bytes) -> Beat:
         """The heartbeat of one line."""
+        from embedq.tasks.speeds import Speed  # loads Celery, which whoever only writes heartbeats need not
+
         fields = json.loads(line)
         return cls(**fields | {"models": {alias: Speed(**speed) for alias, speed in fields["models"].items()}})
