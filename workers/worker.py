@@ -44,7 +44,7 @@ from embedq.workers.monitoring import remote_commands, tracing
 from embedq.workers.monitoring.health import Health, readiness_for
 from embedq.workers.monitoring.heartbeat import Heart, launcher_pipe
 from embedq.workers.monitoring.metrics_server import metrics_served
-from embedq.workers.monitoring.speed_reports import Reports
+from embedq.workers.monitoring.speed_reports import SpeedReports
 from embedq.workers.queues import queues_of
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     engine.backlog.on_room = transport.wake
     health.serves(context.name, held)
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
-    with Reports(speeds, context.name, health, lambda: heart.last.models):
+    with SpeedReports(speeds, context.name, health, lambda: heart.last.models):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 

@@ -15,7 +15,7 @@ from embedq.workers.monitoring.health import Health
 log = logging.getLogger(__name__)
 
 
-class Reports:
+class SpeedReports:
     """Publishes while the worker takes jobs and makes progress; a context manager that withdraws the report."""
 
     def __init__(self, speeds: Speeds, worker: str, health: Health, measured: Callable[[], dict[str, Speed]]) -> None:
@@ -26,7 +26,7 @@ class Reports:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
 
-    def __enter__(self) -> Reports:
+    def __enter__(self) -> SpeedReports:
         self._thread.start()
         return self
 
