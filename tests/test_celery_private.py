@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -25,6 +26,7 @@ from kombu.transport import redis as stock
 from embedq.workers import celery_private as private
 from tests.consuming import OPTIONS, STOCK, Consuming, in_flight, send
 from tests.layout import FILES, ROOT, module_name, parsed
+from tests.running import Running
 from tests.traced_jobs import CALLS, blob, run
 
 
@@ -256,12 +258,45 @@ def test_what_is_held_here_is_not_recorded_on_the_server_and_settled_here_alone(
         qos.settle("tag")
         assert list(qos.settled) == ["tag"]
         assert not qos.can_consume() or qos.prefetch_count == 0
-        qos.hold(message, "next")
-        qos.settle("next")
-        qos.finish_restoring()
-        qos.cancel_restoring_at_exit()
-        qos.restore_unacked_once()  # kombu, as the process ends: nothing is left for it
         assert client.keys("*") == []
+
+
+def test_once_restoring_is_finished_kombu_takes_it_for_a_mistake_that_something_is_held(
+    url: str, client: redis.Redis
+) -> None:
+    with kombu.Connection(url, transport=CountingTransport, transport_options=OPTIONS) as connection:
+        qos = connection.channel().qos
+        qos.hold(object(), "tag")
+        qos.finish_restoring()
+        with pytest.raises(AssertionError):
+            qos.restore_unacked_once()
+        qos.settle("tag")
+        qos.restore_unacked_once()
+
+
+_ENDING = """
+import kombu, sys
+from embedq.workers.celery_private import QoSBase
+from kombu.transport import redis
+class QoS(QoSBase):
+    def restore_unacked_once(self, stderr=None):
+        print("restored at exit", flush=True)
+class Channel(redis.Channel):
+    QoS = QoS
+class Transport(redis.Transport):
+    Channel = Channel
+connection = kombu.Connection(sys.argv[1], transport=Transport)
+qos = connection.channel().qos
+if sys.argv[2] == "cancelled":
+    qos.cancel_restoring_at_exit()
+"""
+
+
+@pytest.mark.parametrize(("how", "is_restored"), [("left", True), ("cancelled", False)])
+def test_a_process_that_ends_restores_unless_that_was_cancelled(url: str, how: str, is_restored: bool) -> None:
+    with Running([sys.executable, "-c", _ENDING, url, how]) as ending:
+        assert ending.wait() == 0
+    assert ("restored at exit" in ending.output) == is_restored
 
 
 def test_a_prefetch_count_is_used_up_by_what_is_held_and_not_settled(url: str, client: redis.Redis) -> None:
