@@ -93,4 +93,4 @@ def test_a_directory_that_cannot_be_written_is_told_and_no_reason_not_to_start(
     monkeypatch.setitem(tasks.config.wire, "data_dir", os.devnull)
     with locked([CORES], 1) as descriptors:
         assert descriptors == {}
-    assert "devices are not locked" in caplog.text
+    assert "devices cannot be locked" in caplog.text

@@ -187,7 +187,7 @@ def test_a_worker_is_ready_while_it_takes_jobs_and_says_where_its_pages_are(addr
     assert get(f"{address}/healthz/live") == (200, "ready\n")
     assert get(f"{address}/healthz/ready") == (200, "ready\n")
     assert Scrape(address).value("embedq_ready", worker=NAME) == 1
-    assert get(f"{address}/metric") == (404, "there are /metrics, /healthz/live, /healthz/ready\n")
+    assert get(f"{address}/metric") == (404, "the pages are /metrics, /healthz/live, /healthz/ready\n")
 
 
 def test_a_worker_whose_server_is_away_lives_and_is_not_ready(own: OwnServer, minilm: Path) -> None:

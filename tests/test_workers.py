@@ -210,7 +210,7 @@ def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: P
 
 
 def test_an_error_nobody_expected_is_no_refusal_to_start(own: dict[str, str]) -> None:
-    broken = "import sys, core, embedq.workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
+    broken = "import sys, embedq.core as core, embedq.workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
     with Running([sys.executable, "-c", broken], own) as running:
         assert running.wait() == EXIT_BROKEN
     assert "action=worker_broken" in running.output
