@@ -59,6 +59,7 @@ _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", 
 def main() -> int:
     """Run one worker until it is told to stop; returns the exit code."""
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    logs.quiet_libraries()
     heartbeat.start()
     try:
         settings = read_settings()

@@ -73,7 +73,9 @@ def read_linear(state: dict[str, torch.Tensor], file: Path, in_features: int, pr
     if weight is None or len(state) != num_known or weight.shape[1:] != (in_features,):
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise CannotLoadModel(f"{file} must hold {prefix}weight of shape (any, {in_features}); it has {shapes!s:.200}")
-    linear = torch.nn.Linear(in_features, len(weight), bias=bias is not None)
+    # Without initial values: to draw them would change the host's random numbers.
+    has_bias = bias is not None
+    linear: torch.nn.Linear = torch.nn.utils.skip_init(torch.nn.Linear, in_features, len(weight), bias=has_bias)  # type: ignore[no-untyped-call]
     linear.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
     return linear
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models.safetensors_files import weight_files
+from embedq.core.models.silence import without_load_report
 from embedq.core.models.transfer import to_device
 from embedq.core.sequence import Sequence
-
-transformers_logging.disable_progress_bar()
-# Its load report lists weights we drop on purpose (an unused pooler); what matters is checked below.
-transformers_logging.set_verbosity_error()
-
 
 #: Types whose attention caps its logits, which torch's own kernels cannot do: transformers' plain
 #: implementation runs these, and takes memory for a score per pair of tokens and head.
@@ -48,8 +42,7 @@ def load(
     """
     target = getattr(torch, precision)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_load_report():
             # No word on attention: transformers takes torch's fused kernel where a type has it, and
             # asked for it by name it would refuse the types that have not (MPNet).
             module, info = auto_class.from_pretrained(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -26,6 +25,7 @@ from embedq.core.models.encoders.attention import (
     needs_spare_row,
     plan_by_length,
 )
+from embedq.core.models.silence import without_warnings
 from embedq.core.models.token_layout import Layout, mean_of_each
 
 log = logging.getLogger(__name__)
@@ -95,9 +95,8 @@ class PackedEncoder(nn.Module):
         A pass of MiniLM is 250 operations, and Python's other threads made it wait before many of them.
         """
         try:
-            with warnings.catch_warnings():
-                # torch would rather have a compiler on every machine; this torch is pinned, and the other way is there.
-                warnings.simplefilter("ignore", DeprecationWarning)
+            # torch would rather have a compiler on every machine; this torch is pinned, and the other way is there.
+            with without_warnings(DeprecationWarning):
                 self._pass = torch.jit.script(self._pass)
         except Exception as error:  # TorchScript has no class of its own for what it cannot read
             told = f"{type(error).__name__}: {str(error).strip():.200}"
