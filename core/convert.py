@@ -1,7 +1,7 @@
-"""`python -m embedq.core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
+"""`python -m embedq.core.convert DIRECTORY` writes model.safetensors from pytorch_model.bin, once per checkpoint.
 
-Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old
-file stays; the new one appears whole or not at all.
+Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old file stays; the new
+one appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from embedq.core.errors import CannotLoadModel
 
 
 def convert(directory: Path) -> Path:
-    """Write `model.safetensors` beside `pytorch_model.bin`; returns its path. CannotLoadModel if it cannot."""
+    """Write `model.safetensors` beside `pytorch_model.bin` and return its path. CannotLoadModel if that is impossible."""
     import torch
     from safetensors.torch import save_file
 
@@ -24,9 +24,9 @@ def convert(directory: Path) -> Path:
         raise CannotLoadModel(f"{target} exists already")
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a pickle that is not just weights makes the loader say
+    except Exception as error:  # the loader refuses a pickle with its own errors, of many classes
         raise CannotLoadModel(f"{source} is not a plain file of weights: {type(error).__name__}") from error
-    # safetensors refuses tensors that share memory (tied weights); copies are read back as equals.
+    # safetensors refuses tensors that share memory (tied weights); copies of them read back equal.
     plain = {name: tensor.contiguous().clone() for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
     part = target.with_suffix(".part")
     save_file(plain, part, metadata={"format": "pt"})

@@ -1,7 +1,7 @@
-"""Statistics of batches: how full and how padded they were, and the seconds and speed of their passes.
+"""Statistics of batches: how full and how padded they were, how long their passes took, how fast each model is.
 
-The scheduler writes `Totals` as it forms a batch, the device threads write `Meter` as they compute one; metrics,
-heartbeats and scaling read both. Nothing here decides anything.
+The scheduler updates `Totals` when it forms a batch, the device threads update `Meter` when they compute one. Metrics,
+heartbeats and autoscaling read both. Nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 #: work, and one odd batch does not make it jump.
 _HALF_LIFE_S = 10.0
 
-#: Sequences of a batch, as its histogram tells them apart.
+#: Upper bounds of the histogram of batch sizes, in sequences.
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-#: What a batch still weighs after each further one in what is told of late: the last fifty or so count.
+#: Decay factor per batch of the recent averages: about the last fifty batches count.
 _DECAY = 0.98
 
 
 class Histogram:
-    """How many values were at most each of `bounds`. Written by one thread at a time, read by any."""
+    """Counts values by upper bound. One thread at a time may write, any may read."""
 
     __slots__ = ("_counts", "bounds", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        #: Ascending upper bounds; what is above the last is counted, too.
+        #: Ascending upper bounds; one more bucket counts the values above the last.
         self.bounds = bounds
         #: Sum of all values.
         self.total = 0.0
@@ -46,20 +46,20 @@ class Histogram:
         self.total += value
 
     def up_to(self) -> list[int]:
-        """How many values were at most each bound, and at the end how many there were at all."""
+        """For each bound the number of values up to it, and last the number of all values."""
         return [*accumulate(tuple(self._counts))]
 
 
 @dataclass(slots=True)
 class Totals:
-    """Of all batches so far."""
+    """Counts over all batches so far."""
 
     num_batches: int = 0
     num_sequences: int = 0
     num_tokens: int = 0
-    #: The same with padding: what the device computed.
+    #: Tokens including padding: what the device computed.
     num_padded_tokens: int = 0
-    #: What the batches might have had.
+    #: Sum of the budgets of the batches, in tokens.
     num_budget_tokens: int = 0
 
     def add(self, num_sequences: int, num_tokens: int, num_padded_tokens: int, budget: int) -> None:
@@ -76,13 +76,13 @@ class Totals:
 
     @property
     def fill(self) -> float:
-        """Share of the budgets that was used; sequences longer than the budget count in full."""
+        """Used share of the budgets; a sequence longer than the budget counts in full."""
         return self.num_padded_tokens / self.num_budget_tokens if self.num_budget_tokens else 0.0
 
 
 @dataclass(slots=True)
 class ModelTotals(Totals):
-    """Of one model's batches: also of the last ones, and how large they were."""
+    """Counts over one model's batches, with recent averages and a histogram of batch sizes."""
 
     #: Sequences of each batch.
     sizes: Histogram = field(default_factory=lambda: Histogram(SIZES))
@@ -100,17 +100,17 @@ class ModelTotals(Totals):
 
     @property
     def late_padding_share(self) -> float:
-        """`padding_share` of the last batches."""
+        """`padding_share` of about the last fifty batches."""
         return 1 - self._tokens / self._padded_tokens if self._padded_tokens else 0.0
 
     @property
     def late_fill(self) -> float:
-        """`fill` of the last batches."""
+        """`fill` of about the last fifty batches."""
         return self._padded_tokens / self._budget_tokens if self._budget_tokens else 0.0
 
 
 class Batch(NamedTuple):
-    """A batch that was computed."""
+    """A computed batch, as `Meter.on_batch` reports it."""
 
     model: str
     num_sequences: int
@@ -118,33 +118,33 @@ class Batch(NamedTuple):
     #: As `time.monotonic()` counts.
     started_s: float
     ended_s: float
-    #: Whose rows it made; a job stands here once for each of them.
+    #: The job of each row it produced; a job appears once per row.
     jobs: list[Job]
 
 
 @dataclass(slots=True)
-class Passes:
-    """Of one model."""
+class ModelPasses:
+    """The passes of one model: their time, tokens, speed and failures."""
 
-    #: Seconds of the device. While several passes are under way, each has its part of them.
+    #: Seconds on the device. Passes that run at the same time share the time equally.
     seconds: float = 0.0
-    #: Tokens without padding of the passes that ended and did not fail.
+    #: Tokens, without padding, of the passes that succeeded.
     num_tokens: int = 0
-    #: Batches halved because they failed, and those of them for which the memory was too small.
+    #: Batches split because they failed, and those of them that ran out of memory.
     num_splits: int = 0
     num_memory_splits: int = 0
     _num_running: int = 0
-    #: Whether the speed is that of batches which left others waiting. Until there was one, it is that of any: a batch
-    #: of one short text says little of how fast many are computed.
+    #: Whether the speed counts only batches that began while others waited. Until there was one, it counts any: a
+    #: batch of one short text says little about throughput.
     _is_loaded: bool = False
-    #: Decayed sums: tokens without padding, and seconds of the device.
+    #: Decayed sums: tokens without padding, and seconds on the device.
     _tokens: float = 0.0
     _seconds: float = 0.0
     _seconds_before: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens without padding that the device computes in a second while more wait; 0 before the first batch."""
+        """Throughput while work waits, in tokens without padding per second; 0 before the first batch."""
         return self._tokens / self._seconds if self._seconds else 0.0
 
     def _add(self, num_tokens: int, is_loaded: bool) -> None:
@@ -160,13 +160,13 @@ class Passes:
 
 
 class Meter:
-    """The passes of all models on one device, over all of its streams. Thread-safe."""
+    """Measures the passes of all models on one device, over all its streams. Thread-safe."""
 
     def __init__(self, models: Iterable[str]) -> None:
-        self.passes = {alias: Passes() for alias in models}
-        #: When a pass last ended, as `time.monotonic()` counts; at first, when the engine was made.
+        self.passes = {alias: ModelPasses() for alias in models}
+        #: `time.monotonic()` at the end of the last pass; before the first, at the engine's start.
         self.progressed_s = time.monotonic()
-        #: Told of each computed batch before its jobs are answered, on the completion thread. For tracing.
+        #: Called with each computed batch before its jobs are answered, on the completion thread. For tracing.
         self.on_batch: Callable[[Batch], None] | None = None
         self._lock = threading.Lock()
         self._changed_s = 0.0
@@ -174,18 +174,18 @@ class Meter:
 
     @property
     def busy_s(self) -> float:
-        """Seconds in which at least one pass was under way, up to the last one that began or ended."""
+        """Seconds in which at least one pass ran, up to the last one that began or ended."""
         return sum(passes.seconds for passes in self.passes.values())
 
     def begin(self, model: str) -> None:
-        """A pass of `model` goes to the device."""
+        """Record that a pass of `model` starts."""
         with self._lock:
             self._divide()
             self._num_running += 1
             self.passes[model]._num_running += 1
 
     def end(self, model: str, num_tokens: int, is_loaded: bool = False) -> None:
-        """It is over; of `num_tokens` without padding, 0 if it failed. `is_loaded`: as it began, more waited."""
+        """Record that it ended. `num_tokens` excludes padding, 0 if it failed; `is_loaded`: others waited when it began."""
         with self._lock:
             self._divide()
             self._num_running -= 1
@@ -195,13 +195,13 @@ class Meter:
             self.progressed_s = self._changed_s
 
     def split(self, model: str, is_out_of_memory: bool) -> None:
-        """A batch of `model` failed, and is run again in halves."""
+        """Record that a batch of `model` failed and is run again in halves."""
         with self._lock:
             self.passes[model].num_splits += 1
             self.passes[model].num_memory_splits += is_out_of_memory
 
     def _divide(self) -> None:
-        """Give the time since the last change to the passes that ran in it, to each the same part."""
+        """Divide the time since the last change equally among the passes that ran in it."""
         now_s = time.monotonic()
         if self._num_running:
             part_s = (now_s - self._changed_s) / self._num_running

@@ -12,21 +12,6 @@ from embedq.core.errors import InvalidInput
 #: Instruction and text side by side.
 PLAIN = "{}{}"
 
-_LETTERS = {"query_instruction": "A: ", "passage_instruction": "B: "}
-
-#: What rerankers were trained to find around query and passage, by family: fields of `ModelSpec`.
-OF_RERANKERS: dict[str, dict[str, str]] = {
-    "llm_reranker": _LETTERS,
-    "layerwise_reranker": _LETTERS,
-    "lightweight_reranker": _LETTERS,
-    "qwen3_reranker": {
-        "query_instruction": "Given a web search query, retrieve relevant passages that answer the query",
-        "query_format": "<Instruct>: {}\n<Query>: {}",
-        "passage_instruction": "",
-        "passage_format": "\n<Document>: {}{}",
-    },
-}
-
 
 def write(texts: list[str], instruction: str | None, format: str = PLAIN) -> list[str]:
     """Fill `format` with `instruction` and each text; without an instruction texts stay as they are.

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedq.core.checkpoint.files import check_weights, find, read_json
-from embedq.core.checkpoint.prompts import OF_RERANKERS
-from embedq.core.checkpoint.published_models import OF_FAMILY, Known, known
+from embedq.core.checkpoint.published_models import BY_FAMILY, RERANKER_PROMPTS, ModelDefaults, defaults_of
 from embedq.core.checkpoint.spec import RERANKERS, DenseModule, ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.settings import ModelSettings
@@ -94,12 +93,14 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     config = read_json(path / "config.json")
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
-    listed = known(settings.path)
+    listed = defaults_of(settings.path)
     try:
         family = settings.family or (listed.family if listed else _family(path, config))
         if family in RERANKERS:
             return _read_reranker(alias, path, family, config, settings)
-        return _read_embedder(alias, path, family, config, settings, listed or OF_FAMILY.get(family, Known(family)))
+        return _read_embedder(
+            alias, path, family, config, settings, listed or BY_FAMILY.get(family, ModelDefaults(family))
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CannotLoadModel(f"a configuration file of {path} has not the expected form: {error!r:.200}") from error
 
@@ -132,7 +133,7 @@ def _family(path: Path, config: dict[str, Any]) -> str:
 
 
 def _read_embedder(
-    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
+    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: ModelDefaults
 ) -> ModelSpec:
     is_layered = settings.layout is None  # sentence-transformers' files count
     modules = read_json(path / "modules.json", list) if is_layered else None
@@ -200,7 +201,7 @@ def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], 
         config=config,
         default_length=min(usual, length) if usual else None,
         num_positions=limit,
-        **(OF_RERANKERS.get(family, {}) | _given(settings, *names)),
+        **(RERANKER_PROMPTS.get(family, {}) | _given(settings, *names)),
     )
 
 

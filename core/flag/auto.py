@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from embedq.core.checkpoint.prompts import PLAIN
-from embedq.core.checkpoint.published_models import TABLE, known
+from embedq.core.checkpoint.published_models import BY_NAME, defaults_of
 from embedq.core.errors import InvalidInput
 from embedq.core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
 from embedq.core.flag.face import Devices
@@ -98,7 +98,7 @@ class FlagAutoModel:
             face = _EMBEDDERS[_member(EmbedderModelClass, model_class)]
             pooling, written, has_own_code = face.DEFAULT_POOLING_METHOD, PLAIN, False
         else:
-            listed = known(model_name_or_path)
+            listed = defaults_of(model_name_or_path)
             if listed is None or listed.family not in _EMBEDDERS_BY_FAMILY:
                 raise InvalidInput(_unknown(model_name_or_path, EmbedderModelClass, set(_EMBEDDERS_BY_FAMILY)))
             face = _EMBEDDERS_BY_FAMILY[listed.family]
@@ -140,7 +140,7 @@ class FlagAutoReranker:
         if model_class is not None:
             face = _RERANKERS[_member(RerankerModelClass, model_class)]
         else:
-            listed = known(model_name_or_path)
+            listed = defaults_of(model_name_or_path)
             if listed is None or listed.family not in _RERANKERS_BY_FAMILY:
                 raise InvalidInput(_unknown(model_name_or_path, RerankerModelClass, set(_RERANKERS_BY_FAMILY)))
             face = _RERANKERS_BY_FAMILY[listed.family]
@@ -157,6 +157,6 @@ def _member(kinds: type[_Kind], given: str | _Kind) -> _Kind:
 
 
 def _unknown(path: str, kinds: type[Enum], families: set[str]) -> str:
-    names = ", ".join(name for name, listed in TABLE.items() if listed.family in families)
+    names = ", ".join(name for name, listed in BY_NAME.items() if listed.family in families)
     classes = ", ".join(kind.value for kind in kinds)
     return f"{path!r:.200} does not end in a name that is known ({names}); say what it is by model_class: {classes}"

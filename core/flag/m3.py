@@ -15,7 +15,7 @@ import numpy as np
 from embedq.core import vectors
 from embedq.core.checkpoint.prompts import PLAIN
 from embedq.core.errors import InvalidInput
-from embedq.core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
+from embedq.core.flag.embedders import MORE, PADDING, WRITTEN, EmbedderFace, Texts
 from embedq.core.flag.face import Devices, checked, pairs_of
 from embedq.core.options import RerankOptions
 from embedq.core.results import Embeddings, Sparse
@@ -31,7 +31,7 @@ Lexical = dict[str, Any]
 _OUTPUTS = ("dense", "sparse", "colbert")
 
 
-class BGEM3FlagModel(Embedder):
+class BGEM3FlagModel(EmbedderFace):
     """BGE-M3. Always gives NumPy arrays, whatever `convert_to_numpy` says.
 
     `score_padding` False leaves the padding of passages out of ColBERT scores. FlagEmbedding lets it take part as

@@ -23,7 +23,7 @@ _PROMPTED: Mapping[str, Any] = {**_CALL, "prompt": None}
 _LOADING: Mapping[str, Any] = {"use_dataloader": False, "num_workers": None}
 
 
-class Reranker(Face):
+class RerankerFace(Face):
     """The call of every reranker."""
 
     #: What `compute_score` takes beside the pairs.
@@ -77,7 +77,7 @@ class Reranker(Face):
         return getattr(self, name) if asked[name] is None else asked[name]
 
 
-class FlagReranker(Reranker):
+class FlagReranker(RerankerFace):
     """An encoder that reads query and passage together."""
 
     family = "cross_encoder"
@@ -102,7 +102,7 @@ class FlagReranker(Reranker):
         self._load(locals())
 
 
-class FlagLLMReranker(Reranker):
+class FlagLLMReranker(RerankerFace):
     """A language model asked for Yes or No; the score is its logit of Yes."""
 
     family = "llm_reranker"
@@ -136,7 +136,7 @@ class FlagLLMReranker(Reranker):
         return super()._options(asked) | {"prompt": self._or_own("prompt", asked)}
 
 
-class LayerWiseFlagLLMReranker(Reranker):
+class LayerWiseFlagLLMReranker(RerankerFace):
     """A MiniCPM with a head on every layer.
 
     Of layers that are not asked for in ascending order FlagEmbedding reads one by the head of another: states ascend,
@@ -186,7 +186,7 @@ class LayerWiseFlagLLMReranker(Reranker):
         return super()._options(asked) | own
 
 
-class LightWeightFlagLLMReranker(Reranker):
+class LightWeightFlagLLMReranker(RerankerFace):
     """A Gemma-2 with heads on many layers, which may average a passage's tokens on the way.
 
     FlagEmbedding reads the first layer asked for by the first head, the second by the second, whatever layers they

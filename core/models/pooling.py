@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from embedq.core.checkpoint.spec import DenseModule, ModelSpec
 from embedq.core.errors import CannotLoadModel
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
 #: A Dense module's weights, in the order they are looked for; both by the names "linear.weight", "linear.bias".
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -34,12 +34,12 @@ class Pooling:
             width = module.out_features
         self._dense = torch.nn.Sequential(*(_load_dense(module) for module in spec.dense_modules)).to(device).eval()
 
-    def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
+    def __call__(self, states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
         """Hidden states of all tokens (num_tokens, hidden_dim) -> float32 (num_sequences, dim)."""
         how = {"cls": layout.first, "last_token": layout.last}.get(str(self._how), layout.mean)
         return self._project(how(states))
 
-    def alone(self, network: Any, layout: Layout) -> torch.Tensor:
+    def alone(self, network: Any, layout: TokenLayout) -> torch.Tensor:
         """The same where nothing else is wanted: a network (`core.models.encoders.network`) may then compute fewer states."""
         if self._how == "cls":
             return self._project(network.first(layout))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from embedq.core.checkpoint.files import read_json
 from embedq.core.errors import CannotLoadModel
 
 
@@ -59,11 +58,3 @@ def weight_files(path: Path) -> list[Path]:
     if any(Path(name).name != name for name in names):
         raise CannotLoadModel(f"{index} names files outside its own directory")
     return [path / name for name in sorted(names)]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CannotLoadModel(f"{file} cannot be read as JSON: {error}") from None
-    return content

@@ -15,7 +15,7 @@ from embedq.core.models.transfer import to_device
 from embedq.core.sequence import Sequence
 
 
-class Layout:
+class TokenLayout:
     """Where the sequences of `batch` lie."""
 
     def __init__(self, batch: list[Sequence], device: str) -> None:
@@ -45,22 +45,22 @@ class Layout:
         return places
 
     @cached_property
-    def bounds(self) -> torch.Tensor:
+    def offsets(self) -> torch.Tensor:
         """(num_sequences + 1,) int32, on the device: each sequence's first row, and the one behind the last."""
-        (bounds,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
-        return bounds
+        (offsets,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
+        return offsets
 
     def first(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's first: (num_sequences, dim)."""
-        return rows.index_select(0, self.bounds[:-1])
+        return rows.index_select(0, self.offsets[:-1])
 
     def last(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's last: (num_sequences, dim)."""
-        return rows.index_select(0, self.bounds[1:] - 1)
+        return rows.index_select(0, self.offsets[1:] - 1)
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
-        lengths = self.bounds.diff()
+        lengths = self.offsets.diff()
         if self.device == "cpu" or self.device.startswith("cuda"):
             return mean_of_each(rows, lengths)
         (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
@@ -98,3 +98,26 @@ def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     since to look at the lengths first the host would wait for all that the device has been given.
     """
     return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)
+
+
+def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(ids (num_sequences, longest) int64, mask of the same shape, or None when nothing is padded)."""
+    longest = max(sequence.length for sequence in batch)
+    ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
+    if all(sequence.length == longest for sequence in batch):
+        return to_device(ids, device), None
+    lengths = torch.tensor([sequence.length for sequence in batch])
+    mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
+    return to_device(ids, device), to_device(mask, device)
+
+
+def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
+    """(num_sequences, longest) int64 segment ids; padding counts as segment 0."""
+    longest = max(sequence.length for sequence in batch)
+    types = torch.zeros((len(batch), longest), dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        if sequence.tokens.type_ids is not None:
+            types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
+    return to_device(types, device)

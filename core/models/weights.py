@@ -13,8 +13,6 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models.safetensors_files import weight_files
 from embedq.core.models.silence import without_load_report
-from embedq.core.models.transfer import to_device
-from embedq.core.sequence import Sequence
 
 #: Types whose attention caps its logits, which torch's own kernels cannot do: transformers' plain
 #: implementation runs these, and takes memory for a score per pair of tokens and head.
@@ -114,26 +112,3 @@ def round_weights(module: torch.nn.Module, spec: ModelSpec) -> None:
     if spec.weights_rounded_to is not None:
         for weight in module.parameters():
             weight.data = weight.data.to(getattr(torch, spec.weights_rounded_to)).to(weight.dtype)
-
-
-def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(ids (num_sequences, longest) int64, mask of the same shape, or None when nothing is padded)."""
-    longest = max(sequence.length for sequence in batch)
-    ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
-    for row, sequence in enumerate(batch):
-        ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
-    if all(sequence.length == longest for sequence in batch):
-        return to_device(ids, device), None
-    lengths = torch.tensor([sequence.length for sequence in batch])
-    mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
-    return to_device(ids, device), to_device(mask, device)
-
-
-def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
-    """(num_sequences, longest) int64 segment ids; padding counts as segment 0."""
-    longest = max(sequence.length for sequence in batch)
-    types = torch.zeros((len(batch), longest), dtype=torch.int64)
-    for row, sequence in enumerate(batch):
-        if sequence.tokens.type_ids is not None:
-            types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
-    return to_device(types, device)

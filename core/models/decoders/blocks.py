@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedq.core.checkpoint.files import read_json
 from embedq.core.errors import CannotLoadModel
-from embedq.core.models.safetensors_files import load_weights, read_json
+from embedq.core.models.safetensors_files import load_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -129,7 +130,7 @@ class GatedMlp(nn.Module):
         return mixed
 
 
-class Decoder(nn.Module):
+class Backbone(nn.Module):
     """What checkpoints keep under `model.`: embedding, blocks and the final norm."""
 
     def __init__(self, shape: Shape, layers: list[nn.Module], norm: RmsNorm, dtype: torch.dtype) -> None:
@@ -193,7 +194,10 @@ def build(
     `assumed` may be absent. CannotLoadModel says which setting is not supported or absent, or which weight is.
     """
     file = path / "config.json"
-    config = {**assumed, **read_json(file)}
+    stated = read_json(file)
+    if stated is None:
+        raise CannotLoadModel(f"{file} does not exist")
+    config = {**assumed, **stated}
     for name, value in {**required, **assumed}.items():
         if config.get(name) != value:
             raise CannotLoadModel(f"{file} has {name} = {config.get(name)!r:.80}; supported is {value!r} only")

@@ -21,9 +21,9 @@ from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout, pad
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import CAPPED_TYPES, load, pad
+from embedq.core.models.weights import CAPPED_TYPES, load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
@@ -59,7 +59,7 @@ class Decoder:
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
         # Without a cache: nothing is generated, and it would hold keys and values of every layer.
         hidden = self._module(input_ids=ids, attention_mask=self._seen(ids, mask), use_cache=False).last_hidden_state
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         return launched_as("dense", self._pool(layout.without_padding(hidden), layout))
 
     def _seen(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:

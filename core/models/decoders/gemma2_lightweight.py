@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from embedq.core.models.decoders.blocks import (
     Attention,
-    Decoder,
+    Backbone,
     GatedMlp,
     RmsNorm,
     Rotation,
@@ -44,7 +44,7 @@ _REQUIRED = {"layer_wise": True}
 _ASSUMED = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
 
 
-class Block(nn.Module):
+class Gemma2Block(nn.Module):
     """One layer, with norms before and after both of its parts."""
 
     def __init__(self, shape: Shape, attention_scale: float, window: int | None, dtype: torch.dtype) -> None:
@@ -75,9 +75,9 @@ class LightweightGemma2(nn.Module):
         scale = float(config["query_pre_attn_scalar"]) ** -0.5
         window = config["sliding_window"]
         blocks: list[nn.Module] = [
-            Block(shape, scale, window if depth % 2 == 0 else None, dtype) for depth in range(shape.num_layers)
+            Gemma2Block(shape, scale, window if depth % 2 == 0 else None, dtype) for depth in range(shape.num_layers)
         ]
-        self.model = Decoder(shape, blocks, _norm(shape), dtype)
+        self.model = Backbone(shape, blocks, _norm(shape), dtype)
         #: The layers that can be asked for: those with a head.
         self.layers = tuple(range(int(config["start_layer"]), shape.num_layers + 1, int(config["layer_sep"])))
         self.lm_head = nn.ModuleList(ScoreHead(shape.hidden_size) for _ in self.layers)
@@ -105,7 +105,7 @@ class LightweightGemma2(nn.Module):
         real tokens, padding is on either side; None when nothing is padded. `query_lengths` and `prompt_lengths`
         (num_sequences,) count the tokens at a sequence's start and end that are never compressed; what lies
         between them is averaged in groups of `compress_ratio` before each block of `compress_layers`, counted
-        from 0. Block 0 is never compressed, and a layer's score is that of the state before its compression.
+        from 0. Gemma2Block 0 is never compressed, and a layer's score is that of the state before its compression.
 
         `heads` "in_order" gives the j-th layer asked the j-th head, whatever layer that head was trained for: this
         is FlagEmbedding's behaviour, so it is what published scores and thresholds rest on. "own" gives each layer

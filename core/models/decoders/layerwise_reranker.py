@@ -13,11 +13,10 @@ from embedq.core.devices import choose_precision
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.decoders import minicpm
-from embedq.core.models.decoders.llm_reranker import YES_NO_PROMPT
-from embedq.core.models.decoders.prompted_pairs import PromptedPairs
+from embedq.core.models.decoders.prompted_pairs import YES_NO_PROMPT, PromptedPairs
 from embedq.core.models.requested_outputs import layers_of, refuse
+from embedq.core.models.token_layout import pad
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import pad
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision

@@ -11,19 +11,13 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.decoders.next_token import NextToken
-from embedq.core.models.decoders.prompted_pairs import PromptedPairs
+from embedq.core.models.decoders.prompted_pairs import YES_NO_PROMPT, PromptedPairs
 from embedq.core.models.requested_outputs import refuse
 from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
 from embedq.core.tokenizer import Tokenizer
-
-#: The question behind each pair, unless a call brings its own.
-YES_NO_PROMPT = (
-    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
-    "a prediction of either 'Yes' or 'No'."
-)
 
 
 class LlmReranker:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from embedq.core.models.decoders.blocks import (
     Attention,
-    Decoder,
+    Backbone,
     GatedMlp,
     RmsNorm,
     Rotation,
@@ -40,7 +40,7 @@ _REQUIRED = {"head_type": "simple", "head_multi": True}
 _ASSUMED = {"hidden_act": "silu", "attention_bias": False}
 
 
-class Block(nn.Module):
+class MiniCpmBlock(nn.Module):
     """One layer; what it adds to the state is scaled down by the depth of the network."""
 
     def __init__(self, shape: Shape, branch_scale: float, dtype: torch.dtype) -> None:
@@ -64,8 +64,8 @@ class MiniCpm(nn.Module):
     def __init__(self, config: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
         branch_scale = float(config["scale_depth"]) / math.sqrt(shape.num_layers)
-        blocks: list[nn.Module] = [Block(shape, branch_scale, dtype) for _ in range(shape.num_layers)]
-        self.model = Decoder(shape, blocks, RmsNorm(shape.hidden_size, shape.norm_eps, offset=0.0), dtype)
+        blocks: list[nn.Module] = [MiniCpmBlock(shape, branch_scale, dtype) for _ in range(shape.num_layers)]
+        self.model = Backbone(shape, blocks, RmsNorm(shape.hidden_size, shape.norm_eps, offset=0.0), dtype)
         #: The layers that can be asked for: those with a head.
         self.layers = tuple(range(int(config["start_layer"]), shape.num_layers + 1))
         self.lm_head = nn.ModuleList(ScoreHead(shape.hidden_size) for _ in self.layers)

@@ -14,7 +14,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from embedq.core.checkpoint.spec import ModelSpec
-from embedq.core.models.weights import load, pad
+from embedq.core.models.token_layout import pad
+from embedq.core.models.weights import load
 from embedq.core.sequence import Sequence
 
 

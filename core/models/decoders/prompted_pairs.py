@@ -16,6 +16,12 @@ from embedq.core.options import RerankOptions
 from embedq.core.sequence import Tokens
 from embedq.core.tokenizer import ALL_TOKENS, QUERY_SHARE, Tokenizer
 
+#: The question behind each pair, unless a call brings its own.
+YES_NO_PROMPT = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
+    "a prediction of either 'Yes' or 'No'."
+)
+
 
 class PromptedPairs:
     """Encodes pairs for one model. Used by any number of threads at once."""

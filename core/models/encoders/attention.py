@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
 #: Sequences whose lengths are equal when rounded up to a multiple of this are taken together on a CPU. Kernels are
 #: quickest at such widths, and it bounds how many different shapes they must be built for.
@@ -35,7 +35,7 @@ def cpu_scale(width: int) -> float:
     return math.log2(math.e) / math.sqrt(width)
 
 
-class Bounds(NamedTuple):
+class VarlenLayout(NamedTuple):
     """Where a batch's sequences lie, for CUDA's attention."""
 
     num_tokens: int
@@ -44,9 +44,9 @@ class Bounds(NamedTuple):
     longest: int
 
 
-def bounds_of(layout: Layout) -> Bounds:
+def varlen_layout(layout: TokenLayout) -> VarlenLayout:
     """Made once for a batch."""
-    return Bounds(layout.num_tokens, layout.bounds, int(layout.lengths.max()))
+    return VarlenLayout(layout.num_tokens, layout.offsets, int(layout.lengths.max()))
 
 
 class Varlen(nn.Module):
@@ -56,7 +56,7 @@ class Varlen(nn.Module):
         super().__init__()
         self._num_heads = num_heads
 
-    def forward(self, states: torch.Tensor, plan: Bounds) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, plan: VarlenLayout) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim)."""
         from torch.nn.attention.varlen import varlen_attn
 
@@ -68,7 +68,7 @@ class Varlen(nn.Module):
         return attended.flatten(1)
 
 
-class Plan(NamedTuple):
+class GroupedLayout(NamedTuple):
     """How a batch's rows are grouped for a CPU's attention."""
 
     #: Rows from here on belong to no sequence; there is one at least where a place needs it.
@@ -81,12 +81,12 @@ class Plan(NamedTuple):
     is_token: list[torch.Tensor]
 
 
-def needs_spare_row(layout: Layout) -> bool:
+def needs_spare_row(layout: TokenLayout) -> bool:
     """Whether some place of a plan is no token's, so that it needs a row which is nobody's."""
     return bool((layout.lengths % _STEP).any())
 
 
-def plan_by_length(layout: Layout, num_rows: int) -> Plan:
+def grouped_layout(layout: TokenLayout, num_rows: int) -> GroupedLayout:
     """Made once for a batch: sequences of like length together, one group's places behind the other's.
 
     By NumPy: each operation of torch's lets go of the interpreter's lock, and waits for it again while jobs are answered.
@@ -105,7 +105,9 @@ def plan_by_length(layout: Layout, num_rows: int) -> Plan:
         num_places += is_token.size
         groups.append(torch.from_numpy(is_token.reshape(-1, 1, length, 1)))
     targets[layout.num_tokens :] = targets[layout.num_tokens - 1]
-    return Plan(layout.num_tokens, torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups)
+    return GroupedLayout(
+        layout.num_tokens, torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups
+    )
 
 
 class ByLength(nn.Module):
@@ -117,7 +119,7 @@ class ByLength(nn.Module):
         self._max_scores = max_scores
         self._min_sum, self._max_sum = _MIN_SUM, _MAX_SUM
 
-    def forward(self, states: torch.Tensor, plan: Plan) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, plan: GroupedLayout) -> torch.Tensor:
         """(num_rows, 3 * dim), whose rows behind the last token become 0, -> (num_rows, dim); there the last token's."""
         states[plan.num_tokens :] = 0  # what is read where a sequence has ended: never another's, which may be NaN
         placed = torch.split(states.index_select(0, plan.rows), [group.numel() for group in plan.is_token])

@@ -15,7 +15,7 @@ from embedq.core.models import Launched
 from embedq.core.models.encoders.network import Padded, build
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.models.transfer import launched_as, to_host
 from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -51,7 +51,7 @@ class Encoder:
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         if wanted.outputs == {"dense"}:
             return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)

@@ -20,7 +20,7 @@ from embedq.core.models import Launched
 from embedq.core.models.encoders.encoder import Encoder
 from embedq.core.models.pooling import read_linear, read_state
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.models.transfer import launched_as, to_host
 from embedq.core.models.weights import round_weights
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -53,7 +53,7 @@ class M3(Encoder):
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         if wanted.outputs == {"dense"}:
             return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)
@@ -94,7 +94,7 @@ class M3(Encoder):
         return np.array([one for one in ids if one is not None], np.int32)
 
 
-def _by_token(layout: Layout, values: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
+def _by_token(layout: TokenLayout, values: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
     """Weights of tokens (num_tokens,) -> per sequence each token's largest one, if above 0."""
     rows = np.repeat(np.arange(len(layout.lengths), dtype=np.int64), layout.lengths)
     ids = layout.ids

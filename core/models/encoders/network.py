@@ -22,8 +22,7 @@ from embedq.core.errors import CannotLoadModel, InvalidSettings
 from embedq.core.models.encoders import calibration_texts, linear
 from embedq.core.models.encoders.packed import PackedEncoder
 from embedq.core.models.encoders.quantized import quantize
-from embedq.core.models.token_layout import Layout
-from embedq.core.models.weights import pad
+from embedq.core.models.token_layout import TokenLayout, pad
 from embedq.core.sequence import Sequence, Tokens
 from embedq.core.tokenizer import Tokenizer
 
@@ -50,17 +49,17 @@ class Padded(nn.Module):
         self._module = module
         self._pad_token_id = pad_token_id
 
-    def forward(self, layout: Layout) -> torch.Tensor:
+    def forward(self, layout: TokenLayout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
         ids, mask = pad(layout.batch, self._pad_token_id, layout.device)
         hidden: torch.Tensor = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
         return layout.without_padding(hidden)
 
-    def first(self, layout: Layout) -> torch.Tensor:
+    def first(self, layout: TokenLayout) -> torch.Tensor:
         """Those of each sequence's first token: (num_sequences, dim)."""
         return layout.first(self(layout))
 
-    def mean(self, layout: Layout) -> torch.Tensor:
+    def mean(self, layout: TokenLayout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
         return layout.mean(self(layout))
 
@@ -77,7 +76,7 @@ def packed(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedE
         return _in_int8(module, spec, device)
     if not _may_be_packed(module.config, device, precision):
         return None
-    layout = Layout(_probe(spec), device)
+    layout = TokenLayout(_probe(spec), device)
     try:
         network = PackedEncoder(module, device)
         if device == "cpu":
@@ -109,7 +108,7 @@ def _in_int8(module: Any, spec: ModelSpec, device: str) -> PackedEncoder:
     network = quantize(module, _sampled(calibration_texts.MEASURED, tokenizer, spec, device))
     network.script()
     exact = PackedEncoder(module, device, linear.Plain)
-    same = float(_cosines(exact, Padded(module, spec.pad_token_id), Layout(_probe(spec), device)).min())
+    same = float(_cosines(exact, Padded(module, spec.pad_token_id), TokenLayout(_probe(spec), device)).min())
     if not same >= _MIN_COSINE:
         raise CannotLoadModel(f"{spec.path} without padding has a cosine of {same:.3f} to transformers; use float32")
     cosine = float(_cosines(network, exact, _sampled(calibration_texts.CHECKED, tokenizer, spec, device)).mean())
@@ -123,16 +122,16 @@ def _in_int8(module: Any, spec: ModelSpec, device: str) -> PackedEncoder:
     return network
 
 
-def _cosines(one: nn.Module, other: nn.Module, layout: Layout) -> torch.Tensor:
+def _cosines(one: nn.Module, other: nn.Module, layout: TokenLayout) -> torch.Tensor:
     """(num_tokens,) cosine of each token's states by one network to those by the other."""
     return functional.cosine_similarity(one(layout).float(), other(layout).float())
 
 
-def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: str) -> Layout:
+def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: str) -> TokenLayout:
     """One batch of `texts`; for a reranker of each with the next one."""
     is_pairs = spec.family in RERANKERS
     tokens = tokenizer.encode_pairs(list(pairwise(texts))) if is_pairs else tokenizer.encode(texts)
-    return Layout([Sequence(one) for one in tokens], device)
+    return TokenLayout([Sequence(one) for one in tokens], device)
 
 
 def _has_layers(config: Any) -> bool:

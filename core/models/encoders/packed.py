@@ -18,15 +18,15 @@ from torch import nn
 from embedq.core.models.encoders import linear
 from embedq.core.models.encoders.attention import (
     ByLength,
-    Plan,
+    GroupedLayout,
     Varlen,
-    bounds_of,
     cpu_scale,
+    grouped_layout,
     needs_spare_row,
-    plan_by_length,
+    varlen_layout,
 )
 from embedq.core.models.silence import without_warnings
-from embedq.core.models.token_layout import Layout, mean_of_each
+from embedq.core.models.token_layout import TokenLayout, mean_of_each
 
 log = logging.getLogger(__name__)
 
@@ -60,30 +60,32 @@ class PackedEncoder(nn.Module):
         layers = nn.ModuleList(_Layer(layer, scale, product, self._is_cpu) for layer in module.encoder.layer)
         attention = ByLength(num_heads) if self._is_cpu else Varlen(num_heads)
         between = torch.float32 if is_wide else self._dtype
-        self._pass: Callable[..., torch.Tensor] = _Pass(
+        self._pass: Callable[..., torch.Tensor] = _Forward(
             _Embeddings(module.embeddings), layers, attention, self._dtype, between
         )
 
-    def forward(self, layout: Layout) -> torch.Tensor:
+    def forward(self, layout: TokenLayout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
         return self._run(layout)[: layout.num_tokens]
 
-    def first(self, layout: Layout) -> torch.Tensor:
+    def first(self, layout: TokenLayout) -> torch.Tensor:
         """Those of each sequence's first token: (num_sequences, dim). The last layer computes no others."""
         return self._run(layout, kept=self._filled(layout.starts, len(layout.starts)))[: len(layout.starts)]
 
-    def mean(self, layout: Layout) -> torch.Tensor:
+    def mean(self, layout: TokenLayout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
-        return self._run(layout, bounds=layout.bounds)
+        return self._run(layout, offsets=layout.offsets)
 
-    def _run(self, layout: Layout, kept: np.ndarray | None = None, bounds: torch.Tensor | None = None) -> torch.Tensor:
-        """See `_Pass.forward`."""
+    def _run(
+        self, layout: TokenLayout, kept: np.ndarray | None = None, offsets: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """See `_Forward.forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
         filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
         ids, types, places, *rest = layout.on_device(*filled, *([] if kept is None else [kept]))
-        plan = plan_by_length(layout, len(ids)) if self._is_cpu else bounds_of(layout)
-        return self._pass(ids, types, places, plan, rest[0] if rest else None, bounds)
+        plan = grouped_layout(layout, len(ids)) if self._is_cpu else varlen_layout(layout)
+        return self._pass(ids, types, places, plan, rest[0] if rest else None, offsets)
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
         """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
@@ -107,7 +109,7 @@ class PackedEncoder(nn.Module):
         module.encoder.layer = nn.ModuleList()
 
 
-class _Pass(nn.Module):
+class _Forward(nn.Module):
     """All of a pass that is torch's. TorchScript reads it, and what a CPU's is made of."""
 
     def __init__(
@@ -128,19 +130,19 @@ class _Pass(nn.Module):
         ids: torch.Tensor,
         types: torch.Tensor,
         places: torch.Tensor,
-        plan: Plan,  # on CUDA `Bounds`, but TorchScript must be told of one
+        plan: GroupedLayout,  # on CUDA `VarlenLayout`, but TorchScript must be told of one
         kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
-        bounds: Optional[torch.Tensor],  # noqa: UP045
+        offsets: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
-        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences with `bounds`."""
+        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences with `offsets`."""
         rows = self._embeddings(ids, types, places).to(self._between)
         for number, layer in enumerate(self._layers):
             attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
             if kept is not None and number == len(self._layers) - 1:
                 rows, attended = rows.index_select(0, kept), attended.index_select(0, kept)
             rows = layer(rows, attended)
-        if bounds is not None:
-            return mean_of_each(rows[: plan.num_tokens], bounds.diff())
+        if offsets is not None:
+            return mean_of_each(rows[: plan.num_tokens], offsets.diff())
         states: torch.Tensor = rows.to(self._dtype)
         return states
 
@@ -187,7 +189,7 @@ def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
     return torch.cat([(query.float() * scale).to(query.dtype), key, value])
 
 
-def _positions(layout: Layout, padding_id: int) -> np.ndarray:
+def _positions(layout: TokenLayout, padding_id: int) -> np.ndarray:
     """(num_tokens,) as RoBERTa counts: from behind the padding's id, and padding written in a text not at all."""
     is_counted = layout.ids != padding_id
     counted = np.cumsum(is_counted)

@@ -24,7 +24,7 @@ import torch
 
 from embedq.core.models.encoders import linear
 from embedq.core.models.encoders.packed import PackedEncoder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
 #: How much of a channel's size is taken over by its weights. 0.4 and 0.8 were worse (mean cosine of MiniLM's vectors).
 _SHARE = 0.6
@@ -77,7 +77,7 @@ class Watched(linear.Plain):
         return factors / factors.log().mean().exp()
 
 
-def watched(module: Any, sample: Layout) -> list[Watched]:
+def watched(module: Any, sample: TokenLayout) -> list[Watched]:
     """The products of all layers after a pass over `sample`, in the order in which an encoder makes them."""
     found: list[Watched] = []
 
@@ -120,7 +120,7 @@ def _parts(highest: torch.Tensor, end: float) -> torch.Tensor:
     return torch.ceil(highest / max(end, _LEAST) - _LEAST).clamp_(min=1).long()
 
 
-def quantize(module: Any, sample: Layout) -> PackedEncoder:
+def quantize(module: Any, sample: TokenLayout) -> PackedEncoder:
     """The encoder `module` with products in int8, their steps chosen from a pass over `sample`."""
     return PackedEncoder(module, "cpu", _products(watched(module, sample), module.dtype), is_wide=True)
 
