@@ -1,9 +1,8 @@
-"""What is known of published models by their name: family, pooling, formats, lengths.
+"""Defaults of published models by name and of families: pooling, instruction formats.
 
-The key is the last part of a path or hub name, exact and case-sensitive; a directory named
-`checkpoint-…` counts as its parent. FlagEmbedding's AUTO tables (1.4.2), whose organisation prefixes
-are left off, and the models its users move on to. Everything here can be overridden in the
-settings of a model; a directory that is not listed is recognised by its own files.
+The key is the last part of a path or hub name, exact and case-sensitive; a directory named `checkpoint-…` counts as
+its parent. The tables hold FlagEmbedding's AUTO tables (1.4.2) without organisation prefixes, and the models its users
+move on to. A model's settings override them; a directory that is not listed is recognised by its own files.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ _TAGS = "<instruct>{}\n<query>{}"
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What a name tells. None: what the directory's own files say."""
+    """Defaults of a model; None leaves the choice to the directory's own files."""
 
     family: str
     pooling: str | None = None
     query_format: str = PLAIN
-    #: Published with code of its own, which others run and we never do.
+    #: Whether it was published with code of its own, which embedq never runs.
     has_own_code: bool = False
 
 
@@ -90,12 +89,12 @@ _GROUPS: list[tuple[list[str], ModelDefaults]] = [
     (_each("Qwen3-Reranker-{}", "0.6B", "4B", "8B"), ModelDefaults("qwen3_reranker")),
 ]
 
-#: What a family tells of a directory that is not listed; nothing for the others.
+#: Defaults of a family, for directories that are not listed.
 BY_FAMILY = {"icl": ModelDefaults("icl", "last_token", _TAGS)}
 
 _LETTERED = {"query_instruction": "A: ", "passage_instruction": "B: "}
 
-#: What rerankers were trained to find around query and passage, by family: fields of `ModelSpec`.
+#: Instructions that rerankers were trained with, by family: fields of `ModelSpec`.
 RERANKER_PROMPTS: dict[str, dict[str, str]] = {
     "llm_reranker": _LETTERED,
     "layerwise_reranker": _LETTERED,
@@ -108,12 +107,12 @@ RERANKER_PROMPTS: dict[str, dict[str, str]] = {
     },
 }
 
-#: Name -> what is known of it.
+#: Defaults by name.
 BY_NAME = {name: known for names, known in _GROUPS for name in names}
 
 
 def defaults_of(path_or_name: str) -> ModelDefaults | None:
-    """What the tables know of a directory or hub name; None for a name that is not listed."""
+    """The defaults of a directory or hub name; None if it is not listed."""
     path = PurePosixPath(path_or_name)
     name = path.parent.name if path.name.startswith("checkpoint-") else path.name
     return BY_NAME.get(name)

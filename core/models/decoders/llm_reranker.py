@@ -1,6 +1,7 @@
-"""Reranking with a causal language model that is asked for Yes or No: the score is the logit of Yes.
+"""Reranks with a causal language model that answers Yes or No; the score is the logit of Yes.
 
-FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. How a pair is written: `core.models.decoders.prompted_pairs`.
+FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. `core.models.decoders.prompted_pairs` writes the
+pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from embedq.core.tokenizer import Tokenizer
 
 
 class LlmReranker:
-    """A causal language model; its logit of `Yes` behind the prompt is the score."""
+    """A causal language model whose score is the logit of `Yes` as the token after the prompt."""
 
     outputs = frozenset({"score"})
     is_padded = True
@@ -35,7 +36,7 @@ class LlmReranker:
         if bos == tokenizer.special_id("pad_token"):
             bos = None  # in FlagEmbedding such a model was trained without one
         self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
-        # Some tokenizers make two tokens of it; the first is the one the model was trained to say.
+        # Some tokenizers make two tokens of it; models are trained to answer with the first.
         yes = tokenizer.ids(["Yes"], 1)[0]
         self._next_token = NextToken(spec, device, self.precision, yes)
 

@@ -1,4 +1,4 @@
-"""Reranking with an encoder that reads query and passage together and gives one score."""
+"""Reranks with an encoder that reads query and passage together and computes one score."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CrossEncoder:
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
         self._tokenizer = Tokenizer(spec)
-        # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
+        # BERT distinguishes query and passage by segment; XLM-R and RoBERTa have one segment and take no segment ids.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
@@ -57,7 +57,7 @@ class CrossEncoder:
         return launched_as("score", logits.float())
 
     def _from_states(self, layout: TokenLayout) -> torch.Tensor:
-        """What the classifier makes of each sequence's first token, the only one it reads."""
+        """Run the classifier on the state of each sequence's first token, the only one it reads."""
         assert self._network is not None
         first = self._network.first(layout).unsqueeze(1)  # (num_sequences, 1, dim)
         pooler: Any = getattr(self._module.base_model, "pooler", None)  # BERT's; others have it in their classifier

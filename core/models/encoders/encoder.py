@@ -1,6 +1,6 @@
-"""Embedding with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and their kin.
+"""Embeds with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and similar models.
 
-One forward pass gives the last hidden state; "dense" pools it, "colbert" keeps it per token.
+A pass computes the last hidden states; "dense" pools them, "colbert" returns them per token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from embedq.core.tokenizer import Tokenizer
 
 
 class Encoder:
-    """An encoder, its pooling, and what sentence-transformers puts behind it."""
+    """An encoder, its pooling, and the projections behind it."""
 
     outputs = frozenset({"dense", "colbert"})
 
@@ -34,7 +34,7 @@ class Encoder:
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
-        # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
+        # The pooler is BERT's next-sentence head; many embedding checkpoints lack it.
         module = load(AutoModel, spec, device, around_products(device, self.precision), unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
         self.is_padded = isinstance(self._network, Padded)

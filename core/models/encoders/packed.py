@@ -1,7 +1,7 @@
-"""An encoder of BERT's kind over tokens in one line: no padding, few operations, weights as the device likes them.
+"""A BERT-like encoder over tokens in one line: no padding, few operations, weights laid out for the device.
 
-Takes apart what transformers loaded: its embeddings are used as they are, each layer's weights move into products
-that do more at once. Which types these are, and that the numbers are the same, is for `core.models.encoders.network` to see.
+Built from transformers' loaded module: uses its embeddings as they are, and moves each layer's weights into fused
+products. `core.models.encoders.network` decides which model types qualify and checks the results.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from embedq.core.models.token_layout import TokenLayout, mean_of_each
 
 log = logging.getLogger(__name__)
 
-#: What makes a product of its weight (out_features, in_features) and its bias.
+#: Builds a layer from its weight (out_features, in_features) and its bias.
 Product = Callable[[torch.Tensor, torch.Tensor], linear.Linear]
 
-#: Rows of a batch on a CPU are filled up to a multiple of this: kernels are built for each number of rows, at
-#: milliseconds each, and torch keeps a thousand of them.
+#: On a CPU the rows of a batch are filled up to a multiple of this: each number of rows needs its own kernel, which takes
+#: milliseconds to build, and torch keeps a thousand of them.
 _ROWS_STEP = 16
 
 
 class PackedEncoder(nn.Module):
-    """The layers of a BERT, RoBERTa or XLM-R, made of transformers' module."""
+    """Runs the layers of a BERT, RoBERTa or XLM-R, built from transformers' module."""
 
     def __init__(self, module: Any, device: str, product: Product | None = None, is_wide: bool = False) -> None:
-        """`product` makes each layer's products, in the order of `_Layer`; None for what suits the device.
+        """`product` builds each layer's products, in the order of `_Layer`; None chooses by device.
 
-        With `is_wide` what is added from layer to layer stays float32, and `product` must take and add that.
+        With `is_wide` the states between layers stay float32, and `product` must accept and add those.
         """
         super().__init__()
         config = module.config
         num_heads = int(config.num_attention_heads)
-        #: RoBERTa counts positions from behind the padding's id, and only tokens that are not padding.
+        #: RoBERTa numbers positions from the padding's id + 1, and counts only tokens that are not padding.
         self._padding_id = getattr(module.embeddings, "padding_idx", None)
         self._is_cpu = device == "cpu"
         #: Rows are filled up to a multiple of this.
@@ -69,7 +69,7 @@ class PackedEncoder(nn.Module):
         return self._run(layout)[: layout.num_tokens]
 
     def first(self, layout: TokenLayout) -> torch.Tensor:
-        """Those of each sequence's first token: (num_sequences, dim). The last layer computes no others."""
+        """Last hidden state of each sequence's first token: (num_sequences, dim). The last layer computes no others."""
         return self._run(layout, kept=self._filled(layout.starts, len(layout.starts)))[: len(layout.starts)]
 
     def mean(self, layout: TokenLayout) -> torch.Tensor:
@@ -79,7 +79,7 @@ class PackedEncoder(nn.Module):
     def _run(
         self, layout: TokenLayout, kept: np.ndarray | None = None, offsets: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """See `_Forward.forward`."""
+        """Prepare the inputs on the host and run `_Forward`."""
         positions = layout.places if self._padding_id is None else _positions(layout, self._padding_id)
         num_rows = layout.num_tokens + int(self._is_cpu and needs_spare_row(layout))
         filled = [self._filled(each, num_rows) for each in (layout.ids, layout.types, positions)]
@@ -88,29 +88,30 @@ class PackedEncoder(nn.Module):
         return self._pass(ids, types, places, plan, rest[0] if rest else None, offsets)
 
     def _filled(self, values: np.ndarray, count: int) -> np.ndarray:
-        """`values`, at least `count`, the last of them repeated: what is added changes no largest and no smallest state."""
+        """Fill `values` up to at least `count` by repeating the last: repeated rows change no minimum or maximum."""
         return np.pad(values, (0, -(-count // self._rows_step) * self._rows_step - len(values)), "edge")
 
     def script(self) -> None:
-        """From now on a CPU's pass is one call that holds no interpreter lock; where torch cannot do that, as before.
+        """Compile the pass into one call that does not hold the interpreter's lock; keeps it as it is if torch cannot.
 
-        A pass of MiniLM is 250 operations, and Python's other threads made it wait before many of them.
+        A pass of MiniLM has 250 operations, and other Python threads made it wait before many of them.
         """
         try:
-            # torch would rather have a compiler on every machine; this torch is pinned, and the other way is there.
+            # torch deprecates TorchScript for its compiler, which needs a C++ compiler on every machine. torch is pinned,
+            # and without TorchScript the pass still works.
             with without_warnings(DeprecationWarning):
                 self._pass = torch.jit.script(self._pass)
-        except Exception as error:  # TorchScript has no class of its own for what it cannot read
-            told = f"{type(error).__name__}: {str(error).strip():.200}"
-            log.warning("passes hold the interpreter lock, which is slower: %s", told, extra={"action": "unscripted"})
+        except Exception as error:  # TorchScript has no exception class of its own for unsupported code
+            reason = f"{type(error).__name__}: {str(error).strip():.200}"
+            log.warning("passes hold the interpreter lock, which is slower: %s", reason, extra={"action": "unscripted"})
 
     def take_weights(self, module: Any) -> None:
-        """Let `module` forget its layers, which would take the memory a second time. It cannot run any more."""
+        """Remove the layers from `module`, which would keep a second copy in memory. It cannot run any more."""
         module.encoder.layer = nn.ModuleList()
 
 
 class _Forward(nn.Module):
-    """All of a pass that is torch's. TorchScript reads it, and what a CPU's is made of."""
+    """The part of a pass that runs in torch. TorchScript compiles it, and on a CPU all its parts."""
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class _Forward(nn.Module):
         dtype: torch.dtype,
         between: torch.dtype,
     ) -> None:
-        """`dtype` is that of embeddings and of what comes out, `between` that of the rows between layers."""
+        """`dtype` is that of the embeddings and the result, `between` that of the rows between layers."""
         super().__init__()
         self._embeddings, self._layers, self._attention = embeddings, layers, attention
         self._dtype, self._between = dtype, between
@@ -130,11 +131,11 @@ class _Forward(nn.Module):
         ids: torch.Tensor,
         types: torch.Tensor,
         places: torch.Tensor,
-        plan: GroupedLayout,  # on CUDA `VarlenLayout`, but TorchScript must be told of one
+        plan: GroupedLayout,  # on CUDA a `VarlenLayout`, but TorchScript needs one type
         kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
         offsets: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
-        """(num_rows,) each -> states (num_rows, dim), those of rows `kept` alone, or means of sequences with `offsets`."""
+        """States (num_rows, dim) of inputs (num_rows,) each; only of rows `kept`, or sequences' means if `offsets` are given."""
         rows = self._embeddings(ids, types, places).to(self._between)
         for number, layer in enumerate(self._layers):
             attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
@@ -148,7 +149,7 @@ class _Forward(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    """The sum of what a token, its segment and its place bring, normalised. transformers' weights, shared."""
+    """Sums the embeddings of token, segment and position, and normalises. Shares transformers' weights."""
 
     def __init__(self, embeddings: Any) -> None:
         super().__init__()
@@ -161,7 +162,7 @@ class _Embeddings(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Two products with GELU between, behind attention; each is added to what came in, and normalised."""
+    """One layer of an encoder, attention itself excluded: its products, residuals and norms."""
 
     def __init__(self, layer: Any, scale: float, product: Product, is_cpu: bool) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class _Layer(nn.Module):
         self._attended = product(attention.output.dense.weight, attention.output.dense.bias)
         self._wide = product(layer.intermediate.dense.weight, layer.intermediate.dense.bias)
         self._narrow = product(layer.output.dense.weight, layer.output.dense.bias)
-        # A CPU is quicker at norms whose own weights are float32, and CUDA has none such for rows in half precision.
+        # A CPU is faster at norms with float32 weights; CUDA does not support those for rows in half precision.
         norms = (copy.deepcopy(norm) for norm in (attention.output.LayerNorm, layer.output.LayerNorm))
         self._first, self._second = (norm.float() if is_cpu else norm for norm in norms)
 
@@ -184,13 +185,13 @@ class _Layer(nn.Module):
 
 
 def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
-    """Query's, key's and value's weights as one, the query's times `scale`, in float32."""
+    """Concatenate the weights of query, key and value, the query's times `scale`, computed in float32."""
     query, key, value = parts
     return torch.cat([(query.float() * scale).to(query.dtype), key, value])
 
 
 def _positions(layout: TokenLayout, padding_id: int) -> np.ndarray:
-    """(num_tokens,) as RoBERTa counts: from behind the padding's id, and padding written in a text not at all."""
+    """(num_tokens,) positions as RoBERTa numbers them: from the padding's id + 1, not counting padding tokens in a text."""
     is_counted = layout.ids != padding_id
     counted = np.cumsum(is_counted)
     before = np.repeat(counted[layout.starts] - is_counted[layout.starts], layout.lengths)
