@@ -86,7 +86,7 @@ def test_a_missing_head_costs_its_output_only(directory: Path, output: str, file
         ({"weight": torch.zeros(1, 47)}, r"weight of shape \(any, 48\)"),
         ({"bias": torch.zeros(1)}, "must hold weight"),
         ({"weight": torch.zeros(1, 48), "bias": torch.zeros(1), "more": torch.zeros(1)}, "'more'"),
-        ({"weight": torch.zeros(2, 48)}, "gives 2 values per token"),
+        ({"weight": torch.zeros(2, 48)}, "has 2 outputs per token"),
         ([torch.zeros(1, 48)], "holds list"),
         ({"weight": random.Random(0)}, "cannot be read as weights: UnpicklingError"),
     ],

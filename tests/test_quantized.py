@@ -162,7 +162,7 @@ def test_another_activation_is_refused(tmp_path: Path) -> None:
 @needs_int8
 def test_a_torch_without_the_operations_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "is_int8_available", lambda: False)
-    with pytest.raises(InvalidSettings, match=r"torch .* has not the operations"):
+    with pytest.raises(InvalidSettings, match=r"torch .* lacks the operations"):
         load(save_encoder(tmp_path))
 
 

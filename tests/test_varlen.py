@@ -15,7 +15,6 @@ from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 from embedq.core.checkpoint.read_spec import read_spec
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.models import token_layout as layout_module
-from embedq.core.models import weights
 from embedq.core.models.encoders import network
 from embedq.core.models.encoders.attention import ByLength, Varlen, cpu_scale, grouped_layout, varlen_layout
 from embedq.core.models.encoders.network import Padded
@@ -73,8 +72,7 @@ def plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be copied to a device stays here."""
-    for module in (layout_module, weights):
-        monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
+    monkeypatch.setattr(layout_module, "to_device", lambda tensor, device: tensor)
 
 
 def kernel_of(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

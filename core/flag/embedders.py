@@ -1,7 +1,7 @@
-"""FlagEmbedding's embedders with one vector per text: encoders, language models, in-context models.
+"""FlagEmbedding's embedders: encoders, language models and in-context models, and the base they share with BGE-M3.
 
-In: its constructors' and calls' arguments. Out: (num_texts, dim) arrays or tensors, (dim,) for one string.
-Knows no formula: a call becomes one `engine.embed`.
+They take FlagEmbedding's arguments and return (num_texts, dim) arrays or tensors, (dim,) for one string. Each call is one
+call of `engine.embed`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
 #: One text, or several.
 Texts = str | list[str]
 
-#: Of keywords that FlagEmbedding hands to its tokenizer, the one its users are told to give. How wide a
-#: batch is padded changes no vector.
+#: The tokenizer keyword that FlagEmbedding documents. The width of padding changes no vector.
 PADDING: Mapping[str, Any] = {"pad_to_multiple_of": None}
 
-#: What every constructor takes beyond its parameters; the last is ours, see `EmbedderFace`.
+#: Keywords of every constructor beyond its parameters; the last is ours, see `EmbedderFace`.
 MORE: Mapping[str, Any] = {
     "passage_instruction_for_retrieval": None,
     "passage_instruction_format": PLAIN,
     "round_weights_on_cpu": True,
 }
 
-#: What every `encode` takes beyond its parameters.
+#: Keywords of every `encode` beyond its parameters.
 WRITTEN: Mapping[str, Any] = {"instruction": None, "instruction_format": PLAIN}
 
 #: One dict of "instruct", "query", "response" per example.
@@ -41,16 +40,16 @@ Examples = list[dict[str, str]]
 
 
 class EmbedderFace(Face):
-    """A face whose calls become `engine.embed`.
+    """Base of the embedders; each call is one call of `engine.embed`.
 
-    On a CPU FlagEmbedding takes `use_fp16` (its default) and `use_bf16` as rounding the weights, and computes in
-    float32. `round_weights_on_cpu` False keeps the weights as they are.
+    On a CPU FlagEmbedding rounds the weights for `use_fp16` (its default) and `use_bf16`, and computes in float32.
+    `round_weights_on_cpu=False` keeps the weights unrounded.
     """
 
     more: ClassVar[Mapping[str, Any]] = MORE
-    #: What every call takes beyond its parameters.
+    #: Keywords of every call beyond its parameters.
     call_more: ClassVar[Mapping[str, Any]] = PADDING
-    #: How hidden states may become a vector, and how they do where no argument says it.
+    #: The supported poolings, and the default one.
     poolings: ClassVar[tuple[str, ...]]
     DEFAULT_POOLING_METHOD: ClassVar[str]
 
@@ -78,13 +77,13 @@ class EmbedderFace(Face):
         return {"pooling": self.pooling_method, "precision": half or "float32"}
 
     def _call(self, function: Callable[..., Any], given: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """The keywords of a call of `function`; `more` are its own, beyond its parameters and `call_more`."""
+        """Check the keywords of a call of `function`; `more` are its own, beyond its parameters and `call_more`."""
         return checked(function, given, {**more, **self.call_more})
 
     def _embed(
         self, texts: Texts, input_type: str, instruction: str | None, instruction_format: str, **options: Any
     ) -> Embeddings:
-        """One call of the engine. No instruction must mean none, whatever prompts the checkpoint brings."""
+        """Call the engine. Without an instruction texts get none, even if the checkpoint has prompts."""
         size = self.spec.dimensions
         asked: dict[str, Any] = {
             "input_type": input_type,
@@ -97,12 +96,12 @@ class EmbedderFace(Face):
         return self.engine.embed([texts] if isinstance(texts, str) else texts, **(asked | options))
 
     def _dtype(self) -> str:
-        """Torch's name of the dtype in which FlagEmbedding returns dense vectors; means are float32."""
+        """Torch's name of the dtype of FlagEmbedding's dense vectors; with mean pooling it is float32."""
         return "float32" if self.spec.pooling == "mean" else self.precision
 
 
 class DenseFace(EmbedderFace):
-    """The calls of embedders that give one vector per text."""
+    """The calls of embedders with one vector per text."""
 
     convert_to_numpy: bool
 
@@ -129,7 +128,7 @@ class DenseFace(EmbedderFace):
         convert_to_numpy: bool | None = None,
         **given: Any,
     ) -> np.ndarray | torch.Tensor:
-        """Embed passages with theirs: (num_passages, dim) in their order, (dim,) for one string."""
+        """Embed passages with their instruction: (num_passages, dim) in their order, (dim,) for one string."""
         self._call(self.encode_corpus, given)
         instruction, written = self.passage_instruction_for_retrieval, self.passage_instruction_format
         length = self._cut(max_length, self.passage_max_length)
@@ -151,11 +150,11 @@ class DenseFace(EmbedderFace):
         return self._vectors(found, sentences, convert_to_numpy)
 
     def _of_queries(self) -> dict[str, Any]:
-        """More options of `engine.embed` for queries."""
+        """Further options of `engine.embed` for queries."""
         return {}
 
     def _vectors(self, found: Embeddings, texts: Texts, convert_to_numpy: bool | None) -> np.ndarray | torch.Tensor:
-        """An array, or a tensor on the device; of one string the only row."""
+        """Return an array, or a tensor on the device; for one string its single row."""
         assert found.dense is not None
         vectors: np.ndarray = found.dense[0] if isinstance(texts, str) else found.dense
         if self.convert_to_numpy if convert_to_numpy is None else convert_to_numpy:
@@ -224,7 +223,7 @@ class FlagLLMModel(DenseFace):
 
 
 class FlagPseudoMoEModel(FlagLLMModel):
-    """A language model that may have domains. A plain one has none, and naming one changes nothing."""
+    """A language model with domains. Without domains in the checkpoint, naming one changes nothing."""
 
     call_more: ClassVar[Mapping[str, Any]] = {"domain_for_pseudo_moe": None, "domain": None, **PADDING}
 
@@ -257,17 +256,17 @@ class FlagPseudoMoEModel(FlagLLMModel):
         if domain is not None and "auto_map" in self.spec.config:
             raise InvalidInput(
                 f"domain {domain!r:.40} cannot be chosen: {self.model_name_or_path} routes by domain in its own code, "
-                "which is never run"
+                "which embedq never runs"
             )
         return asked
 
     def _dtype(self) -> str:
-        """It normalises in float32, and returns what it normalised as it is."""
+        """FlagEmbedding normalises in float32 and returns normalised vectors in float32."""
         return "float32" if self.normalize_embeddings else super()._dtype()
 
 
 class FlagICLModel(DenseFace):
-    """A language model that is shown examples before each query, and a suffix after it."""
+    """A language model that reads examples before each query and a suffix after it."""
 
     family = "icl"
     more: ClassVar[Mapping[str, Any]] = {"pooling_method": "last_token", **MORE}
@@ -303,11 +302,11 @@ class FlagICLModel(DenseFace):
         self.set_examples()
 
     def set_examples(self, examples_for_task: Examples | None = None) -> None:
-        """Show these examples from now on; None: those of the constructor."""
+        """Use these examples from now on; None: those of the constructor."""
         self._examples = tuple(self.examples_for_task or () if examples_for_task is None else examples_for_task)
 
     def stop_self_query_pool(self) -> None:
-        """Nothing to stop; see `stop_self_pool`."""
+        """Do nothing; see `stop_self_pool`."""
 
     def _settings(self, device: str) -> dict[str, Any]:
         own = {"suffix": self.suffix, "examples_format": self.examples_instruction_format}
