@@ -13,7 +13,10 @@ from embedq.core.errors import CannotLoadModel
 
 
 def convert(directory: Path) -> Path:
-    """Write `model.safetensors` beside `pytorch_model.bin` and return its path. CannotLoadModel if that is impossible."""
+    """Write `model.safetensors` beside `pytorch_model.bin` and return its path.
+
+    CannotLoadModel if that is impossible.
+    """
     import torch
     from safetensors.torch import save_file
 

@@ -125,7 +125,10 @@ def cpu_devices(num_workers: int) -> list[Device]:
 
 
 def choose_device(wanted: str) -> str:
-    """Translate "auto" or an explicit device into torch's name for it. InvalidSettings if this process does not see it."""
+    """Translate "auto" or an explicit device into torch's name for it.
+
+    InvalidSettings if this process does not see it.
+    """
     import torch
 
     if wanted == "auto":
@@ -152,7 +155,10 @@ def choose_device(wanted: str) -> str:
 
 
 def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
-    """Choose the precision for a device: (precision, reason). Keeps an explicit choice; InvalidSettings if impossible."""
+    """Choose the precision for a device: (precision, reason).
+
+    Keeps an explicit choice; InvalidSettings if impossible.
+    """
     kind = device.partition(":")[0]
     if wanted == "float16" and kind == "cpu":
         raise InvalidSettings(
@@ -174,7 +180,7 @@ def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
 
 
 def around_products(device: str, precision: str) -> str:
-    """The dtype, by torch's name, of all operations but products with weights: `precision`; for int8 the one of `auto`."""
+    """The dtype of all operations except products with weights: `precision`, or for int8 the one of `auto`."""
     return choose_precision(device, "auto")[0] if precision == "int8" else precision
 
 

@@ -82,8 +82,8 @@ class Engine:
     def embed(self, texts: list[str], *, priority: int = 0, **given: Any) -> Embeddings:
         """Embed `texts`; options as in `core.options.EmbedOptions`.
 
-        `Embeddings.dense` is (num_texts, dim) in the order of the texts. Blocks until they are computed. InvalidInput or
-        UnknownModel for a wrong call; DeviceFailure if the pass failed.
+        `Embeddings.dense` is (num_texts, dim) in the order of the texts. Blocks until they are computed. InvalidInput
+        or UnknownModel for a wrong call; DeviceFailure if the pass failed.
         """
         return cast(Embeddings, self._answer(self.calls.embed(texts, **given), priority))
 
@@ -130,7 +130,7 @@ class Engine:
         return job
 
     def warm_up(self) -> None:
-        """Run every model once, so that the first job need not wait for first use, and fit its budget to free memory."""
+        """Run every model once, so that the first job does not pay for first use, and fit budgets to free memory."""
         budgets = {alias: self.backlog.max_tokens(alias) for alias in self.models}
         for alias, max_tokens in warm_up(self.models, budgets, self.settings.max_batch_sequences).items():
             self.backlog.lower_budget(alias, max_tokens)
@@ -140,7 +140,10 @@ class Engine:
         return self.backlog.num_tokens(is_bulk) + self.encoding.num_tokens(is_bulk)
 
     def waiting_by_model(self) -> dict[str, int]:
-        """Waiting tokens of both classes by model. Those not encoded yet are divided in proportion to the others, or evenly."""
+        """Waiting tokens of both classes by model.
+
+        Those not encoded yet are divided in proportion to the others, or evenly.
+        """
         encoded = {alias: self.backlog.num_tokens_of(alias) for alias in self.models}
         num_encoded = sum(encoded.values())
         num_others = self.encoding.num_tokens(False) + self.encoding.num_tokens(True)

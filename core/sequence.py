@@ -1,4 +1,4 @@
-"""Sequences, as they go from encoding to the forward pass: token ids, requested outputs, and the jobs they belong to."""
+"""Sequences on their way from encoding to the forward pass: token ids, requested outputs, and their jobs."""
 
 from __future__ import annotations
 

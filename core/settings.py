@@ -2,8 +2,8 @@
 
 Arguments override environment variables with the prefix EMBEDQ_, and those override one file: `embedq.toml` in the
 working directory, or the file that EMBEDQ_CONFIG names. Settings are read once, checked against each other, and frozen.
-Producers' settings (server, limits of a call) are in the file's [wire] table, which `celeryconfig.py` reads without this
-module's dependencies.
+Producers' settings (server, limits of a call) are in the file's [wire] table, which `celeryconfig.py` reads without
+this module's dependencies.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ class ModelSettings(BaseModel):
     cache_dir: str | None = None
     #: Expected SHA-256 of the weights file. The worker refuses another file before reading it.
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    #: Precision to compute in. "auto" takes bfloat16 if the device multiplies it natively, otherwise float32 on CPUs and
-    #: float16 on accelerators.
+    #: Precision to compute in. "auto" takes bfloat16 if the device multiplies it natively, otherwise float32 on CPUs
+    #: and float16 on accelerators.
     precision: Precision = "auto"
     #: Round the weights to this, then compute in `precision`, as FlagEmbedding does for half precision on a CPU.
     weights_rounded_to: Literal["float16", "bfloat16"] | None = None
-    #: "transformers" ignores sentence-transformers' files, as FlagEmbedding does: no modules, no prompts, and a limit of as
-    #: many tokens as there are positions. None reads all files.
+    #: "transformers" ignores sentence-transformers' files, as FlagEmbedding does: no modules, no prompts, and a limit
+    #: of as many tokens as there are positions. None reads all files.
     layout: Literal["transformers"] | None = None
     #: Most tokens per sequence; None for the checkpoint's own limit. Rerankers with a prompt behind query and passage
     #: count only those two, and default to 512.
     max_length: int | None = Field(default=None, ge=3)
     #: Family of the model, if neither its name nor its files show it; see `core.models.FAMILIES`.
     family: str | None = None
-    #: How to pool hidden states into a vector. None: as the directory states, else as for its published name, else mean,
-    #: and last_token for decoders.
+    #: How to pool hidden states into a vector. None: as the directory states, else as for its published name, else
+    #: mean, and last_token for decoders.
     pooling: Literal["cls", "mean", "last_token"] | None = None
     #: Whether to scale vectors to length 1. None: as the directory states, else true.
     normalize: bool | None = None
@@ -76,9 +76,9 @@ class ModelSettings(BaseModel):
     examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
     #: Which text of an over-long pair is cut: the passage, or the longer of the two; None for the passage.
     pair_truncation: Literal["passage", "longest"] | None = None
-    #: Layered rerankers: which head scores a layer: the one trained for that "layer", or the one at the layer's place in
-    #: the "request", as in FlagEmbedding. None reproduces published scores: by request for lightweight rerankers, by layer
-    #: for others.
+    #: Layered rerankers: which head scores a layer: the one trained for that "layer", or the one at the layer's place
+    #: in the "request", as in FlagEmbedding. None reproduces published scores: by request for lightweight rerankers, by
+    #: layer for others.
     heads_by: Literal["layer", "request"] | None = None
 
 
@@ -89,46 +89,47 @@ class Settings(BaseSettings):
 
     #: Models to serve, by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
     models: Annotated[dict[str, ModelSettings], NoDecode] = {}
-    #: Alias of the model for embedding jobs that name none; "none" refuses them. Unset: the only model that can, if there
-    #: is just one.
+    #: Alias of the model for embedding jobs that name none; "none" refuses them. Unset: the only model that can, if
+    #: there is just one.
     default_embed: str | None = None
     #: The same for reranking jobs.
     default_rerank: str | None = None
-    #: Device to run on: "cuda:0", "npu:0", "musa:0", "mps" or "cpu". "auto" takes the first that is present, in this order.
+    #: Device to run on: "cuda:0", "npu:0", "musa:0", "mps" or "cpu". "auto" takes the first that is present, in this
+    #: order.
     device: str = "auto"
     #: Most tokens of one forward pass, padding included. None: 1,024 on a CPU (larger batches exceed its cache and were
-    #: slower), 2,048 on a CPU that runs one pass at a time, 16,384 on accelerators, or less if memory is short. A longer
-    #: sequence runs alone.
+    #: slower), 2,048 on a CPU that runs one pass at a time, 16,384 on accelerators, or less if memory is short. A
+    #: longer sequence runs alone.
     max_batch_tokens: int | None = Field(default=None, ge=16)
     #: Most sequences of one forward pass; limits the bookkeeping for very short texts.
     max_batch_sequences: int = Field(default=512, ge=1)
-    #: Most tokens to encode ahead of the device, of each class. 4 bytes each. The default is hundreds of batches, because
-    #: a deep backlog lets sequences of similar length share a batch.
+    #: Most tokens to encode ahead of the device, of each class. 4 bytes each. The default is hundreds of batches,
+    #: because a deep backlog lets sequences of similar length share a batch.
     max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
     #: Most seconds of one batch, estimated from the measured speed: an interactive job may have to wait that long.
     max_batch_s: float = Field(default=0.5, gt=0)
     #: Most seconds that bulk work is passed over for interactive work before it gets a batch.
     max_bulk_wait_s: float = Field(default=2.0, gt=0)
-    #: Forward passes to run at once on a CPU, each on its part of the cores; a pass that runs alone uses all. None: one per
-    #: four cores, at least two. Accelerators run one.
+    #: Forward passes to run at once on a CPU, each on its part of the cores; a pass that runs alone uses all. None: one
+    #: per four cores, at least two. Accelerators run one.
     cpu_streams: int | None = Field(default=None, ge=1, le=64)
     #: Threads that encode texts into token ids. None: half the cores, at least 2 and at most 4.
     encode_threads: int | None = Field(default=None, ge=1, le=256)
-    #: Seconds without progress after which a forward pass counts as hung: the worker logs it and exits, and its jobs are
-    #: redelivered to another. Must exceed the time of the longest single sequence.
+    #: Seconds without progress after which a forward pass counts as hung: the worker logs it and exits, and its jobs
+    #: are redelivered to another. Must exceed the time of the longest single sequence.
     hang_timeout_s: float = Field(default=300.0, gt=0)
-    #: Most seconds from a worker's start until it takes jobs. The launcher ends a slower one and starts another, at most
-    #: three times. A large model on a slow disk takes minutes; a lost disk would take for ever.
+    #: Most seconds from a worker's start until it takes jobs. The launcher ends a slower one and starts another, at
+    #: most three times. A large model on a slow disk takes minutes; a lost disk would take for ever.
     load_timeout_s: float = Field(default=1800.0, gt=0)
-    #: Batches' worth of tokens to prefetch. More lets similar lengths share a batch, but leaves less for other workers. Two
-    #: would keep the device busy; see docs/measurements.md, "window".
+    #: Batches' worth of tokens to prefetch. More lets similar lengths share a batch, but leaves less for other workers.
+    #: Two would keep the device busy; see docs/measurements.md, "window".
     window_batches: int = Field(default=16, ge=2)
     #: Most jobs that one worker holds at a time, jobs that wait for their countdown included.
     max_jobs: int = Field(default=10_000, ge=1)
     #: Seconds a worker has after SIGTERM to finish its jobs before it is killed; unfinished jobs return to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0)
-    #: Port of a worker's metrics and health pages. With several workers on one host, each adds the number of its device,
-    #: and a second worker on one device adds 100. 0 takes a free port and logs it. None serves nothing.
+    #: Port of a worker's metrics and health pages. With several workers on one host, each adds the number of its
+    #: device, and a second worker on one device adds 100. 0 takes a free port and logs it. None serves nothing.
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
     #: Address to serve them at. There is no password: whoever reaches it can read all metrics.
     metrics_host: str = "127.0.0.1"

@@ -119,7 +119,7 @@ class Tokenizer:
         return stated_id if isinstance(stated_id, int) else None
 
     def _read_end(self) -> list[int]:
-        """The end token, if only a tokenizer class would add it (Llama's, or the directory's own) and not `tokenizer.json`.
+        """The end token, if only a tokenizer class (Llama's, or the directory's own) adds it, not `tokenizer.json`.
 
         A text's vector is often that of its last token, so a missing end token would change it.
         """
@@ -132,7 +132,7 @@ class Tokenizer:
         return [end] if full[-1] == plain[-1] else []  # otherwise the template already adds something
 
     def _check_positions(self, joined: list[Tokens]) -> None:
-        """InvalidInput if a pair exceeds the model's limit: a call's `query_max_length` may leave the passage no room."""
+        """InvalidInput if a pair exceeds the model's limit; a call's `query_max_length` may leave the passage no room."""
         longest = max((len(one.ids) for one in joined), default=0)
         if longest > self._spec.max_length:
             raise InvalidInput(

@@ -1,4 +1,4 @@
-"""Holds the sequences that wait for the device. Encode threads, callers and the device thread meet here, under one lock.
+"""Holds the sequences that wait for the device; encode threads, callers and the device thread share it under one lock.
 
 Adds to the scheduler's policy whatever needs a lock or a clock: equal texts of jobs in flight become one sequence
 with several rows, each class has a limit of waiting tokens, and a cancelled job leaves.
@@ -31,7 +31,10 @@ class Encoded(NamedTuple):
 
 
 class Backlog:
-    """The waiting sequences of all jobs. Thread-safe; wakes the device thread for work and the encode threads for room."""
+    """The waiting sequences of all jobs.
+
+    Thread-safe; wakes the device thread for work and the encode threads for room.
+    """
 
     def __init__(self, scheduler: Scheduler, max_waiting_tokens: int) -> None:
         self._scheduler = scheduler
@@ -126,7 +129,10 @@ class Backlog:
         return self._scheduler.num_sequences > 0
 
     def next_batch(self, must_wait: bool) -> list[Sequence]:
-        """Take the next batch. Empty if nothing waits; with `must_wait`, blocks and returns empty only after `close`."""
+        """Take the next batch.
+
+        Empty if nothing waits; with `must_wait`, blocks and returns empty only after `close`.
+        """
         with self.lock:
             if must_wait:
                 self.work.wait_for(lambda: self._is_closing or self._scheduler.num_sequences)
@@ -140,7 +146,10 @@ class Backlog:
         return batch
 
     def answered(self, batch: Iterable[Sequence]) -> list[list[tuple[Job, int]]]:
-        """Take a computed batch out of flight; returns each sequence's (job, row) pairs. No job can join them after this."""
+        """Take a computed batch out of flight; returns each sequence's (job, row) pairs.
+
+        No job can join them after this.
+        """
         with self.lock:
             answered = []
             for sequence in batch:

@@ -185,7 +185,10 @@ class Meter:
             self.passes[model]._num_running += 1
 
     def end(self, model: str, num_tokens: int, is_loaded: bool = False) -> None:
-        """Record that it ended. `num_tokens` excludes padding, 0 if it failed; `is_loaded`: others waited when it began."""
+        """Record that it ended.
+
+        `num_tokens` excludes padding, 0 if it failed; `is_loaded`: others waited when it began.
+        """
         with self._lock:
             self._divide()
             self._num_running -= 1

@@ -16,7 +16,7 @@ _CORES_PER_STREAM = 4
 
 
 def num_streams(asked: int | None, devices: set[str]) -> int:
-    """Number of passes that run at once: on a CPU `asked`, or by default two or more on several cores; elsewhere one."""
+    """Number of passes that run at once: on a CPU `asked`, by default two or more on several cores; elsewhere one."""
     if devices != {"cpu"}:
         return 1
     if asked:

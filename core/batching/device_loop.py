@@ -1,4 +1,4 @@
-"""The device thread: takes batches from the backlog and runs them. A CPU has one per stream (`core.batching.cpu_streams`).
+"""The device thread: takes batches from the backlog and runs them; a CPU has one per stream.
 
     next batch  →  launch  →  (the next one is launched meanwhile)  →  collect  →  completion
 
@@ -72,7 +72,7 @@ class DeviceLoop:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until the backlog is closed and empty, or the device is given up; does not wait for a thread that hangs."""
+        """Wait until the backlog is closed and empty, or the device is given up. Never waits for a hung thread."""
         self._ended.wait()
         if not self._backlog.dead:
             self._thread.join()

@@ -55,7 +55,10 @@ class EncodeThreads:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue `job` for encoding; returns at once. DeviceFailure once the engine is closed or its device is given up."""
+        """Queue `job` for encoding; returns at once.
+
+        DeviceFailure once the engine is closed or its device is given up.
+        """
         with self._backlog.lock:
             if self._backlog.dead:
                 raise self._backlog.dead
@@ -127,7 +130,7 @@ class EncodeThreads:
         return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
 
     def _encode(self, parts: list[_Part]) -> list[Encoded]:
-        """Encode rows of jobs with equal `encoded_as` in one call: for small jobs, starting a call costs as much as its texts."""
+        """Encode rows of jobs with equal `encoded_as` in one call: starting a call costs as much as a small job's texts."""
         begun_s = time.monotonic()
         rows = [row for part in parts for row in part.job.call.rows[part.rows]]
         try:
@@ -147,7 +150,8 @@ class EncodeThreads:
         return encoded
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        # A panic of the tokenizer's Rust code is no Exception; raised from `.result()`, it would end the caller's thread.
+        # A panic of the tokenizer's Rust code is no Exception; raised from `.result()`, it would end the caller's
+        # thread.
         if not isinstance(error, Exception):
             error = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
         job.fail(error)
@@ -205,8 +209,9 @@ class EncodeThreads:
         return min(map(self._gathering_s, gathering), default=None)
 
     def _gathering_s(self, is_bulk: bool) -> float:
-        """How much longer to hold small jobs so that others can be encoded with them; 0 if the first may be large or the
-        device is about to run dry.
+        """How much longer to hold small jobs so that others can be encoded with them.
+
+        0 if the first may be large or the device is about to run dry.
         """
         first = next(iter(self._queues[is_bulk]))
         if (

@@ -1,8 +1,8 @@
 """Chooses the lengths of the next batch, for devices that pad to the longest sequence.
 
-A run is a set of sequences that are neighbours in order of length. A batch costs its padded tokens plus a fixed start-up
-cost, in tokens; the best run has the largest share of tokens that are not padding. Knows lengths only: the scheduler
-knows whose they are and which come first.
+A run is a set of sequences that are neighbours in order of length. A batch costs its padded tokens plus a fixed
+start-up cost, in tokens; the best run has the largest share of tokens that are not padding. Knows lengths only: the
+scheduler knows whose they are and which come first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Bounds:
 
 
 def choose_run(buckets: dict[int, int], oldest: int, bounds: Bounds, may_pass_over: bool) -> dict[int, int]:
-    """Choose the lengths of the next batch: length -> count, longest last. `buckets` holds the waiting counts by length.
+    """Choose the lengths of the next batch, with their counts, longest last, from the waiting counts in `buckets`.
 
     At least one of length `oldest` is in it, unless `may_pass_over` and a full batch of other lengths is better.
     """

@@ -37,7 +37,8 @@ class Limits:
     #: Tokens of a batch; a longer sequence runs alone.
     max_batch_tokens: int
     max_batch_sequences: int
-    #: Cost of starting a batch, in tokens of compute, at least 1. More makes batches fuller, less makes them less padded.
+    #: Cost of starting a batch, in tokens of compute, at least 1. More makes batches fuller, less makes them less
+    #: padded.
     overhead_tokens: int
     #: Whether sequences are padded to the longest of their batch: tokens are then longest x count, otherwise the sum.
     is_padded: bool = True
@@ -120,7 +121,10 @@ class Scheduler:
         return batch
 
     def budget(self, model: str) -> int:
-        """Most tokens of a batch of `model` now. The same for both classes, because either waits for the other's batch."""
+        """Most tokens of a batch of `model` now.
+
+        The same for both classes, because either waits for the other's batch.
+        """
         max_tokens, speed = self._limits[model].max_batch_tokens, self._speeds[model]
         if speed.seconds <= 0:
             return max_tokens
@@ -249,7 +253,7 @@ class _Class:
         return sequence
 
     def _forget(self, sequence: Sequence, buckets: dict[int, _Queue], bucket: int) -> None:
-        """Remove the other references to a sequence that left its bucket, and empty buckets: keys are callers' options."""
+        """Remove a sequence that left its bucket from the other indexes, and drop empty buckets: callers choose the keys."""
         del self._by_age[sequence]
         self.by_model[sequence.model] -= sequence.length
         if not buckets[bucket]:

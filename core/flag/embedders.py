@@ -1,7 +1,7 @@
 """FlagEmbedding's embedders: encoders, language models and in-context models, and the base they share with BGE-M3.
 
-They take FlagEmbedding's arguments and return (num_texts, dim) arrays or tensors, (dim,) for one string. Each call is one
-call of `engine.embed`.
+They take FlagEmbedding's arguments and return (num_texts, dim) arrays or tensors, (dim,) for one string. Each call is
+one call of `engine.embed`.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ class Face:
     """A model with the arguments of one of FlagEmbedding's classes. A context manager.
 
     Every argument of the constructor becomes an attribute that may be changed between calls; changing those for loading
-    (path, precision, device, pooling) has no effect. `close`, the end of `with`, or the loss of the last reference closes
-    the engine.
+    (path, precision, device, pooling) has no effect. `close`, the end of `with`, or the loss of the last reference
+    closes the engine.
     """
 
     #: Key of `core.models.FAMILIES`.

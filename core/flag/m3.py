@@ -34,8 +34,8 @@ _OUTPUTS = ("dense", "sparse", "colbert")
 class BGEM3FlagModel(EmbedderFace):
     """BGE-M3. Always returns NumPy arrays, whatever `convert_to_numpy` is.
 
-    `score_padding=False` leaves the padding of passages out of ColBERT scores. FlagEmbedding includes it as rows of zeros,
-    so a negative best match counts as 0 if the batch has a longer passage.
+    `score_padding=False` leaves the padding of passages out of ColBERT scores. FlagEmbedding includes it as rows of
+    zeros, so a negative best match counts as 0 if the batch has a longer passage.
     """
 
     family = "m3"
@@ -122,8 +122,8 @@ class BGEM3FlagModel(EmbedderFace):
     ) -> dict[str, Any]:
         """Embed texts as they are: "dense_vecs" (num_texts, dim), "lexical_weights" and "colbert_vecs" one per text.
 
-        Outputs not requested are None; for one string each value is the string's own. Weights are by token id as a string,
-        ascending.
+        Outputs not requested are None; for one string each value is the string's own. Weights are by token id as a
+        string, ascending.
         """
         asked = self._call(self.encode, given, **WRITTEN)
         outputs = self._outputs(return_dense, return_sparse, return_colbert_vecs)
@@ -157,7 +157,10 @@ class BGEM3FlagModel(EmbedderFace):
         return {name: scores.tolist()[0] if is_one else scores.tolist() for name, scores in found.items()}
 
     def convert_id_to_token(self, lexical_weights: Lexical | list[Lexical]) -> Lexical | list[Lexical]:
-        """Weights by token string, one dict per text, a bare dict for one text. Of ids with the same string the last counts."""
+        """Weights by token string, one dict per text, a bare dict for one text.
+
+        Of ids with the same string the last counts.
+        """
         texts = [lexical_weights] if isinstance(lexical_weights, dict) else lexical_weights
         read = [{self._tokenizer.decode([int(one)]): weight for one, weight in text.items()} for text in texts]
         return read[0] if len(read) == 1 else read

@@ -189,8 +189,8 @@ class LayerWiseFlagLLMReranker(RerankerFace):
 class LightWeightFlagLLMReranker(RerankerFace):
     """A Gemma-2 with heads on many layers, which can average a passage's tokens between layers.
 
-    FlagEmbedding applies the first head to the first requested layer, the second to the second, whatever layers they were
-    trained for. `heads_by="layer"` applies each layer's own head.
+    FlagEmbedding applies the first head to the first requested layer, the second to the second, whatever layers they
+    were trained for. `heads_by="layer"` applies each layer's own head.
     """
 
     family = "lightweight_reranker"

@@ -45,8 +45,8 @@ Launched = Callable[[], Outputs]
 class Model(Protocol):
     """A model on a device.
 
-    Any number of threads may call `wanted` and `encode_*` at once; only the device thread calls `launch` and the function
-    it returns.
+    Any number of threads may call `wanted` and `encode_*` at once; only the device thread calls `launch` and the
+    function it returns.
     """
 
     spec: ModelSpec

@@ -40,9 +40,7 @@ class Pooling:
         return self._project(how(states))
 
     def alone(self, network: Any, layout: TokenLayout) -> torch.Tensor:
-        """Like `__call__`, for batches that need only the pooled vector; the network (`core.models.encoders.network`) may
-        skip states nobody reads.
-        """
+        """Like `__call__`, for batches that need only the pooled vector; the network may skip states nobody reads."""
         if self._how == "cls":
             return self._project(network.first(layout))
         if self._how == "mean":
@@ -76,8 +74,9 @@ def read_linear(state: dict[str, torch.Tensor], file: Path, in_features: int, pr
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise CannotLoadModel(f"{file} must hold {prefix}weight of shape (any, {in_features}); it has {shapes!s:.200}")
     # Without initial values: drawing them would change the host's random numbers.
-    has_bias = bias is not None
-    linear: torch.nn.Linear = torch.nn.utils.skip_init(torch.nn.Linear, in_features, len(weight), bias=has_bias)  # type: ignore[no-untyped-call]
+    linear: torch.nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        torch.nn.Linear, in_features, len(weight), bias=bias is not None
+    )
     linear.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
     return linear
 

@@ -85,7 +85,7 @@ class TokenLayout:
         ]
 
     def on_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Copy host arrays (n,) of one dtype to the batch's device, in one copy, because each copy costs the host time."""
+        """Copy host arrays (n,) of one dtype to the batch's device. One copy for all: each copy costs the host time."""
         if self.device == "cpu":  # no copy, and no operation that releases the interpreter's lock
             return tuple(torch.from_numpy(array) for array in arrays)
         whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
@@ -95,14 +95,14 @@ class TokenLayout:
 def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Of `rows` (num_tokens, dim) the mean of each sequence of `lengths` (num_sequences,), in float32.
 
-    Sequence by sequence: a product with a matrix of shares would spread one text's NaN to all others. `unsafe` skips the
-    check of the lengths, for which the host would wait for all queued work of the device.
+    Sequence by sequence: a product with a matrix of shares would spread one text's NaN to all others. `unsafe` skips
+    the check of the lengths, for which the host would wait for all queued work of the device.
     """
     return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)
 
 
 def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pad token ids on the right: (ids (num_sequences, longest) int64, mask of that shape or None if nothing is padded)."""
+    """Pad on the right: (ids (num_sequences, longest) int64, mask of that shape, or None if nothing is padded)."""
     longest = max(sequence.length for sequence in batch)
     ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
     for row, sequence in enumerate(batch):

@@ -1,7 +1,7 @@
 """Copies inputs to a device and rows back to the host; on CUDA without blocking the host.
 
-On CUDA both directions use pinned memory and run beside queued work, so that the host prepares the next batch meanwhile.
-On other devices a copy blocks.
+On CUDA both directions use pinned memory and run beside queued work, so that the host prepares the next batch
+meanwhile. On other devices a copy blocks.
 """
 
 from __future__ import annotations

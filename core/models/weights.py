@@ -1,4 +1,7 @@
-"""Loads a checkpoint into transformers' module on a device, and checks that every weight was used. Shared by the families."""
+"""Loads a checkpoint into transformers' module on a device, and checks that every weight was used.
+
+Shared by the families.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ def load(
 ) -> torch.nn.Module:
     """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present and used.
 
-    Weights whose names start with one of `unused` may be missing, because the family does not use them. Files are mapped
-    and weights copied to the device one by one, so host memory holds at most one weight of an accelerator's.
+    Weights whose names start with one of `unused` may be missing, because the family does not use them. Files are
+    mapped and weights copied to the device one by one, so host memory holds at most one weight of an accelerator's.
     CannotLoadModel names a weight that is missing, has another shape, or stays unused.
     """
     target = getattr(torch, precision)
@@ -43,15 +46,16 @@ def load(
         with without_load_report():
             module, info = auto_class.from_pretrained(
                 str(spec.path),
-                # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights in
-                # host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's scale).
+                # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights
+                # in host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's
+                # scale).
                 dtype=torch.float32 if _is_float32(spec.path) else target,
                 device_map=None,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                # Set only where needed. By default transformers uses torch's fused kernel if a type supports it; asked for
-                # it by name, it would refuse the types that do not (MPNet).
+                # Set only where needed. By default transformers uses torch's fused kernel if a type supports it; asked
+                # for it by name, it would refuse the types that do not (MPNet).
                 **({"attn_implementation": "eager"} if spec.config.get("model_type") in CAPPED_TYPES else {}),
                 ignore_mismatched_sizes=True,  # `_check` refuses them by name
                 output_loading_info=True,

@@ -1,8 +1,8 @@
 """Building blocks of our own decoders: norm, rotary positions, attention, gated MLP.
 
 Modules have the names that published checkpoints give their weights. Inside a decoder padding is always on the right,
-whichever side the caller pads: under causal attention no real token sees later ones, so no padding mask is needed, and a
-sequence's results do not depend on its neighbours. Knows no model's formula.
+whichever side the caller pads: under causal attention no real token sees later ones, so no padding mask is needed, and
+a sequence's results do not depend on its neighbours. Knows no model's formula.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self.scale = scale
 
     def forward(self, states: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
-        """Attend over states (num_sequences, longest, hidden); `mask` (longest, longest) is True where a query may look.
+        """Attend over states (num_sequences, longest, hidden); `mask` (longest, longest) is True where queries may look.
 
         Without a mask every position looks at itself and all before it.
         """
@@ -167,13 +167,13 @@ def right_padded(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def last_states(states: Tensor, lengths: Tensor) -> Tensor:
-    """Each sequence's last real state, (num_sequences, hidden) float32, from states (num_sequences, longest, hidden)."""
+    """(num_sequences, longest, hidden) -> each sequence's last real state, (num_sequences, hidden) float32."""
     rows = torch.arange(len(lengths), device=states.device)
     return states[rows, lengths - 1].float()
 
 
 def rotary_angles(longest: int, shape: Shape, device: torch.device) -> Rotation:
-    """Cosines and sines of positions 0 to `longest` - 1; in float32, because bfloat16 cannot represent all above 256."""
+    """Cosines and sines of positions 0 to `longest` - 1, in float32: bfloat16 cannot count past 256."""
     exponents = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
     positions = torch.arange(longest, device=device, dtype=torch.float32)
     angles = torch.outer(positions, shape.rope_theta**-exponents)  # (longest, head_dim / 2)

@@ -176,8 +176,8 @@ def _group_means(states: Tensor, starts: Tensor, passages: Tensor, max_groups: i
 def unrounded_product(states: Tensor, weight: Tensor) -> Tensor:
     """Multiply float32 states (num_sequences, longest, in) with a weight (out, in) without rounding the states.
 
-    For queries and keys, which are then rounded once, after rotation. So the worst golden call's scores in bfloat16 have
-    cosine 0.9993; 0.9976 if states and products are rounded, 0.998 if either is.
+    For queries and keys, which are then rounded once, after rotation. So the worst golden call's scores in bfloat16
+    have cosine 0.9993; 0.9976 if states and products are rounded, 0.998 if either is.
     """
     if weight.is_cpu or weight.dtype == torch.float32:
         return functional.linear(states, weight.float())

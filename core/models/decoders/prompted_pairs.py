@@ -2,8 +2,8 @@
 
     [bos] query | newline passage | newline prompt
 
-If the pair is too long, the passage is cut; the prompt follows and is never cut. Shared by the families that rerank with
-a language model. The spec writes instructions around the texts.
+If the pair is too long, the passage is cut; the prompt follows and is never cut. Shared by the families that rerank
+with a language model. The spec writes instructions around the texts.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class Qwen3Reranker:
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`.
 
-        The tokenizer encodes instruction, query and document as one text and cuts its end. `max_length` counts everything.
+        The tokenizer encodes instruction, query and document as one text and cuts its end. `max_length` counts
+        everything.
         """
         frame = len(self._before) + len(self._behind)
         room = self._tokenizer.checked_length(options.max_length, frame) - frame

@@ -1,9 +1,9 @@
 """Bidirectional attention over sequences that lie in one line: each token sees all tokens of its own sequence.
 
 Input: queries, keys and values of all tokens, (num_rows, 3 * dim), on a CPU with queries times `cpu_scale`. Output:
-(num_rows, dim). On CUDA torch's kernel for sequences of different lengths computes it. On a CPU sequences of like length
-are computed together by three matrix products, which is 1.5 to 3 times as fast as torch's fused kernel up to 512 tokens
-(docs/measurements.md, "a pass without padding").
+(num_rows, dim). On CUDA torch's kernel for sequences of different lengths computes it. On a CPU sequences of like
+length are computed together by three matrix products, which is 1.5 to 3 times as fast as torch's fused kernel up to 512
+tokens (docs/measurements.md, "a pass without padding").
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class GroupedLayout(NamedTuple):
 
     #: Rows from here on belong to no sequence; there is at least one if `needs_spare_row`.
     num_tokens: int
-    #: (num_places,) the row of each place, `num_tokens` behind a sequence's end; (num_rows,) the place of each row, from
-    #: `num_tokens` on that of the last token.
+    #: (num_places,) the row of each place, `num_tokens` behind a sequence's end; (num_rows,) the place of each row,
+    #: from `num_tokens` on that of the last token.
     rows: torch.Tensor
     places: torch.Tensor
     #: For each group of like lengths (count, 1, length, 1): True at tokens, False behind a sequence's end.
@@ -120,7 +120,10 @@ class ByLength(nn.Module):
         self._min_sum, self._max_sum = _MIN_SUM, _MAX_SUM
 
     def forward(self, states: torch.Tensor, plan: GroupedLayout) -> torch.Tensor:
-        """Attend: (num_rows, 3 * dim) -> (num_rows, dim). Sets rows behind the last token to 0; returns the last token's there."""
+        """Attend: (num_rows, 3 * dim) -> (num_rows, dim).
+
+        Sets rows behind the last token to 0; returns the last token's there.
+        """
         states[plan.num_tokens :] = 0  # read behind a sequence's end: never another sequence's row, which may be NaN
         placed = torch.split(states.index_select(0, plan.rows), [group.numel() for group in plan.is_token])
         found = [self._attend(part, group) for part, group in zip(placed, plan.is_token)]  # noqa: B905  (TorchScript)
@@ -143,7 +146,7 @@ class ByLength(nn.Module):
         return found.view(count, heads, length, width).transpose(1, 2).reshape(count * length, heads * width)
 
     def _weighted(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-        """Values weighted by the softmax of scores, computed in parts: (n, length, width) of `v` (n, length, width + 1)."""
+        """Weigh values `v` (n, length, width + 1) by the softmax of scores, in parts: (n, length, width)."""
         num, length = q.size(0), q.size(1)
         num_at_once = max(1, self._max_scores // (length * length))
         rows_at_once = min(length, max(1, self._max_scores // length))
@@ -164,8 +167,8 @@ class ByLength(nn.Module):
         """2^(q k) v divided by the sum of 2^(q k).
 
         Does not subtract the largest score, as is usual: that would be another pass over the scores. It only matters if
-        sums leave the range of numbers; those sequences and heads are recomputed with it, in some networks one head of a
-        hundred.
+        sums leave the range of numbers; those sequences and heads are recomputed with it, in some networks one head of
+        a hundred.
         """
         found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp2_(), v)
         sums = found[..., -1:]

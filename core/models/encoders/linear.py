@@ -1,9 +1,9 @@
 """Products of a batch's rows with a layer's weights, fused with the operation that follows.
 
-On a CPU in bfloat16 the weights are laid out once as oneDNN's kernels read them; torch's own operation does that at every
-call, and builds a kernel for each new number of rows. The operations for it, and for products in int8, are those of
-torch's compiler. They are not public, and only this file names them. `is_available` and `is_int8_available` check that
-they exist, and `core.models.encoders.network` compares their results with transformers'.
+On a CPU in bfloat16 the weights are laid out once as oneDNN's kernels read them; torch's own operation does that at
+every call, and builds a kernel for each new number of rows. The operations for it, and for products in int8, are those
+of torch's compiler. They are not public, and only this file names them. `is_available` and `is_int8_available` check
+that they exist, and `core.models.encoders.network` compares their results with transformers'.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 #: Builds a layer from its weight (out_features, in_features) and its bias.
 Product = Callable[[torch.Tensor, torch.Tensor], linear.Linear]
 
-#: On a CPU the rows of a batch are filled up to a multiple of this: each number of rows needs its own kernel, which takes
-#: milliseconds to build, and torch keeps a thousand of them.
+#: On a CPU the rows of a batch are filled up to a multiple of this: each number of rows needs its own kernel, which
+#: takes milliseconds to build, and torch keeps a thousand of them.
 _ROWS_STEP = 16
 
 
@@ -97,8 +97,8 @@ class PackedEncoder(nn.Module):
         A pass of MiniLM has 250 operations, and other Python threads made it wait before many of them.
         """
         try:
-            # torch deprecates TorchScript for its compiler, which needs a C++ compiler on every machine. torch is pinned,
-            # and without TorchScript the pass still works.
+            # torch deprecates TorchScript for its compiler, which needs a C++ compiler on every machine. torch is
+            # pinned, and without TorchScript the pass still works.
             with without_warnings(DeprecationWarning):
                 self._pass = torch.jit.script(self._pass)
         except Exception as error:  # TorchScript has no exception class of its own for unsupported code
@@ -135,7 +135,7 @@ class _Forward(nn.Module):
         kept: Optional[torch.Tensor],  # noqa: UP045  (TorchScript)
         offsets: Optional[torch.Tensor],  # noqa: UP045
     ) -> torch.Tensor:
-        """States (num_rows, dim) of inputs (num_rows,) each; only of rows `kept`, or sequences' means if `offsets` are given."""
+        """Compute states (num_rows, dim): of all rows, only of rows `kept`, or means of the sequences at `offsets`."""
         rows = self._embeddings(ids, types, places).to(self._between)
         for number, layer in enumerate(self._layers):
             attended = self._attention(layer.states(rows), plan)  # type: ignore[operator]
@@ -191,7 +191,7 @@ def _joined(parts: list[torch.Tensor], scale: float) -> torch.Tensor:
 
 
 def _positions(layout: TokenLayout, padding_id: int) -> np.ndarray:
-    """(num_tokens,) positions as RoBERTa numbers them: from the padding's id + 1, not counting padding tokens in a text."""
+    """(num_tokens,) positions as RoBERTa numbers them: from the padding's id + 1, skipping padding tokens in texts."""
     is_counted = layout.ids != padding_id
     counted = np.cumsum(is_counted)
     before = np.repeat(counted[layout.starts] - is_counted[layout.starts], layout.lengths)

@@ -7,9 +7,9 @@ directly. Attention, norms and embeddings stay in half precision; the states bet
 
 A few channels of an encoder, always the same ones, are ten and more times as large as the others. They are divided by a
 factor and their weights multiplied by it; otherwise the other channels would have only a few steps. The units of a GELU
-cannot be divided like that; the largest are split into several, each of which covers the range behind the one before it.
-In MiniLM one unit in 1,536 reaches 24 where the others stay below 6: splitting it reduced the loss of cosine from 0.004
-to 0.001.
+cannot be divided like that; the largest are split into several, each of which covers the range behind the one before
+it. In MiniLM one unit in 1,536 reaches 24 where the others stay below 6: splitting it reduced the loss of cosine from
+0.004 to 0.001.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from embedq.core.models.encoders import linear
 from embedq.core.models.encoders.packed import PackedEncoder
 from embedq.core.models.token_layout import TokenLayout
 
-#: Exponent of a channel's size in its factor: how much its weights absorb. 0.4 and 0.8 were worse (mean cosine of MiniLM's vectors).
+#: Exponent of a channel's size in its factor: how much its weights absorb. 0.4 and 0.8 were worse (mean cosine of
+#: MiniLM's vectors).
 _SHARE = 0.6
 
 #: Units to add to a GELU: one per so many units it has, rounded up to a multiple at which kernels are fast.
@@ -37,7 +38,8 @@ _LOWERED = 0.95
 #: Products of a layer, in the order in which they are made; see `core.models.encoders.packed._Layer`.
 _PER_LAYER = 4
 
-#: The product before the GELU, and the one after it, which reads bytes of one scale: a GELU cannot be divided by channel.
+#: The product before the GELU, and the one after it, which reads bytes of one scale: a GELU cannot be divided by
+#: channel.
 _WIDE, _NARROW = 2, 3
 
 #: The most steps a byte has room for.
@@ -62,7 +64,7 @@ class Watched(linear.Plain):
         return super().forward(rows)
 
     def steps(self, spread: Spread | None = None) -> linear.Steps:
-        """Steps for the recorded inputs, with a factor per channel; with `spread`, for a GELU's units, without factors."""
+        """Steps for the recorded inputs: with a factor per channel, or for a GELU's units by `spread`."""
         factors = self._factors() if spread is None else torch.ones(len(spread.units))
         highest = float((self.highest / factors).max()) if spread is None else spread.end
         lowest = float((self.lowest / factors).min()) if spread is None else float(self.lowest.min())
@@ -77,7 +79,7 @@ class Watched(linear.Plain):
 
 
 def watched(module: Any, sample: TokenLayout) -> list[Watched]:
-    """Run `module` over `sample`; returns all layers' recording products, in the order in which an encoder builds them."""
+    """Run `module` over `sample`; returns the recording products in the order in which an encoder builds them."""
     found: list[Watched] = []
 
     def product(weight: torch.Tensor, bias: torch.Tensor) -> Watched:
@@ -93,7 +95,8 @@ def watched(module: Any, sample: TokenLayout) -> list[Watched]:
 class Spread:
     """A GELU's units, the largest split into several: gelu(x) as gelu(x) + gelu(x - end) + ..., each clamped at `end`.
 
-    The error is at most 0.17, near multiples of `end`; without splitting, one step of the bytes would be nearly as wide.
+    The error is at most 0.17, near multiples of `end`; without splitting, one step of the bytes would be nearly as
+    wide.
     """
 
     #: (num_units,) the original unit of each, and what to subtract before its GELU.
