@@ -76,7 +76,7 @@ class CallBuilder:
         return self._pairs(checked, chosen, lambda layers: layers if len(layers) > 1 else layers[0])
 
     def _pairs(self, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
-        """Build a call whose `finish` gets (num_layers, num_pairs) float32, layers ascending; one for unlayered models."""
+        """Build a call whose `finish` gets (num_layers, num_pairs) float32, layers ascending; usually one layer."""
         model = self._model(chosen.model, self.default_rerank, "rerank")
         if model.spec.is_embedder:
             return _by_embedding(cast(Embedder, model), pairs, chosen, finish)

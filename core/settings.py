@@ -64,13 +64,17 @@ class ModelSettings(BaseModel):
     normalize: bool | None = None
     #: Whether to strip white space around texts, as older versions of sentence-transformers did.
     strip: bool = False
-    #: Instructions to write around queries and passages. Formats contain {} twice, for instruction and text.
+    #: Instruction to write around every query, unless a call has its own.
     query_instruction: str | None = None
+    #: Instruction to write around every passage, unless a call has its own.
     passage_instruction: str | None = None
+    #: Format of a query; contains {} twice, for instruction and text.
     query_format: str | None = None
+    #: Format of a passage; contains {} twice, for instruction and text.
     passage_format: str | None = None
-    #: In-context models: the format of an example ({} three times), and the text after the query.
+    #: In-context models: format of an example; contains {} three times, for instruction, query and response.
     examples_format: str | None = None
+    #: In-context models: text to write after the query.
     suffix: str | None = None
     #: In-context models: examples for calls without their own, as dicts of "instruct", "query", "response".
     examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
@@ -92,7 +96,8 @@ class Settings(BaseSettings):
     #: Alias of the model for embedding jobs that name none; "none" refuses them. Unset: the only model that can, if
     #: there is just one.
     default_embed: str | None = None
-    #: The same for reranking jobs.
+    #: Alias of the model for reranking jobs that name none; "none" refuses them. Unset: the only reranker, or without
+    #: rerankers the only embedding model.
     default_rerank: str | None = None
     #: Device to run on: "cuda:0", "npu:0", "musa:0", "mps" or "cpu". "auto" takes the first that is present, in this
     #: order.
@@ -131,7 +136,8 @@ class Settings(BaseSettings):
     #: Port of a worker's metrics and health pages. With several workers on one host, each adds the number of its
     #: device, and a second worker on one device adds 100. 0 takes a free port and logs it. None serves nothing.
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
-    #: Address to serve them at. There is no password: whoever reaches it can read all metrics.
+    #: Address at which a worker serves its metrics and health pages. There is no password: whoever reaches it can read
+    #: all metrics.
     metrics_host: str = "127.0.0.1"
     #: Whether to record spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
     traces: bool = False

@@ -132,7 +132,7 @@ class Tokenizer:
         return [end] if full[-1] == plain[-1] else []  # otherwise the template already adds something
 
     def _check_positions(self, joined: list[Tokens]) -> None:
-        """InvalidInput if a pair exceeds the model's limit; a call's `query_max_length` may leave the passage no room."""
+        """InvalidInput if a pair exceeds the model's limit: `query_max_length` may leave the passage no room."""
         longest = max((len(one.ids) for one in joined), default=0)
         if longest > self._spec.max_length:
             raise InvalidInput(

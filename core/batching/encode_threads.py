@@ -130,7 +130,7 @@ class EncodeThreads:
         return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
 
     def _encode(self, parts: list[_Part]) -> list[Encoded]:
-        """Encode rows of jobs with equal `encoded_as` in one call: starting a call costs as much as a small job's texts."""
+        """Encode rows of jobs with equal `encoded_as` in one call, because a call costs as much as a small job."""
         begun_s = time.monotonic()
         rows = [row for part in parts for row in part.job.call.rows[part.rows]]
         try:

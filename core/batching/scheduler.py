@@ -253,7 +253,7 @@ class _Class:
         return sequence
 
     def _forget(self, sequence: Sequence, buckets: dict[int, _Queue], bucket: int) -> None:
-        """Remove a sequence that left its bucket from the other indexes, and drop empty buckets: callers choose the keys."""
+        """Remove a sequence that left its bucket from the other indexes, and drop buckets that are empty."""
         del self._by_age[sequence]
         self.by_model[sequence.model] -= sequence.length
         if not buckets[bucket]:

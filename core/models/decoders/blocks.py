@@ -80,7 +80,7 @@ class Attention(nn.Module):
         self.scale = scale
 
     def forward(self, states: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
-        """Attend over states (num_sequences, longest, hidden); `mask` (longest, longest) is True where queries may look.
+        """Attend over states (num_sequences, longest, hidden); `mask` (longest, longest): where queries look.
 
         Without a mask every position looks at itself and all before it.
         """
