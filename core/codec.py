@@ -121,7 +121,8 @@ def _to_plain(value: Any) -> Any:
 
 def _base_value(value: Any) -> Any:
     """A subclass of a scalar type as that type; what a class writes of itself for JSON."""
-    for base in (str, float, bytes, bytearray):
+    scalars: tuple[type[Any], ...] = (str, float, bytes, bytearray)
+    for base in scalars:
         if isinstance(value, base):
             return base(value)
     if isinstance(value, int):  # also a plain one that needs more than 64 bits
