@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from embedq.core.batching.job import Job
 
-#: Seconds on the device after which what was measured weighs half: a speed follows other texts within a minute of
-#: work, and one odd batch does not make it jump.
+#: Half-life of a measured speed, in seconds on the device: it follows other texts within a minute of work, and one odd
+#: batch does not make it jump.
 _HALF_LIFE_S = 10.0
 
 #: Upper bounds of the histogram of batch sizes, in sequences.

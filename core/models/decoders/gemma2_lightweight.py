@@ -107,9 +107,8 @@ class LightweightGemma2(nn.Module):
         between them is averaged in groups of `compress_ratio` before each block of `compress_layers`, counted
         from 0. Gemma2Block 0 is never compressed, and a layer's score is that of the state before its compression.
 
-        `heads` "in_order" gives the j-th layer asked the j-th head, whatever layer that head was trained for: this
-        is FlagEmbedding's behaviour, so it is what published scores and thresholds rest on. "own" gives each layer
-        the head trained for it.
+        `heads` "in_order" applies the j-th head to the j-th requested layer, whatever layer it was trained for, as
+        FlagEmbedding does: published scores and thresholds rest on that. "own" applies each layer's own head.
         """
         assert layers == tuple(layer for layer in self.layers if layer in layers), layers
         ids, lengths = right_padded(ids, mask)
