@@ -131,12 +131,12 @@ def test_a_pickled_projection_is_read_for_its_tensors_only(tmp_path: Path) -> No
         ({"activation_function": "os.system"}, "activation 'os.system', which is no class of torch.nn"),
         ({"activation_function": "torch.nn.functional.tanh"}, "no class of torch.nn"),
         ({"activation_function": "torch.hub.load"}, "no class of torch.nn"),
-        ({"activation_function": "torch.nn.modules.linear.Linear"}, "Linear, which takes arguments"),
+        ({"activation_function": "torch.nn.modules.linear.Linear"}, "Linear, which needs arguments"),
         ({"use_residual": True}, "residual"),
         ({"module_input_name": "token_embeddings"}, "something else than sentence_embedding"),
         ({"in_features": 31}, "takes 31 values, but the layer before it returns 32"),
         ({"out_features": 25}, "has 24 outputs with bias; its config.json states 25 with"),
-        ({"bias": False}, "with bias; its config.json says 24 without"),
+        ({"bias": False}, "with bias; its config.json states 24 without"),
     ],
 )
 def test_a_projection_we_cannot_run_is_refused(stated: dict[str, Any], message: str, tmp_path: Path) -> None:
