@@ -1,4 +1,4 @@
-"""`python -m embedq.core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
+"""`embedq convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
 
 Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old
 file stays; the new one appears whole or not at all.
@@ -35,13 +35,13 @@ def convert(directory: Path) -> Path:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
-    if len(sys.argv) != 2:
+    """Run `embedq convert` under the name it had before; returns the exit code."""
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m embedq.core.convert DIRECTORY", file=sys.stderr)
-        return 2
+        return 2 if len(sys.argv) != 2 else 0
     try:
         print(convert(Path(sys.argv[1])))
-    except CannotLoadModel as error:
+    except (CannotLoadModel, OSError) as error:
         print(f"embedq.core.convert: {error}", file=sys.stderr)
         return 1
     return 0
