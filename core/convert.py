@@ -14,14 +14,15 @@ from embedq.core.errors import CannotLoadModel
 
 def convert(directory: Path) -> Path:
     """Write `model.safetensors` beside `pytorch_model.bin`; returns its path. CannotLoadModel if it cannot."""
-    import torch
-    from safetensors.torch import save_file
-
     source, target = directory / "pytorch_model.bin", directory / "model.safetensors"
     if not source.is_file():
         raise CannotLoadModel(f"{directory} has no pytorch_model.bin to convert")
     if target.exists():
         raise CannotLoadModel(f"{target} exists already")
+
+    import torch
+    from safetensors.torch import save_file
+
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a pickle that is not just weights makes the loader say
