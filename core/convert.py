@@ -1,4 +1,4 @@
-"""`python -m embedq.core.convert DIRECTORY` writes model.safetensors from pytorch_model.bin, once per checkpoint.
+"""`embedq convert DIRECTORY` writes model.safetensors from pytorch_model.bin, once per checkpoint.
 
 Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old file stays; the new
 one appears whole or not at all.
@@ -17,14 +17,15 @@ def convert(directory: Path) -> Path:
 
     CannotLoadModel if that is impossible.
     """
-    import torch
-    from safetensors.torch import save_file
-
     source, target = directory / "pytorch_model.bin", directory / "model.safetensors"
     if not source.is_file():
         raise CannotLoadModel(f"{directory} has no pytorch_model.bin to convert")
     if target.exists():
         raise CannotLoadModel(f"{target} exists already")
+
+    import torch
+    from safetensors.torch import save_file
+
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the loader refuses a pickle with its own errors, of many classes
@@ -38,13 +39,13 @@ def convert(directory: Path) -> Path:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
-    if len(sys.argv) != 2:
+    """Run `embedq convert` under the name it had before; returns the exit code."""
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m embedq.core.convert DIRECTORY", file=sys.stderr)
-        return 2
+        return 2 if len(sys.argv) != 2 else 0
     try:
         print(convert(Path(sys.argv[1])))
-    except CannotLoadModel as error:
+    except (CannotLoadModel, OSError) as error:
         print(f"embedq.core.convert: {error}", file=sys.stderr)
         return 1
     return 0

@@ -53,17 +53,24 @@ class Timings:
     batch_size: int
     #: Tokens of its sequences, without padding; equal texts count each.
     num_tokens: int
+    #: Of embedq, in the worker that computed it; empty for workers before 0.2.0.
+    version: str = ""
 
     @classmethod
     def from_map(cls, fields: Any) -> Timings | None:
-        """Rebuild from the map that arrived; None from None. ValueError if it is no map of numbers."""
+        """Read what arrived as a map; None for none. Keys we do not know are a newer worker's, and left out.
+
+        ValueError if it is no map of numbers and a version.
+        """
         if fields is None:
             return None
         names = ("waited_s", "encoded_s", "computed_s", "batch_size", "num_tokens")
-        given = [fields.get(name) for name in names] if isinstance(fields, dict) else [None]
-        if not all(type(one) in (int, float) for one in given):
-            raise ValueError("malformed timings arrived: not a map of numbers")
-        return cls(*given)
+        given = {name: fields.get(name) for name in names} if isinstance(fields, dict) else {"": None}
+        version = fields.get("version", "") if isinstance(fields, dict) else ""
+        if not all(type(one) in (int, float) for one in given.values()) or not isinstance(version, str):
+            raise ValueError("malformed timings arrived: not a map of numbers and a version")
+        known: dict[str, Any] = {**given, "version": version}
+        return cls(**known)
 
 
 @register

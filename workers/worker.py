@@ -18,7 +18,7 @@ from typing import Any
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
-from embedq import core, tasks
+from embedq import __version__, core, tasks
 from embedq.core.engine import Engine
 from embedq.core.errors import EmbedqError
 from embedq.core.settings import Settings, read_settings
@@ -152,6 +152,7 @@ def served(engine: Engine) -> list[Served]:
             max_length=model.spec.max_length,
             outputs=sorted(model.outputs),
             default_for=[kind for kind, default in defaults.items() if default == alias],
+            version=__version__,
         )
         for alias, model in engine.models.items()
     ]
@@ -203,7 +204,8 @@ def _log_serving(sender: Any = None, **_: Any) -> None:
     """Say so once the event loop has turned: Celery signals before it has subscribed to remote control."""
 
     def say() -> None:
-        log.info("ready", extra={"action": "worker_ready", "worker": sender.hostname, "pid": os.getpid()})
+        told = {"worker": sender.hostname, "pid": os.getpid(), "version": __version__}
+        log.info("ready", extra={"action": "worker_ready", **told})
 
     sender.hub.call_soon(lambda: sender.hub.call_soon(say))
 

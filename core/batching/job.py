@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from embedq import __version__
 from embedq.core.models import Model, Outputs
 from embedq.core.results import Timings, timed
 from embedq.core.sequence import Sequence, Tokens, Wanted
@@ -167,7 +168,15 @@ class Job:
             result = self.call.finish(self._rows)
             if self.call.has_timings:
                 result = timed(
-                    result, Timings(self.waited_s, self.encoded_s, self.computed_s, self._batch_size, self.num_tokens)
+                    result,
+                    Timings(
+                        self.waited_s,
+                        self.encoded_s,
+                        self.computed_s,
+                        self._batch_size,
+                        self.num_tokens,
+                        __version__,
+                    ),
                 )
         except Exception as error:
             self.fail(error)

@@ -35,7 +35,7 @@ _PORTS_PER_ROUND = 100
 
 
 class WorkerCollector:
-    """Collects for one worker. Has nothing to tell before its models are loaded."""
+    """Collects for one worker. Before its models are loaded it has a version and nothing else."""
 
     def __init__(self, health: Health) -> None:
         self._health = health
@@ -47,6 +47,7 @@ class WorkerCollector:
     def collect(self) -> list[Any]:
         """All metrics as they are now."""
         families, pool = Families(WORKER), self._health.pool
+        families.add_build()
         if pool is not None:
             engine: Engine = pool.engine
             device = next(iter(engine.models.values())).device
