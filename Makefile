@@ -1,6 +1,7 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
 # make test    the whole suite, against a real server and real workers
-# make check   formatter, linter, type checker
+# make check   formatter, linter, type checker, documentation
+# make docs    the reference pages from the code, and the documentation as a site in site/
 # make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" tells the options)
 #
 # TORCH picks the build of torch. The default takes what pip finds for this machine; for a chosen
@@ -16,7 +17,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
-.PHONY: demo test check format bench-peers clean
+.PHONY: demo test check docs format bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m embedq.deploy.demo $(if $(KEEP),--keep)
@@ -28,6 +29,12 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
+docs: $(VENV)/.test
+	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -37,7 +44,7 @@ bench-peers: $(VENV)/.test $(PEERS:%=$(VENV)/peers/%/.done)
 	$(BIN)/python -m tests.bench peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo site
 
 # torch goes first and alone: a later package must find it satisfied and not pull another build.
 $(VENV)/.torch:
