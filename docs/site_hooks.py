@@ -22,6 +22,9 @@ PAGES = {
     "CHANGELOG.md": "project/changelog.md",
 }
 
+#: Files of which the site has another page.
+STAND_INS = {"README.md": "index.md"}
+
 #: A link's target that leads to a file, without its anchor.
 _TARGET = re.compile(r"(?<=\]\()([^)#\s:]+)")
 
@@ -43,7 +46,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             name = target.relative_to(ROOT).as_posix()
         except ValueError:
             return found[1]
-        there = PAGES.get(name) or (name.removeprefix("docs/") if name.startswith("docs/") else None)
+        there = (PAGES | STAND_INS).get(name) or (name.removeprefix("docs/") if name.startswith("docs/") else None)
         return os.path.relpath(there, Path(page.file.src_uri).parent) if there else found[1]
 
     return _TARGET.sub(on_site, markdown)
