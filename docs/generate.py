@@ -4,15 +4,17 @@
     reference/options.md       core/options.py
     reference/metrics.md       tasks/metrics.py
     reference/redis-keys.md    the heads of the files that write keys
+    reference/commands.md      the help of every command
     explain/code-map.md        the first docstring line of every file, and tests/layout.py's path of a job
 
-A field is described by the `#:` lines above it. ValueError names a field, a key or a file that has no description.
+Where a page shows a whole file, `<!-- file: path -->` stands above its block, and the block is brought up to date. A field is described by the `#:` lines above it. ValueError names a field, a key or a file that has no description.
 `tests/test_docs_generated.py` compares the pages with what this makes.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 import textwrap
@@ -21,11 +23,14 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 from celery.backends.base import KeyValueStoreBackend
 
 from embedq import celeryconfig
+from embedq.__main__ import COMMANDS, embedq
 from embedq.core import options as call_options
 from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, MAX_INTERACTIVE_ROWS
+from embedq.core.command_line import EXIT_CODES
 from embedq.core.results import Dtype
 from embedq.core.settings import ModelSettings, Settings
 from embedq.tasks import metrics as catalogue
@@ -48,6 +53,7 @@ ENVIRONMENT_ONLY = {
         "set by the launcher",
         "Name of a worker's device, `cuda1` or `cuda1-2`; part of its own name.",
     ),
+    "EMBEDQ_WORKER_NAME": ("from models and device", "Name of one worker, as Celery's option `-n` writes it."),
     "EMBEDQ_HEARTBEAT_FD": ("set by the launcher", "File descriptor on which a worker sends its heartbeats."),
 }
 
@@ -67,7 +73,7 @@ def settings() -> str:
     wire = [(name, celeryconfig.WIRE[name], "", text) for name, text in _wire_descriptions().items()]
     parts = [
         "# Settings",
-        _GENERATED.format("celeryconfig.py` and `core/settings.py"),
+        _GENERATED.format("celeryconfig.py and core/settings.py"),
         _SETTINGS_HEAD,
         "## Producers and workers\n\nIn the file under `[wire]`. Producers and workers must agree on them.",
         _table(("variable", "in the file", "default", "meaning"), [_variable(*row) for row in wire]),
@@ -142,7 +148,7 @@ def redis_keys() -> str:
     ]
     parts = [
         "# Redis keys",
-        _GENERATED.format("`, `".join(KEY_FILES) + "` and `celeryconfig.py"),
+        _GENERATED.format(f"{', '.join(KEY_FILES)} and celeryconfig.py"),
         _KEYS_HEAD,
         _table(("key", "type", "what it holds"), rows),
         _KEYS_FOOT,
@@ -150,9 +156,26 @@ def redis_keys() -> str:
     return _page(parts)
 
 
+def commands() -> str:
+    """The page of every command."""
+    parts = ["# Commands", _GENERATED.format("the help of each command"), _COMMANDS_HEAD]
+    codes = [(str(code), meaning) for code, meaning in EXIT_CODES.items()]
+    context = click.Context(embedq, info_name="embedq")
+    sections = {title: list(rows) for title, rows in COMMANDS.items()}
+    listed = {name for names in sections.values() for name in names}
+    sections["More"] = [name for name in embedq.list_commands(context) if name not in listed]
+    for title, names in sections.items():
+        parts.append(f"## {title}")
+        for name in names:
+            command = embedq.get_command(context, name)
+            assert command
+            parts += _command(command, click.Context(command, info_name=name, parent=context), level=3)
+    return _page([*parts, "## Exit codes", _table(("code", "meaning"), codes), _COMMANDS_FOOT])
+
+
 def code_map() -> str:
     """The page of every file."""
-    parts = ["# Code map", _GENERATED.format("the first docstring line of each file, and `tests/layout.py"), _MAP_HEAD]
+    parts = ["# Code map", _GENERATED.format("the first docstring line of each file, and tests/layout.py"), _MAP_HEAD]
     steps = [f"{number}. `{path}`: {_first_line(ROOT / path)}" for number, path in enumerate(MAIN_PATH, 1)]
     parts += [
         f"## The path of one dense embed\n\nIt passes through {len(MAIN_PATH)} files, in this order:",
@@ -173,6 +196,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/options.md": options,
     "reference/metrics.md": metrics,
     "reference/redis-keys.md": redis_keys,
+    "reference/commands.md": commands,
     "explain/code-map.md": code_map,
 }
 
@@ -216,6 +240,39 @@ def keys_at_head(path: str) -> list[tuple[str, str, str]]:
     if not found:
         raise ValueError(f"{path} lists no keys at its head")
     return found
+
+
+def with_files(page: str) -> str:
+    """A page with the files that it shows as they are now."""
+
+    def shown(found: re.Match[str]) -> str:
+        text = (ROOT / found["path"]).read_text(encoding="utf-8")
+        return f"{found['mark']}```{found['language']}\n{text}```"
+
+    pattern = r"(?P<mark><!-- file: (?P<path>\S+) -->\n)```(?P<language>\w+)\n.*?```(?=\n)"
+    return re.sub(pattern, shown, page, flags=re.DOTALL)
+
+
+def _command(command: click.Command, context: click.Context, level: int) -> list[str]:
+    """One command, and those below it: usage, what it does, arguments, options, examples."""
+    parts = [f"{'#' * level} {context.command_path}"]
+    usage = " ".join((context.command_path, *command.collect_usage_pieces(context)))
+    paragraphs = (inspect.cleandoc(command.help or "")).replace("\b\n", "").split("\n\n")
+    parts += [f"```text\n{usage}\n```", *(" ".join(one.split()) for one in paragraphs)]
+    options = [one for one in command.get_params(context) if isinstance(one, click.Option) and one.name != "help"]
+    records = [record for one in options if (record := one.get_help_record(context))]
+    rows = [(f"`{names}`", text.replace("  [", " [")) for names, text in records]
+    if rows:
+        parts.append(_table(("option", "meaning"), rows))
+    examples = re.findall(r"^  (\S.*)$", (command.epilog or "").partition("Exit codes:")[0], re.MULTILINE)
+    if examples:
+        parts.append("```sh\n" + "\n".join(examples) + "\n```")
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below
+            parts += _command(below, click.Context(below, info_name=name, parent=context), level + 1)
+    return parts
 
 
 def _wire_descriptions() -> dict[str, str]:
@@ -333,7 +390,7 @@ def _text(text: str) -> str:
     return textwrap.dedent(text).strip()
 
 
-_GENERATED = "<!-- Generated by `make docs` from `{}`. Edits here are overwritten. -->"
+_GENERATED = "<!-- Generated by `make docs` from {}. Edits here are overwritten. -->"
 
 _CALLS = {"embed": "tasks.embed(texts, …)", "rerank": "tasks.rerank(query, passages, …)"}
 
@@ -433,6 +490,29 @@ _KEYS_FOOT = _text("""
     and `embedq:jobs` are empty unless a worker was killed; the next worker moves those jobs back to their queues after a lease.
 """)
 
+_COMMANDS_HEAD = _text("""
+    `embedq`, or `python -m embedq`. Every command has help of its own: `embedq COMMAND --help`. A command that needs an extra which is not
+    installed names it. Commands that talk to a pool use the server of `EMBEDQ_REDIS_URL`, else of `REDIS_URL`, else the one that `embedq workers`
+    started for this user.
+""")
+
+_COMMANDS_FOOT = _text("""
+    [Deploy](../operating/deploy.md#exit-codes) says which of a worker's codes a service manager should start again.
+
+    ## Completion
+
+    ```sh
+    eval "$(embedq completion bash)"
+    ```
+
+    in `~/.bashrc`; `zsh` and `fish` the same way.
+
+    ## One worker without a launcher
+
+    `python -m embedq.workers.worker` runs one worker on the device that is visible to it, for Kubernetes and service managers.
+    It takes all from [settings](settings.md). `celery -A embedq.tasks worker` does the same.
+""")
+
 _MAP_HEAD = _text("""
     Imports point one way: `workers → tasks, core`, `tasks → core` (the parts without torch), `core → core`. The launcher
     imports neither jobs, broker nor monitoring; the broker imports no jobs. Tests enforce it, and `python -m tests.layout`
@@ -440,14 +520,20 @@ _MAP_HEAD = _text("""
 """)
 
 
+def pages() -> dict[Path, str]:
+    """Every page that is made or brought up to date here, as it should be."""
+    made = {DOCS / name: make() for name, make in PAGES.items()}
+    written = {page: page.read_text(encoding="utf-8") for page in sorted(DOCS.rglob("*.md")) if page not in made}
+    return made | {page: with_files(text) for page, text in written.items() if "<!-- file: " in text}
+
+
 def main() -> int:
     """Write the pages that differ from the code."""
-    for name, make in PAGES.items():
-        page, text = DOCS / name, make()
+    for page, text in pages().items():
         if not page.is_file() or page.read_text(encoding="utf-8") != text:
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(text, encoding="utf-8")
-            print(f"docs/{name}")
+            print(page.relative_to(ROOT))
     return 0
 
 

@@ -3,7 +3,7 @@
 A mark is a comment right above a block:
 
     <!-- test: name -->          a test of its own runs it, or all blocks of one name together
-    <!-- part of: path -->       it stands in that file word for word, which other tests run
+    <!-- file: path -->          it is that file, which other tests run
     <!-- not run: reason -->     nothing runs it
 """
 
@@ -28,7 +28,7 @@ PAGES = sorted(
     ]
 )
 
-_MARK = re.compile(r"<!-- (test|part of|not run): (.+?) -->")
+_MARK = re.compile(r"<!-- (test|file|not run): (.+?) -->")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Block:
     line: int
     language: str
     code: str
-    #: Of the mark above it: "test", "part of" or "not run", and what follows; empty without one.
+    #: Of the mark above it: "test", "file" or "not run", and what follows; empty without one.
     mark: str = ""
     said: str = ""
 
