@@ -76,9 +76,9 @@ def settings() -> str:
         _GENERATED.format("celeryconfig.py and core/settings.py"),
         _SETTINGS_HEAD,
         "## Producers and workers\n\nIn the file under `[wire]`. Producers and workers must agree on them.",
-        _table(("variable", "in the file", "default", "meaning"), [_variable(*row) for row in wire]),
+        _table(("variable", "default", "meaning"), [_variable(*row) for row in wire]),
         "## Workers\n\nIn the file at top level.",
-        _table(("variable", "in the file", "default", "meaning"), [_variable(*row) for row in _fields(Settings)]),
+        _table(("variable", "default", "meaning"), [_variable(*row) for row in _fields(Settings)]),
         "## One model\n\nIn the file under `[models.<alias>]`; in Python the argument `model=` of `embedq.core.load`.",
         _table(
             ("setting", "default", "values", "meaning"),
@@ -305,9 +305,9 @@ def _fields(of: type[Settings] | type[ModelSettings]) -> list[tuple[str, Any, st
     ]
 
 
-def _variable(name: str, default: Any, values: str, text: str) -> tuple[str, str, str, str]:
+def _variable(name: str, default: Any, values: str, text: str) -> tuple[str, str, str]:
     meaning = _sentence(text) + (f" Values: {values}." if values else "")
-    return (f"`EMBEDQ_{name.upper()}`", f"`{name}`", _default(default), meaning[0].upper() + meaning[1:])
+    return (f"`EMBEDQ_{name.upper()}`", _default(default), meaning[0].upper() + meaning[1:])
 
 
 def _values(field: Any) -> str:
@@ -397,7 +397,8 @@ _CALLS = {"embed": "tasks.embed(texts, …)", "rerank": "tasks.rerank(query, pas
 _SETTINGS_HEAD = _text("""
     embedq reads each setting from the first of these that has it: arguments of the command, environment variables,
     `embedq.toml` in the working directory (or the file that `EMBEDQ_CONFIG` names), the default. A wrong value ends the
-    process at start with the setting's name, the allowed values, and the value given.
+    process at start with the setting's name, the allowed values, and the value given. In the file a setting has its
+    variable's name in lower case without the prefix: `EMBEDQ_MAX_BATCH_S` is `max_batch_s`.
 
     ```toml
     default_embed = "bge-m3"
