@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
+from docs.generate import ENVIRONMENT_ONLY
 from embedq import tasks
 from embedq.core.settings import Settings, read_settings
+from tests.bench.__main__ import COMMANDS
 from tests.conftest import GOLDEN
 from tests.doc_blocks import PAGES, Block, all_blocks, blocks_of, text_of
 from tests.running import ROOT
@@ -32,6 +34,9 @@ PROSE = ("text",)
 #: Programs of others that people are told to type.
 PROGRAMS = {".venv/bin/pip", "cat", "cd", "celery", "cp", "docker", "export", "kubectl", "make", "pip", "printf"}
 PROGRAMS |= {"eval", "ls", "python", "python3", "sed", "systemctl", "uvicorn"}
+
+#: Files that a reader makes.
+MADE = {"deploy/compose/.env"}
 
 #: Blocks that tests of their own run -> the file of those tests.
 NAMED = {
@@ -148,12 +153,40 @@ def check_command(words: list[str]) -> None:
     if program == "make":
         targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
         assert {word for word in rest if "=" not in word} <= targets, words
-    if program.startswith("python") and rest[:1] == ["-m"] and rest[1] != "venv":
+    if program.startswith("python") and rest[:1] == ["-m"] and rest[1] not in ("venv", "http.server"):
         assert importlib.util.find_spec(rest[1]), words
+        if rest[1] == "tests.bench" and rest[2:]:
+            assert rest[2] in COMMANDS, words
     if program.endswith("pip"):
         extras = set(tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"])
         named = [one for word in rest for one in re.findall(r"\[([\w,]+)\]", word)]
         assert {extra for one in named for extra in one.split(",")} <= extras, words
+
+
+def test_commands_within_sentences_exist() -> None:
+    """Those of `embedq` are checked by `test_names.py`."""
+    found = [words.split() for path in PAGES for words in re.findall(r"`((?:make|python -m) [^`…]+)", prose_of(path))]
+    assert len(found) > 20
+    for words in found:
+        check_command(words)
+
+
+def prose_of(path: Path) -> str:
+    """A page without its code blocks."""
+    return re.sub(r"^ *```.*?^ *```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_setting_and_file_that_is_named_exists() -> None:
+    settings = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)}
+    wrong = []
+    for path in PAGES:
+        if path.name == "measurements-history.md":  # names of its time
+            continue
+        text = path.read_text(encoding="utf-8")
+        wrong += sorted(set(re.findall(r"\bEMBEDQ_[A-Z_]+", text)) - settings - set(ENVIRONMENT_ONLY))
+        files = re.findall(r"(?<![\w./-])(?:deploy|docs|tests|core|tasks|workers)/[\w./@-]*\w", text)
+        wrong += sorted({name for name in files if not (ROOT / name).exists()} - MADE)
+    assert wrong == []
 
 
 def check_embedq(words: list[str]) -> None:
@@ -189,7 +222,7 @@ def test_links_of_files_outside_the_site_lead_somewhere() -> None:
     """Those within the site are checked by its strict build."""
     broken = []
     for path in PAGES:
-        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        text = prose_of(path)
         for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
             there = (path.parent / target).resolve() if target else path
             if not there.is_relative_to(ROOT) or not there.exists():
@@ -203,7 +236,7 @@ def anchors(path: Path) -> set[str]:
     """Of a page's headings, as the site has them."""
     from markdown.extensions.toc import slugify, unique
 
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = prose_of(path)
     ids: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         unique(slugify(re.sub(r"[`*]", "", heading), "-"), ids)
