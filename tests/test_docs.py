@@ -152,7 +152,7 @@ def check_command(words: list[str]) -> None:
     assert program in PROGRAMS, words
     if program == "make":
         targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
-        assert {word for word in rest if "=" not in word} <= targets, words
+        assert {word for word in rest if "=" not in word} <= targets, words  # the others are variables
     if program.startswith("python") and rest[:1] == ["-m"] and rest[1] not in ("venv", "http.server"):
         assert importlib.util.find_spec(rest[1]), words
         if rest[1] == "tests.bench" and rest[2:]:
@@ -165,10 +165,10 @@ def check_command(words: list[str]) -> None:
 
 def test_commands_within_sentences_exist() -> None:
     """Those of `embedq` are checked by `test_names.py`."""
-    found = [words.split() for path in PAGES for words in re.findall(r"`((?:make|python -m) [^`…]+)", prose_of(path))]
+    found = [words for path in PAGES for words in re.findall(r"`((?:make|python -m) [^`…]+)", prose_of(path))]
     assert len(found) > 20
     for words in found:
-        check_command(words)
+        check_command(shlex.split(words))
 
 
 def prose_of(path: Path) -> str:
@@ -195,7 +195,8 @@ def check_embedq(words: list[str]) -> None:
 
     from embedq.__main__ import embedq
 
-    context, command = click.Context(embedq, info_name="embedq"), embedq
+    command: click.Command = embedq
+    context = click.Context(command, info_name="embedq")
     rest = list(words)
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         found = command.get_command(context, rest[0])
