@@ -14,6 +14,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
+# Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
+SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
@@ -29,12 +32,12 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(MAKE) docs
+	$(BIN)/python -m docs.generate --check
+	$(SITE)
 
-# Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
 docs: $(VENV)/.test
 	$(BIN)/python -m docs.generate
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(SITE)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""`python -m docs.generate`: writes the pages that are read off the code, so that they cannot contradict it.
+"""`python -m docs.generate`: writes the pages that are read off the code; with `--check` names those that are out of date.
 
     reference/settings.md      celeryconfig.WIRE, core/settings.py
     reference/options.md       core/options.py
@@ -528,15 +528,19 @@ def pages() -> dict[Path, str]:
     return made | {page: with_files(text) for page, text in written.items() if "<!-- file: " in text}
 
 
-def main() -> int:
-    """Write the pages that differ from the code."""
-    for page, text in pages().items():
-        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+def main(arguments: list[str]) -> int:
+    """Write the pages that differ from the code, or only name them; returns the exit code."""
+    differing = {
+        page: text for page, text in pages().items() if not page.is_file() or page.read_text(encoding="utf-8") != text
+    }
+    is_check = arguments == ["--check"]
+    for page, text in differing.items():
+        print(f"{page.relative_to(ROOT)}{' is out of date; run `make docs`' if is_check else ''}")
+        if not is_check:
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(text, encoding="utf-8")
-            print(page.relative_to(ROOT))
-    return 0
+    return int(is_check and bool(differing))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
