@@ -1,7 +1,8 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
 # make test    the whole suite, against a real server and real workers
-# make check   formatter, linter, type checker
 # make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
+# make check   formatter, linter, type checker, documentation
+# make docs    the reference pages from the code, and the documentation as a site in site/
 # make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" tells the options)
 #
 # TORCH picks the build of torch. The default takes what pip finds for this machine; for a chosen
@@ -14,10 +15,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
+# Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
+SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
-.PHONY: demo test check format wheel bench-peers clean
+.PHONY: demo test check docs format wheel bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
@@ -29,6 +33,12 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m docs.generate --check
+	$(SITE)
+
+docs: $(VENV)/.test
+	$(BIN)/python -m docs.generate
+	$(SITE)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
@@ -45,7 +55,7 @@ bench-peers: $(VENV)/.test $(PEERS:%=$(VENV)/peers/%/.done)
 	$(BIN)/python -m tests.bench peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo build dist embedq.egg-info
+	rm -rf $(VENV) .demo build dist site embedq.egg-info
 
 # An environment of its own: nothing of the others is needed, torch least of all.
 $(VENV)/wheel/bin/pip:
