@@ -1,6 +1,8 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
 # make test    the whole suite, against a real server and real workers
-# make check   formatter, linter, type checker
+# make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
+# make check   formatter, linter, type checker, documentation
+# make docs    the reference pages from the code, and the documentation as a site in site/
 # make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" tells the options)
 #
 # TORCH picks the build of torch. The default takes what pip finds for this machine; for a chosen
@@ -13,13 +15,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 
+# Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
+SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
-.PHONY: demo test check format bench-peers clean
+.PHONY: demo test check docs format wheel bench-peers clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python -m embedq.deploy.demo $(if $(KEEP),--keep)
+	$(BIN)/embedq demo $(if $(KEEP),--keep)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
@@ -28,16 +33,33 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m docs.generate --check
+	$(SITE)
+
+docs: $(VENV)/.test
+	$(BIN)/python -m docs.generate
+	$(SITE)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Without build/, which setuptools would put into the wheel as it was left: files that are gone included.
+wheel: $(VENV)/wheel/bin/pip
+	rm -rf build dist/embedq-*.whl
+	$< --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@rm -rf build
+	@ls dist/embedq-*.whl
+
 bench-peers: $(VENV)/.test $(PEERS:%=$(VENV)/peers/%/.done)
 	$(BIN)/python -m tests.bench peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo build dist site embedq.egg-info
+
+# An environment of its own: nothing of the others is needed, torch least of all.
+$(VENV)/wheel/bin/pip:
+	$(PYTHON) -m venv $(VENV)/wheel
 
 # torch goes first and alone: a later package must find it satisfied and not pull another build.
 $(VENV)/.torch:

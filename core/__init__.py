@@ -1,9 +1,10 @@
-"""The model core without Celery, for any program.
+"""The model core: runs models in the calling process, without Celery.
 
     with core.load("BAAI/bge-m3") as engine:
         engine.embed(["a text"]).dense
 
-Importing this package loads nothing heavy: torch loads inside `load`.
+Importing this package loads no heavy library: torch loads inside `load`. Neither import nor `load` changes logging,
+warnings, environment, signals or random numbers of the process.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def load(
 ) -> Engine:
     """Load one checkpoint, a local directory or a hub name, and return an engine that serves it.
 
-    `model` overrides what the checkpoint says (`core.settings.ModelSettings`); `settings` are the
-    engine's (`core.settings.Settings`). OperatorError if checkpoint, device or a setting is not usable.
+    `model` overrides the checkpoint's own configuration (`core.settings.ModelSettings`); `settings` configure the
+    engine (`core.settings.Settings`). OperatorError if the checkpoint, the device or a setting cannot be used.
     """
     from embedq.core.settings import read_settings
 
     chosen = {"path": path, "precision": precision, **(model or {})}
-    # The defaults a worker's environment or file may name are not among this call's models.
+    # A worker's environment or file may name default models that this call does not load.
     defaults = {"default_embed": "", "default_rerank": ""}
     return load_all(read_settings(models={alias: chosen}, device=device, **(defaults | settings)))
 

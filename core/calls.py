@@ -1,7 +1,7 @@
-"""What a caller asks -> a checked call on one model, and the result that its rows become.
+"""Checks a caller's arguments, and builds the call of one model that encodes its texts and makes its result.
 
-Knows the models and which of them is the default; knows no job, batch or thread. Every mistake of
-the caller is raised here, before anything is encoded.
+Knows the models and which of them is the default; knows no job, batch or thread. Wrong arguments raise here, before
+anything is encoded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from embedq.core.settings import Settings
 Pairs = list[tuple[str, str]]
 
 
-class Calls:
+class CallBuilder:
     """Builds the calls of one engine."""
 
     def __init__(self, models: Mapping[str, Model], settings: Settings) -> None:
@@ -31,7 +31,7 @@ class Calls:
         self.default_embed, self.default_rerank = _defaults(models, settings)
 
     def embed(self, texts: list[str], **given: Any) -> Call:
-        """A call that gives `Embeddings` of `texts`; options as in `core.options.EmbedOptions`."""
+        """Build a call whose result is `Embeddings` of `texts`; options as in `core.options.EmbedOptions`."""
         texts, chosen = check_texts("texts", texts), EmbedOptions.checked(given)
         model = cast(Embedder, self._model(chosen.model, self.default_embed, "embed"))
 
@@ -51,10 +51,10 @@ class Calls:
         return Call(model, model.wanted(chosen), texts, encode, finish, chosen.timings, (model.spec.alias, chosen))
 
     def rerank(self, query: str, passages: list[str], **given: Any) -> Call:
-        """A call that gives a `Ranking` of `passages`; options as in `core.options.RerankOptions`.
+        """Build a call whose result is a `Ranking` of `passages`; options as in `core.options.RerankOptions`.
 
-        A reranker gives its logit. An embedding model gives the cosine of the two vectors, or what
-        `mode` says. Of several layers the last decides the order.
+        A reranker's score is its logit; an embedding model's is the cosine of the two vectors, or what `mode` names.
+        With several layers the last one decides the order.
         """
         query, passages = check_text("query", query), check_texts("passages", passages)
         chosen = RerankOptions.checked(given)
@@ -68,7 +68,7 @@ class Calls:
         return call
 
     def score(self, pairs: Pairs, **given: Any) -> Call:
-        """A call that gives the scores of (query, passage) pairs; options as `rerank`'s, `top_k` aside.
+        """Build a call whose result is the scores of (query, passage) pairs; options as `rerank`'s, except `top_k`.
 
         (num_pairs,) float32 in the order of the pairs; (num_layers, num_pairs) for several layers.
         """
@@ -76,7 +76,7 @@ class Calls:
         return self._pairs(checked, chosen, lambda layers: layers if len(layers) > 1 else layers[0])
 
     def _pairs(self, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
-        """A call whose `finish` gets (num_layers, num_pairs) float32, ascending layers, one where a model has no others."""
+        """Build a call whose `finish` gets (num_layers, num_pairs) float32, layers ascending; usually one layer."""
         model = self._model(chosen.model, self.default_rerank, "rerank")
         if model.spec.is_embedder:
             return _by_embedding(cast(Embedder, model), pairs, chosen, finish)
@@ -95,7 +95,7 @@ class Calls:
         chosen = alias or default
         if chosen is None:
             raise UnknownModel(
-                f"{kind} needs model=…: there is no default for it; this worker serves {', '.join(self._models)}"
+                f"{kind} needs model=…, because no default model is set for it; this worker serves {', '.join(self._models)}"
             )
         if chosen not in self._models:
             raise UnknownModel(f"unknown model {chosen!r:.40}; this worker serves {', '.join(self._models)}")
@@ -106,7 +106,7 @@ class Calls:
 
 
 def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
-    """Scores from the two texts' own rows, each different text computed once: queries first, then passages."""
+    """Build a call that scores pairs by the rows of both texts; computes each distinct text once, queries first."""
     queries, passages = ([*dict.fromkeys(pair[side] for pair in pairs)] for side in (0, 1))
     as_query = EmbedOptions(
         input_type="query",
@@ -146,14 +146,14 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
 
 
 def _scaled(layers: np.ndarray, chosen: RerankOptions) -> np.ndarray:
-    """Scores as asked: the sigmoid of them, or as they are."""
+    """The scores' sigmoid if the call asks for it, otherwise the scores."""
     if chosen.normalize:
         layers = np.exp(-np.logaddexp(0, -layers))  # without overflow for logits below -88
     return np.ascontiguousarray(layers)
 
 
 def _defaults(models: Mapping[str, Model], settings: Settings) -> tuple[str | None, str | None]:
-    """(alias for embed, alias for rerank): as set, else the only one that can."""
+    """(default alias for embed, for rerank): as set, else the only model that can; None if there are several."""
     embedders = [alias for alias, model in models.items() if model.spec.is_embedder]
     rerankers = [alias for alias, model in models.items() if not model.spec.is_embedder] or embedders
     if settings.default_embed not in (None, "none", *embedders):
@@ -168,6 +168,6 @@ def _default(wanted: str | None, candidates: list[str]) -> str | None:
 
 
 def _stack(rows: list[np.ndarray], width: int) -> np.ndarray:
-    """(num_rows, width): a copy, since rows are parts of their batches' arrays, which would stay for them."""
-    # A third of np.stack's time, which makes an array of two dimensions of each row first.
+    """(num_rows, width), copied: rows are views of their batches' arrays, which they would keep in memory."""
+    # Takes a third of the time of np.stack, which makes a two-dimensional array of each row first.
     return np.concatenate(rows).reshape(len(rows), -1) if rows else np.empty((0, width), np.float32)

@@ -1,12 +1,12 @@
-"""Arrays and plain values to msgpack bytes and back.
+"""Encodes arrays, results and plain values as msgpack bytes, and decodes them.
 
 An array travels as a plain msgpack map of three keys, so that any language can read it:
 
     {"dtype": "<f4", "shape": [128, 384], "data": <raw little-endian bytes, C order>}
 
 A result class (`Embeddings`, `Ranking`) travels as a map too, with its name under the key
-"embedq"; `register` says which class a name stands for. Types that msgpack lacks travel as kombu's
-JSON writes them, {"__type__": "decimal", "__value__": "1.5"}: see `_TYPES`. Nothing here can run code
+"embedq"; `register` maps names to classes. Types that msgpack lacks travel as kombu's JSON writes
+them, {"__type__": "decimal", "__value__": "1.5"}: see `_TYPES`. Nothing here can run code
 or import a module: unknown names stay plain maps, and an array may only hold the numeric types in DTYPES.
 Knows nothing of Redis, Celery or the meaning of what it carries.
 """
@@ -23,8 +23,8 @@ from uuid import UUID
 import msgpack
 import numpy as np
 
-#: Element types an array may have on the wire: NumPy's little-endian names. No object, string or
-#: structured type, whose decoding could be made to run code or to read beside the buffer.
+#: Element types of arrays on the wire: NumPy's little-endian names. No object, string or structured type: decoding
+#: those could run code or read outside the buffer.
 DTYPES = frozenset({"<f4", "<f2", "|i1", "|u1", "<i4", "<u4", "<i8", "<u8"})
 
 #: Keys of an array on the wire.
@@ -50,14 +50,14 @@ _TYPES: dict[type, tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = {
 }
 _DECODERS = {marker: decode for marker, _, decode in _TYPES.values()} | {"int": lambda written: int(written, 16)}
 
-#: More dimensions than any result has; a longer shape is refused before its product is computed.
+#: Most dimensions of an array; a longer shape is refused before its product is computed.
 _MAX_DIMENSIONS = 4
 
 
 class Wired(Protocol):
-    """A result class that can travel: `to_map()` gives plain values and arrays, `from_map` undoes it.
+    """A result class that can travel: `to_map()` returns plain values and arrays, `from_map` rebuilds the result.
 
-    `from_map` gets whatever arrived, and raises ValueError if that is not what `to_map` gives.
+    `from_map` gets whatever arrived, and raises ValueError if `to_map` cannot have written it.
     """
 
     def to_map(self) -> dict[str, Any]: ...
@@ -71,13 +71,13 @@ _classes: dict[str, type[Wired]] = {}
 
 
 def register(cls: _Class) -> _Class:
-    """Let instances of `cls` travel under its lower-case name. A class decorator."""
+    """Register `cls` under its lower-case name, so that its instances can be encoded. A class decorator."""
     _classes[cls.__name__.lower()] = cls
     return cls
 
 
 def pack(value: Any) -> bytes:
-    """Encode `value`. TypeError for what has no form on the wire (object arrays, instances of other classes).
+    """Encode `value`. TypeError for types without a form on the wire (object arrays, instances of other classes).
 
     A subclass of a plain type travels as that type, by what iterating over it yields. Its length may differ from
     that: the length of Celery's `group`, a dict, is its number of tasks, and its lazy lists begin empty. Packed as the
@@ -89,10 +89,10 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(packed: bytes | bytearray | memoryview) -> Any:
-    """Decode `packed`; arrays come back as read-only views of its bytes, without a copy of their own.
+    """Decode `packed`; arrays are read-only views of its bytes, not copies.
 
-    ValueError for anything malformed. Cost is bounded by `len(packed)`: msgpack takes every length
-    limit from the buffer and refuses deep nesting, and an array's bytes are already in the buffer.
+    ValueError for anything malformed. `len(packed)` bounds the cost: msgpack limits every length by the buffer and
+    refuses deep nesting, and an array's bytes are already in the buffer.
     """
     try:
         return msgpack.unpackb(packed, raw=False, strict_map_key=False, object_hook=_from_plain)
@@ -121,7 +121,8 @@ def _to_plain(value: Any) -> Any:
 
 def _base_value(value: Any) -> Any:
     """A subclass of a scalar type as that type; what a class writes of itself for JSON."""
-    for base in (str, float, bytes, bytearray):
+    scalars: tuple[type[Any], ...] = (str, float, bytes, bytearray)
+    for base in scalars:
         if isinstance(value, base):
             return base(value)
     if isinstance(value, int):  # also a plain one that needs more than 64 bits

@@ -1,7 +1,7 @@
-"""`python -m embedq.core.convert DIRECTORY`: pytorch_model.bin -> model.safetensors, once.
+"""`embedq convert DIRECTORY` writes model.safetensors from pytorch_model.bin, once per checkpoint.
 
-Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old
-file stays; the new one appears whole or not at all.
+Reads the pickle with torch's weights-only loader, which builds tensors and nothing else. The old file stays; the new
+one appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -13,20 +13,24 @@ from embedq.core.errors import CannotLoadModel
 
 
 def convert(directory: Path) -> Path:
-    """Write `model.safetensors` beside `pytorch_model.bin`; returns its path. CannotLoadModel if it cannot."""
-    import torch
-    from safetensors.torch import save_file
+    """Write `model.safetensors` beside `pytorch_model.bin` and return its path.
 
+    CannotLoadModel if that is impossible.
+    """
     source, target = directory / "pytorch_model.bin", directory / "model.safetensors"
     if not source.is_file():
         raise CannotLoadModel(f"{directory} has no pytorch_model.bin to convert")
     if target.exists():
         raise CannotLoadModel(f"{target} exists already")
+
+    import torch
+    from safetensors.torch import save_file
+
     try:
         weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a pickle that is not just weights makes the loader say
+    except Exception as error:  # the loader refuses a pickle with its own errors, of many classes
         raise CannotLoadModel(f"{source} is not a plain file of weights: {type(error).__name__}") from error
-    # safetensors refuses tensors that share memory (tied weights); copies are read back as equals.
+    # safetensors refuses tensors that share memory (tied weights); copies of them read back equal.
     plain = {name: tensor.contiguous().clone() for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
     part = target.with_suffix(".part")
     save_file(plain, part, metadata={"format": "pt"})
@@ -35,13 +39,13 @@ def convert(directory: Path) -> Path:
 
 
 def main() -> int:
-    """Run the command line; returns the exit code."""
-    if len(sys.argv) != 2:
+    """Run `embedq convert` under the name it had before; returns the exit code."""
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: python -m embedq.core.convert DIRECTORY", file=sys.stderr)
-        return 2
+        return 2 if len(sys.argv) != 2 else 0
     try:
         print(convert(Path(sys.argv[1])))
-    except CannotLoadModel as error:
+    except (CannotLoadModel, OSError) as error:
         print(f"embedq.core.convert: {error}", file=sys.stderr)
         return 1
     return 0

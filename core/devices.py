@@ -1,8 +1,8 @@
-"""Which accelerators this machine has, how a process is pinned to one, what arithmetic each can do.
+"""Lists this machine's accelerators, pins processes to them, and chooses the precision each computes in.
 
-`devices()` and `choose_precision()` need torch and load it when called. Pinning needs nothing: it
-is an environment that must be in place before the pinned process starts, because a driver reads
-it once. Inside a pinned process the accelerator is always number 0.
+`devices()` and `choose_precision()` load torch when called. Pinning does not: it is an environment that must be set
+before the pinned process starts, because a driver reads it once. Inside a pinned process the accelerator is always
+number 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from embedq.core.errors import InvalidSettings
 if TYPE_CHECKING:
     from embedq.core.settings import Precision
 
-#: Kinds in the order they are preferred, with the variable that limits which of them a process sees.
+#: Kinds in order of preference, each with the variable that limits which devices a process sees.
 VISIBILITY = {
     "cuda": "CUDA_VISIBLE_DEVICES",
     "npu": "ASCEND_RT_VISIBLE_DEVICES",
@@ -28,23 +28,23 @@ VISIBILITY = {
     "cpu": None,
 }
 
-#: What a CPU calls its products of 8-bit integers; without one of them int8 is slower than float32.
+#: CPU flags of 8-bit integer products; without one of them int8 is slower than float32.
 INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
-#: Variables that fix how many threads the CPU libraries start; read when torch loads.
+#: Variables that set how many threads the CPU libraries start; read when torch loads.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-#: A pass takes and frees megabytes for each operation; given back to the kernel each time, they are mapped and cleared
-#: anew: 1 to 2 % of a CPU's time (docs/measurements.md). So glibc keeps up to half a GiB, and asks for pages of 2 MiB
-#: where the kernel gives them: 2 % more.
+#: A pass allocates and frees megabytes in each operation. If glibc returned them to the kernel each time, mapping and
+#: clearing them anew would cost 1 to 2 % of a CPU's time (docs/measurements.md). So glibc keeps up to half a GiB, and
+#: asks for pages of 2 MiB where the kernel has them, which gains another 2 %.
 _ALLOCATING = {
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-#: Between two operations the threads of a CPU's libraries sleep instead of spinning: a worker's other threads need
-#: the cores. One-text jobs came through a tenth to a fifth faster, large jobs as fast (docs/measurements.md).
+#: Between operations the threads of the CPU libraries sleep instead of spinning, because a worker's other threads need
+#: the cores. One-text jobs were a tenth to a fifth faster, large jobs as fast (docs/measurements.md).
 _WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -55,18 +55,18 @@ class Device:
     kind: str
     index: int
     name: str
-    #: 0 where the device does not tell.
+    #: 0 if the device does not report it.
     memory_bytes: int = 0
-    #: The cores of a CPU worker; empty for accelerators, which use whichever core is free.
+    #: The cores of a CPU worker; empty for accelerators, whose workers run on any core.
     cores: tuple[int, ...] = field(default=())
-    #: What it computes in natively, by torch's names.
+    #: Precisions it computes in natively, by torch's names.
     precisions: tuple[str, ...] = ("float32",)
-    #: Which of them `auto` takes, and why.
+    #: The one that `auto` chooses, and why.
     chosen: str = "float32"
     reason: str = ""
 
     def __str__(self) -> str:
-        """As settings write it: "cuda:0", "cpu"."""
+        """The device as settings name it: "cuda:0", "cpu"."""
         return self.kind if self.kind in ("cpu", "mps") else f"{self.kind}:{self.index}"
 
     @property
@@ -75,7 +75,7 @@ class Device:
         return f"{self.kind}{self.index}"
 
     def environment(self) -> dict[str, str]:
-        """What a process must be born with to see this device and no other."""
+        """The environment in which a new process sees this device and no other."""
         variable = VISIBILITY[self.kind]
         pinned = {variable: self._name_in(os.environ.get(variable, ""))} if variable else {}
         if self.cores:
@@ -84,13 +84,13 @@ class Device:
         return pinned
 
     def _name_in(self, visible: str) -> str:
-        """This device's entry in a list of visible ones: where such a list is set, we count within it."""
+        """This device's name in a visibility variable: if one is set already, `index` counts within its list."""
         entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
         return entries[self.index] if self.index < len(entries) else str(self.index)
 
 
 def read_devices(listing: str | bytes) -> list[Device]:
-    """The devices in what `python -m embedq.core.devices` printed."""
+    """Read the devices that `python -m embedq.core.devices` printed."""
     lists = ("cores", "precisions")  # JSON knows no tuples
     return [Device(**{**one, **{name: tuple(one[name]) for name in lists}}) for one in json.loads(listing)]
 
@@ -99,11 +99,11 @@ def devices() -> list[Device]:
     """List the accelerators of the first kind that is present, else the CPU with all its cores."""
     import torch
 
-    _load_vendor_backends()
+    _load_vendor_plugins()
     for kind in ("cuda", "npu", "musa"):
-        backend = getattr(torch, kind, None)
-        if backend is not None and backend.is_available():
-            return [_accelerator(kind, index) for index in range(backend.device_count())]
+        device_module = getattr(torch, kind, None)
+        if device_module is not None and device_module.is_available():
+            return [_accelerator(kind, index) for index in range(device_module.device_count())]
     if torch.backends.mps.is_available():
         return [_with_precisions(Device("mps", 0, "Apple GPU", int(torch.mps.recommended_max_memory())))]
     return cpu_devices(1)
@@ -125,7 +125,10 @@ def cpu_devices(num_workers: int) -> list[Device]:
 
 
 def choose_device(wanted: str) -> str:
-    """Turn "auto" or an explicit device into what torch is asked for. InvalidSettings if it is absent."""
+    """Translate "auto" or an explicit device into torch's name for it.
+
+    InvalidSettings if this process does not see it.
+    """
     import torch
 
     if wanted == "auto":
@@ -137,16 +140,25 @@ def choose_device(wanted: str) -> str:
         )
     if kind == "cpu":
         return "cpu"
-    _load_vendor_backends()
-    backend = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
-    count = 0 if backend is None or not backend.is_available() else 1 if kind == "mps" else backend.device_count()
+    _load_vendor_plugins()
+    device_module = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
+    count = (
+        0
+        if device_module is None or not device_module.is_available()
+        else 1
+        if kind == "mps"
+        else device_module.device_count()
+    )
     if int(index or 0) >= count:
         raise InvalidSettings(f"device {wanted!r:.40} was asked for; this process sees {count} of kind {kind}")
     return "mps" if kind == "mps" else f"{kind}:{int(index or 0)}"
 
 
 def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
-    """Choose the arithmetic for a device: (precision, reason). An explicit choice is kept if possible."""
+    """Choose the precision for a device: (precision, reason).
+
+    Keeps an explicit choice; InvalidSettings if impossible.
+    """
     kind = device.partition(":")[0]
     if wanted == "float16" and kind == "cpu":
         raise InvalidSettings(
@@ -168,12 +180,12 @@ def choose_precision(device: str, wanted: Precision) -> tuple[str, str]:
 
 
 def around_products(device: str, precision: str) -> str:
-    """The dtype, by torch's name, of what is no product with weights: `precision`, with int8 what `auto` takes."""
+    """The dtype of all operations except products with weights: `precision`, or for int8 the one of `auto`."""
     return choose_precision(device, "auto")[0] if precision == "int8" else precision
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets the CPU itself reports; empty where the system does not list them."""
+    """Instruction sets that the CPU reports; empty if the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -183,7 +195,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def cpu_name() -> str:
-    """The processor's model name, or the architecture where the system does not tell."""
+    """The processor's model name, or the architecture if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -192,7 +204,7 @@ def cpu_name() -> str:
 
 
 def _with_precisions(device: Device) -> Device:
-    """`device` with what it can compute in and what `auto` takes."""
+    """`device` with its precisions and the one that `auto` chooses."""
     has_bf16 = _has_native_bf16(str(device))
     precisions = (
         "float32",
@@ -205,7 +217,7 @@ def _with_precisions(device: Device) -> Device:
 
 
 def _host_memory_bytes() -> int:
-    """The machine's memory; 0 where the system does not tell."""
+    """The machine's memory; 0 if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
@@ -213,15 +225,15 @@ def _host_memory_bytes() -> int:
 
 
 def _has_int8() -> bool:
-    """Whether the CPU multiplies 8-bit integers natively; asked as for bfloat16."""
+    """Whether the CPU multiplies 8-bit integers natively, by its flags."""
     return bool(cpu_flags() & INT8_FLAGS)
 
 
 def _has_native_bf16(device: str) -> bool:
     kind, _, index = device.partition(":")
     if kind == "cpu":
-        # bf16 without these instructions is emulated and slower than float32. The CPU is asked, not
-        # its name: virtual machines hide instructions that the model name promises.
+        # Without these instructions bf16 is emulated and slower than float32. The flags decide, not the model name:
+        # virtual machines hide instructions that the name promises.
         return bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
     import torch
 
@@ -230,21 +242,23 @@ def _has_native_bf16(device: str) -> bool:
             int(index or 0)
         ):  # it answers for the current one, and a machine may have several models
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    backend = getattr(torch, kind, None)
-    supported = getattr(backend, "is_bf16_supported", None)
+    device_module = getattr(torch, kind, None)
+    supported = getattr(device_module, "is_bf16_supported", None)
     return bool(supported()) if supported else False
 
 
 def _accelerator(kind: str, index: int) -> Device:
     import torch
 
-    backend = getattr(torch, kind)
-    properties = backend.get_device_properties(index)
-    return _with_precisions(Device(kind, index, str(backend.get_device_name(index)), int(properties.total_memory)))
+    device_module = getattr(torch, kind)
+    properties = device_module.get_device_properties(index)
+    return _with_precisions(
+        Device(kind, index, str(device_module.get_device_name(index)), int(properties.total_memory))
+    )
 
 
-def _load_vendor_backends() -> None:
-    """Import the plug-ins that add torch.npu and torch.musa, where they are installed."""
+def _load_vendor_plugins() -> None:
+    """Import the plug-ins that add torch.npu and torch.musa, if they are installed."""
     import importlib.util
 
     for plugin in ("torch_npu", "torch_musa"):
@@ -252,5 +266,5 @@ def _load_vendor_backends() -> None:
             importlib.import_module(plugin)
 
 
-if __name__ == "__main__":  # asked by the launcher, which itself must never load torch or a driver
+if __name__ == "__main__":  # run by the launcher, which must never load torch or a driver itself
     json.dump([asdict(device) for device in devices()], sys.stdout)

@@ -1,12 +1,13 @@
-"""The engine: calls become jobs, jobs become batches, batches become answers.
+"""The engine: turns jobs into batches, runs them through the models, and turns rows back into results.
 
-    embed, rerank, score  →  Calls: check
-        →  EncodeThreads: texts to token ids, ahead of the device
-        →  Backlog, Scheduler: what waits, and what runs next
-        →  DeviceLoop: batch after batch through the models
-        →  CompletionThread: rows to jobs, jobs to answers
+    embed, rerank, score
+        →  CallBuilder: checks the arguments
+        →  EncodeThreads: encode texts into token ids, ahead of the device
+        →  Backlog, Scheduler: hold the waiting sequences, choose the next batch
+        →  DeviceLoop: runs batches through the models
+        →  CompletionThread: delivers rows to jobs, sets their answers
 
-Any number of threads and event loops may call; that is how jobs come to share a batch.
+Any number of threads and event loops may call at once; their jobs then share batches.
 """
 
 from __future__ import annotations
@@ -30,34 +31,34 @@ from embedq.core.batching.encode_threads import EncodeThreads
 from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from embedq.core.batching.scheduler import Limits, Scheduler
 from embedq.core.batching.warm_up import warm_up
-from embedq.core.calls import Calls, Pairs
+from embedq.core.calls import CallBuilder, Pairs
 from embedq.core.errors import DeviceFailure, InvalidSettings
 from embedq.core.models import Model
 from embedq.core.results import Embeddings, Ranking
 from embedq.core.settings import Settings
 
-#: Token budgets of a batch where the settings leave it open; see `Settings.max_batch_tokens`. Where passes run
-#: beside each other, half as many are as fast, and an interactive job waits half as long.
+#: Default token budgets of a batch; see `Settings.max_batch_tokens`. Where several passes run at once, half the tokens
+#: are as fast, and an interactive job waits half as long.
 _CPU_BATCH_TOKENS = 2_048
 _CPU_STREAM_BATCH_TOKENS = 1_024
 _ACCELERATOR_BATCH_TOKENS = 16_384
 
-#: Two threads even on a small machine, so that an interactive job need not wait for a slice of a
-#: large one; more than four are no faster, since the tokenizer has threads of its own.
+#: Two threads even on a small machine, so that an interactive job need not wait for a slice of a large one; more than
+#: four are no faster, because the tokenizer has threads of its own.
 _MIN_ENCODE_THREADS, _MAX_ENCODE_THREADS = 2, 4
 
 
 class Engine:
-    """Models on one device, shared by any number of callers. A context manager."""
+    """Runs models on one device for any number of callers. Thread-safe. A context manager."""
 
     def __init__(
         self, models: Mapping[str, Model], settings: Settings, on_dead: Callable[[str], None] | None = None
     ) -> None:
         self.models = dict(models)
         self.settings = settings
-        self.calls = Calls(self.models, settings)
-        #: Called with the reason when the device hangs or fails everything, before the waiting jobs
-        #: are answered with it. A worker ends its process there, so that its jobs go to another.
+        self.calls = CallBuilder(self.models, settings)
+        #: Called with the reason when the device hangs or fails every pass, before the waiting jobs fail with it. A
+        #: worker ends its process here, so that its jobs are redelivered to another.
         self.on_dead = on_dead
         count = num_streams(settings.cpu_streams, {model.device for model in self.models.values()})
         limits = {alias: _limits(model, settings, count) for alias, model in self.models.items()}
@@ -81,8 +82,8 @@ class Engine:
     def embed(self, texts: list[str], *, priority: int = 0, **given: Any) -> Embeddings:
         """Embed `texts`; options as in `core.options.EmbedOptions`.
 
-        `Embeddings.dense` is (num_texts, dim) in the order of the texts. InvalidInput or
-        UnknownModel for a wrong call; DeviceFailure if the pass failed.
+        `Embeddings.dense` is (num_texts, dim) in the order of the texts. Blocks until they are computed. InvalidInput
+        or UnknownModel for a wrong call; DeviceFailure if the pass failed.
         """
         return cast(Embeddings, self._answer(self.calls.embed(texts, **given), priority))
 
@@ -95,15 +96,15 @@ class Engine:
         return cast(np.ndarray, self._answer(self.calls.score(pairs, **given), priority))
 
     async def aembed(self, texts: list[str], *, priority: int = 0, **given: Any) -> Embeddings:
-        """`embed` for an event loop, which stays free meanwhile; to cancel the wait cancels the job."""
+        """Like `embed`, without blocking the event loop; cancelling the wait cancels the job."""
         return cast(Embeddings, await self._await(self.calls.embed(texts, **given), priority))
 
     async def arerank(self, query: str, passages: list[str], *, priority: int = 0, **given: Any) -> Ranking:
-        """`rerank` for an event loop."""
+        """Like `rerank`, without blocking the event loop; cancelling the wait cancels the job."""
         return cast(Ranking, await self._await(self.calls.rerank(query, passages, **given), priority))
 
     async def ascore(self, pairs: Pairs, *, priority: int = 0, **given: Any) -> np.ndarray:
-        """`score` for an event loop."""
+        """Like `score`, without blocking the event loop; cancelling the wait cancels the job."""
         return cast(np.ndarray, await self._await(self.calls.score(pairs, **given), priority))
 
     def submit(
@@ -114,31 +115,35 @@ class Engine:
         on_started: Callable[[], None] | None = None,
         origin: Any = None,
     ) -> Job:
-        """Take a job and return at once; `Job.answer` is the future of its result, and may be cancelled.
+        """Accept a job and return at once; `Job.answer` is the future of its result, and may be cancelled.
 
-        `open_call` runs on an encode thread and returns one of `calls`; what it raises is the answer.
-        `num_bytes` says how much text it holds. `on_started` is told, on the completion thread, when
-        the job's first rows are in a batch; `origin` is kept as `Job.origin`. DeviceFailure once the engine is closed or dead.
+        `open_call` runs on an encode thread and returns a call built by `calls`; an exception it raises becomes the
+        answer. `num_bytes` is the size of its texts, 0 if unknown. `on_started` is called on the completion thread once
+        the job's first rows are in a batch; `origin` is kept as `Job.origin`. DeviceFailure once the engine is closed
+        or its device is given up.
         """
         job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started, origin)
-        # Weak, because a job holds its answer: held both ways, its rows would wait for a garbage collection.
+        # Weak, because a job holds its answer: a cycle would keep its rows until a garbage collection.
         reference = weakref.ref(job)
         job.answer.add_done_callback(lambda answer: self._withdraw(reference()) if answer.cancelled() else None)
         self.encoding.submit(job)
         return job
 
     def warm_up(self) -> None:
-        """Run every model, so that the first job does not pay for first use, and fit its budget to free memory."""
+        """Run every model once, so that the first job does not pay for first use, and fit budgets to free memory."""
         budgets = {alias: self.backlog.max_tokens(alias) for alias in self.models}
         for alias, max_tokens in warm_up(self.models, budgets, self.settings.max_batch_sequences).items():
             self.backlog.lower_budget(alias, max_tokens)
 
     def waiting_tokens(self, is_bulk: bool) -> int:
-        """Tokens of one class that wait for a batch, those not encoded yet as an estimate."""
+        """Tokens of one class that wait for a batch; those not encoded yet are estimated."""
         return self.backlog.num_tokens(is_bulk) + self.encoding.num_tokens(is_bulk)
 
     def waiting_by_model(self) -> dict[str, int]:
-        """The tokens of both classes by model. Those not encoded yet are divided as the others are, or evenly."""
+        """Waiting tokens of both classes by model.
+
+        Those not encoded yet are divided in proportion to the others, or evenly.
+        """
         encoded = {alias: self.backlog.num_tokens_of(alias) for alias in self.models}
         num_encoded = sum(encoded.values())
         num_others = self.encoding.num_tokens(False) + self.encoding.num_tokens(True)
@@ -149,16 +154,16 @@ class Engine:
 
     @property
     def window_tokens(self) -> int:
-        """Tokens that may wait, of each class, before more is fetched."""
+        """Tokens of each class that may wait before a worker stops fetching."""
         return self.settings.window_batches * self.backlog.largest_budget
 
     @property
     def is_alive(self) -> bool:
-        """Whether jobs can be computed: the device has not been given up, and no pass hangs."""
+        """Whether the engine can compute: the device has not been given up, and no pass hangs."""
         return self.backlog.dead is None and not any(loop.watchdog.is_hung for loop in self._loops)
 
     def stats(self) -> dict[str, Any]:
-        """What was computed since the start: counts, and seconds in which a batch was on the device (the mean of its streams)."""
+        """Counts since the start, and seconds in which a batch was on the device (mean over the streams)."""
         totals = self.backlog.totals
         return {
             "batches": totals.num_batches,
@@ -174,7 +179,7 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Finish what waits, then end all threads. Later calls are refused."""
+        """Finish the waiting jobs, then end all threads. Later calls raise DeviceFailure."""
         self.encoding.close()
         self.backlog.close()
         for loop in self._loops:
@@ -185,7 +190,7 @@ class Engine:
         job = self.submit(lambda: call, priority)
         try:
             return job.answer.result()
-        except BaseException:  # also Ctrl-C: nobody waits any more
+        except BaseException:  # also Ctrl-C: nobody waits for the job any more
             job.answer.cancel()
             raise
 
@@ -207,7 +212,7 @@ class Engine:
 
 
 def _limits(model: Model, settings: Settings, num_streams: int) -> Limits:
-    """The bounds of a model's batches: as set, else the device's. A sequence longer than the device's runs alone."""
+    """The limits of a model's batches: as set, else by device. A sequence longer than the default runs alone."""
     is_cpu = model.device == "cpu"
     max_tokens, longest = settings.max_batch_tokens, model.spec.max_length
     if max_tokens is None:
@@ -218,8 +223,8 @@ def _limits(model: Model, settings: Settings, num_streams: int) -> Limits:
             f"max_batch_tokens is {max_tokens} and a sequence may have {longest} tokens; "
             f"raise EMBEDQ_MAX_BATCH_TOKENS to {longest}, or lower the model's max_length"
         )
-    # A CPU's attention takes sequences of like length together, also where nothing is padded: batches by age alone were
-    # 2 to 5 % slower.
+    # A CPU's attention computes sequences of like length together even where nothing is padded: batches by age alone
+    # were 2 to 5 % slower.
     how = {"is_padded": model.is_padded, "has_like_lengths": is_cpu}
     return Limits(max_tokens, settings.max_batch_sequences, 64 if is_cpu else 2_048, **how)
 

@@ -1,4 +1,4 @@
-"""Every error embedq raises, as a tree by whose fault it is.
+"""Every error that embedq raises, as a tree by who can fix it.
 
     EmbedqError
     ├── ProducerError          the call is wrong; sending it again gives the same error
@@ -16,9 +16,8 @@
 
 Along the path of a job:  produce ─ProducerError→ encode ─InvalidInput→ forward ─WorkerError→ result.
 
-Each class takes exactly one string, so that an error raised in a worker is rebuilt from the stored
-result as the same class in the producer. A message says what, the limit, and what was given; it
-never contains a text or a vector.
+Each class takes exactly one string, so that the producer can rebuild a worker's error from the stored result as the
+same class. A message names what is wrong, the limit, and the value given; it never contains a text or a vector.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class EmbedqError(Exception):
     """embedq failed."""
 
     def __init__(self, message: str | None = None) -> None:
-        #: A class without a message of its own speaks through its docstring.
+        # Without a message, the class's docstring is the message.
         super().__init__(message or (type(self).__doc__ or "").strip())
 
 

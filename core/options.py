@@ -1,8 +1,8 @@
-"""A call's arguments, checked without a model: the door that producers and the engine share.
+"""The options of a call, and the checks of its arguments that need no model.
 
-Checked once in the producer, where the mistake is, and again in the worker, because any program can
-write to the queue. What comes out has been checked: a `list[str]`, `EmbedOptions`, `RerankOptions`.
-What only the model knows (its dimension, its outputs) is checked by the engine.
+The producer checks a call, so that a mistake raises where it was made; the worker checks it again, because any program
+can write to the queue. The results (`list[str]`, `EmbedOptions`, `RerankOptions`) count as checked everywhere else. The
+engine checks what depends on the model: its dimension, its outputs.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Self, cast, get_args
 from embedq.core.errors import InvalidInput
 from embedq.core.results import Dtype
 
-#: Outputs an embedding job can ask for; which of them a model has is the model's affair.
+#: Outputs an embedding job can ask for; not every model has them all.
 OUTPUTS = ("dense", "sparse", "colbert")
 
-#: How an embedding model scores a passage; rerankers proper have one way and take no mode.
+#: Ways in which an embedding model scores a passage; rerankers have one way and take no mode.
 MODES = ("dense", "sparse", "colbert", "weighted")
 
 #: Group sizes that lightweight rerankers were trained with.
@@ -29,7 +29,7 @@ _MAX_LAYERS = 1_000
 
 INPUT_TYPES = ("query", "document")
 
-#: What an example of an in-context model may hold.
+#: Keys of an example for an in-context model.
 _EXAMPLE_KEYS = ("instruct", "query", "response")
 
 #: Options of a rerank that are texts themselves.
@@ -44,26 +44,26 @@ _RERANK_TEXTS = (
 #: A model's alias becomes part of a queue's name, a worker's name and a metric label.
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
-#: Types of which equal values of equal type are the same for us.
+#: Immutable types: options with equal values of these types are interchangeable.
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
-#: Above any dimension, length or number of passages, and within what every wire format can carry.
+#: Above any dimension, length or number of passages, and within the range of every wire format.
 MAX_COUNT = 2**31 - 1
 
-#: Longer instructions are texts put in the wrong place.
+#: Longer instructions are probably texts passed as the wrong argument.
 MAX_INSTRUCTION_CHARACTERS = 10_000
 
 
 class _Options:
-    """What the two kinds of options share."""
+    """Base of `EmbedOptions` and `RerankOptions`: builds and checks them from keyword arguments."""
 
     __slots__ = ()
 
     @classmethod
     def checked(cls, given: dict[str, Any]) -> Self:
-        """Build from keyword arguments; an unknown one is an error that lists the known ones."""
-        # Most jobs of an application ask alike, and checking took a tenth of what a worker spends on a small one.
-        # By type as well, because 1 == True; so only values of which nothing is inside can be looked up.
+        """Build from keyword arguments. InvalidInput for an unknown one, listing the known ones."""
+        # Most jobs of an application have equal options, and checking them took a tenth of a worker's time per small
+        # job, so checked options are cached: by type as well, because 1 == True, and therefore only for plain values.
         if all(type(value) in _PLAIN for value in given.values()):
             return cast(Self, _remembered(cls, tuple(given), *given.values()))  # type: ignore[arg-type]  # a class is hashable
         return cls._built(given)
@@ -79,33 +79,35 @@ class _Options:
 
 @lru_cache(maxsize=256, typed=True)
 def _remembered(kind: type[_Options], names: tuple[str, ...], *values: Any) -> _Options:
-    """What these options made before; errors are made anew."""
+    """Cache of checked options; errors are not cached."""
     return kind._built(dict(zip(names, values, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions(_Options):
-    """How to embed. InvalidInput says which option is wrong, what it may be, and what was given."""
+    """Options of an embedding call. InvalidInput names the wrong option, its allowed values, and the value given."""
 
-    #: Alias of a model; None for the default one.
+    #: Alias of a model; None for the default model.
     model: str | None = None
-    #: Which of the checkpoint's prompts goes before each text; None takes the checkpoint's default.
+    #: "query" or "document": which of the checkpoint's prompts to write before each text; None for its default prompt.
     input_type: str | None = None
-    #: Written around each text instead of the checkpoint's prompt, by `instruction_format`.
+    #: Instruction to write around each text, by `instruction_format`, instead of the checkpoint's prompt.
     instruction: str | None = None
-    #: Holds {} twice, for instruction and text; None takes the model's own for the input type.
+    #: Contains {} twice, for instruction and text; None for the model's own format for the input type.
     instruction_format: str | None = None
-    #: For in-context models: dicts of "instruct", "query", "response" shown before each query.
+    #: In-context models: dicts of "instruct", "query", "response" to write before each query.
     examples: tuple[dict[str, str], ...] | None = None
-    #: Keep this many leading components (Matryoshka); None keeps all.
+    #: Number of leading components to keep (Matryoshka); None keeps all.
     dimensions: int | None = None
+    #: Element type of dense vectors: "float32", "float16", "int8" with its ranges, or "ubinary", 8 dimensions per byte.
     dtype: Dtype = "float32"
+    #: Any of "dense", "sparse", "colbert", as far as the model has them.
     outputs: tuple[str, ...] = ("dense",)
-    #: Tokens per text, special tokens included; longer texts are cut. None for the model's limit.
+    #: Most tokens per text, special tokens included; longer texts are cut. None for the model's limit.
     max_length: int | None = None
-    #: Scale vectors to length 1; None does what the checkpoint says.
+    #: Whether to scale vectors to length 1; None follows the checkpoint.
     normalize: bool | None = None
-    #: Let the result carry its `Timings`.
+    #: Whether the result carries its `Timings`.
     timings: bool = False
 
     def __post_init__(self) -> None:
@@ -130,34 +132,35 @@ class EmbedOptions(_Options):
 
 @dataclass(frozen=True, slots=True)
 class RerankOptions(_Options):
-    """How to rerank. InvalidInput says which option is wrong, what it may be, and what was given."""
+    """Options of a reranking call. InvalidInput names the wrong option, its allowed values, and the value given."""
 
+    #: Alias of a model; None for the default model.
     model: str | None = None
-    #: For embedding models: "dense" (None), "sparse", "colbert", or "weighted" by `weights`.
+    #: Embedding models: score by "dense" vectors (None), "sparse", "colbert", or all three "weighted" by `weights`.
     mode: str | None = None
-    #: Of the weighted sum: dense, sparse, colbert; None weighs them alike.
+    #: Weights of dense, sparse and colbert scores; None for equal weights.
     weights: tuple[float, float, float] | None = None
-    #: Keep this many of the best in `Ranking.order`; None keeps all.
+    #: Number of best passages to list in `Ranking.order`; None lists all.
     top_k: int | None = None
-    #: Map scores to 0..1 by the sigmoid. Does not change the order.
+    #: Whether to map scores to 0..1 by the sigmoid. Does not change the order.
     normalize: bool = False
-    #: Tokens per query-passage pair; with an embedding model, per text.
+    #: Most tokens per query-passage pair; with an embedding model, per text. None for the model's own.
     max_length: int | None = None
-    #: Of them the query may have this many; None for three quarters.
+    #: Most tokens of the query among them; None for three quarters.
     query_max_length: int | None = None
-    #: Written around query and passages; None takes what the model was trained with.
+    #: Instructions to write around query and passages; None for those the model was trained with.
     query_instruction: str | None = None
     query_instruction_format: str | None = None
     passage_instruction: str | None = None
     passage_instruction_format: str | None = None
-    #: For language models: the question put behind each pair.
+    #: Language models: the question to write behind each pair; None for the model's own.
     prompt: str | None = None
-    #: For layered models: layers whose scores are wanted; None for the last.
+    #: Layered models: layers whose scores to return; None for the last.
     cutoff_layers: tuple[int, ...] | None = None
-    #: For compressing models: before which layers, and how many tokens become one.
+    #: Compressing models: layers before which to compress passages, and how many tokens become one.
     compress_layers: tuple[int, ...] | None = None
     compress_ratio: int | None = None
-    #: Let the result carry its `Timings`.
+    #: Whether the result carries its `Timings`.
     timings: bool = False
 
     def __post_init__(self) -> None:
@@ -177,7 +180,7 @@ class RerankOptions(_Options):
 
 
 def check_texts(name: str, texts: Any) -> list[str]:
-    """A list or tuple of strings that can be encoded as UTF-8, as a list."""
+    """Return `texts` as a list. InvalidInput unless it is a list or tuple of strings that UTF-8 can encode."""
     if not isinstance(texts, list | tuple):
         hint = f"; for one text write [{name[:-1]}]" if isinstance(texts, str) else ""
         raise InvalidInput(f"{name} must be a list of strings; given {type(texts).__name__}{hint}")
@@ -189,7 +192,7 @@ def check_texts(name: str, texts: Any) -> list[str]:
 
 
 def check_pairs(pairs: Any) -> list[tuple[str, str]]:
-    """A list of (query, passage) pairs of strings, as tuples."""
+    """Return `pairs` as a list of tuples. InvalidInput unless it is a list of (query, passage) pairs of strings."""
     if not isinstance(pairs, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
     ):
@@ -199,7 +202,7 @@ def check_pairs(pairs: Any) -> list[tuple[str, str]]:
 
 
 def check_text(name: str, text: Any) -> str:
-    """A string that can be encoded as UTF-8."""
+    """Return `text`. InvalidInput unless it is a string that UTF-8 can encode."""
     if not isinstance(text, str):
         raise InvalidInput(f"{name} must be a string; given {type(text).__name__}")
     if not text.isascii():  # isascii is a flag lookup, and lone surrogates are never ASCII
@@ -214,7 +217,7 @@ def check_text(name: str, text: Any) -> str:
 
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    # By type as well: 1 == True would let a number pass as a flag.
+    # Types must be equal too: 1 == True would accept a number as a flag.
     if not any(type(value) is type(one) and value == one for one in allowed):
         raise InvalidInput(f"{name} must be one of {', '.join(map(str, allowed))}; given {_given(value)}")
 
@@ -281,7 +284,7 @@ def _is_weight(value: Any) -> bool:
 
 
 def _given(value: Any) -> str:
-    """Name a wrong value: plain scalars and short words as they are, anything else by its type."""
+    """Describe a wrong value: numbers and short strings as they are, anything else by its type."""
     if isinstance(value, int) and value.bit_length() > 64:
         return f"one of {value.bit_length()} bits"  # Python refuses to print numbers of thousands of digits
     if isinstance(value, bool | int | float) or value is None:

@@ -1,6 +1,6 @@
-"""What a job gives back: `Embeddings` and `Ranking`. NumPy only, so that a producer can hold them.
+"""The results of a job: `Embeddings` and `Ranking`. They need NumPy only, so producers can use them.
 
-Their repr is what logs and Flower show, so it tells the shape and never a value.
+Logs and Flower show their repr, so it states shapes and never a value.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import numpy as np
 
 from embedq.core.codec import register
 
-#: Forms a vector can have.
+#: Element types of dense vectors.
 Dtype = Literal["float32", "float16", "int8", "ubinary"]
 
 
-#: Types of vectors as `Dtype` and people call them.
+#: Readable names of NumPy's element types.
 _NAMES = {"<f4": "float32", "<f2": "float16", "|i1": "int8", "|u1": "uint8"}
 
 
 class Sparse(NamedTuple):
-    """The lexical weights of one text, each token once."""
+    """The lexical weights of one text; each token occurs once."""
 
     #: (num_tokens,) int32 token ids, ascending
     ids: np.ndarray
@@ -31,7 +31,7 @@ class Sparse(NamedTuple):
     weights: np.ndarray
 
     def as_tokens(self, vocabulary: Mapping[int, str] | Callable[[int], str]) -> dict[str, float]:
-        """The weights by token string; ids that read the same keep the larger weight."""
+        """The weights by token string. Of ids with the same string the largest weight counts."""
         read = vocabulary if callable(vocabulary) else vocabulary.__getitem__
         named: dict[str, float] = {}
         for token_id, weight in zip(self.ids.tolist(), self.weights.tolist(), strict=True):
@@ -41,29 +41,36 @@ class Sparse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where one job's time went in its worker. All seconds; what it waited in the queue before is not among them."""
+    """Where one job's time went in its worker, in seconds. Excludes the time in the queue before it was fetched."""
 
-    #: From being fetched to the begin of its first batch, less what was encoded by then.
+    #: From its fetch to the start of its first batch, less its encoding until then.
     waited_s: float
-    #: Texts to token ids. Several threads may do so at once, and while batches run: then it is the sum.
+    #: Encoding texts into token ids, summed over threads, which may run at once and beside batches.
     encoded_s: float
-    #: From the begin of its first batch to the end of its last. A job of several batches also waits between them.
+    #: From the start of its first batch to the end of its last, waits between them included.
     computed_s: float
-    #: Sequences of the largest batch it was in, those of other jobs included.
+    #: Sequences of the largest batch it was in, other jobs' included.
     batch_size: int
     #: Tokens of its sequences, without padding; equal texts count each.
     num_tokens: int
+    #: Of embedq, in the worker that computed it; empty for workers before 0.2.0.
+    version: str = ""
 
     @classmethod
     def from_map(cls, fields: Any) -> Timings | None:
-        """What arrived as a map; None for none. ValueError if it is no map of numbers."""
+        """Read what arrived as a map; None for none. Keys we do not know are a newer worker's, and left out.
+
+        ValueError if it is no map of numbers and a version.
+        """
         if fields is None:
             return None
         names = ("waited_s", "encoded_s", "computed_s", "batch_size", "num_tokens")
-        given = [fields.get(name) for name in names] if isinstance(fields, dict) else [None]
-        if not all(type(one) in (int, float) for one in given):
-            raise ValueError("malformed timings arrived: not a map of numbers")
-        return cls(*given)
+        given = {name: fields.get(name) for name in names} if isinstance(fields, dict) else {"": None}
+        version = fields.get("version", "") if isinstance(fields, dict) else ""
+        if not all(type(one) in (int, float) for one in given.values()) or not isinstance(version, str):
+            raise ValueError("malformed timings arrived: not a map of numbers and a version")
+        known: dict[str, Any] = {**given, "version": version}
+        return cls(**known)
 
 
 @register
@@ -71,15 +78,15 @@ class Timings:
 class Embeddings:
     """The vectors of one job, in the order of its texts. Works where an array is expected."""
 
-    #: (num_texts, dim), dtype as asked; "ubinary" packs 8 dimensions into a byte, (num_texts, dim / 8).
+    #: (num_texts, dim) of the requested dtype; "ubinary" packs 8 dimensions into a byte: (num_texts, dim / 8).
     dense: np.ndarray | None = None
     #: One (num_tokens, dim) float32 array per text.
     colbert: list[np.ndarray] | None = None
     #: One `Sparse` per text.
     sparse: list[Sparse] | None = None
-    #: For int8 only: (2, dim) float32, the values that -128 and 127 stand for in each dimension.
+    #: For int8: (2, dim) float32, the values that -128 and 127 stand for in each dimension.
     int8_ranges: np.ndarray | None = None
-    #: Alias of the model that made them.
+    #: Alias of the model that computed them.
     model: str = ""
     #: For calls with `timings=True`.
     timings: Timings | None = None
@@ -123,7 +130,7 @@ class Embeddings:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Embeddings:
-        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        """Rebuild from `to_map`'s fields. ValueError if it cannot have written them."""
         dense, colbert, sparse = fields.get("dense"), fields.get("colbert"), fields.get("sparse")
         ranges, model = fields.get("int8_ranges"), fields.get("model", "")
         if colbert is not None:
@@ -140,7 +147,7 @@ class Embeddings:
 
 
 def _name(array: np.ndarray) -> str:
-    """The name of its type. NumPy makes it anew each time, and every job's result is shown in its events."""
+    """The readable name of its element type. Cached, because NumPy builds it anew for every job's event."""
     return _NAMES.get(array.dtype.str) or array.dtype.name
 
 
@@ -158,13 +165,13 @@ def _joined(rows: list[np.ndarray], empty: np.ndarray) -> np.ndarray:
 class Ranking:
     """The scores of one query's passages."""
 
-    #: (num_passages,) float32, in the order of the passages; of several layers, the last.
+    #: (num_passages,) float32 in the order of the passages; of several layers, the last one's.
     scores: np.ndarray
     #: (top_k,) indices of the passages, best first; equal scores keep the order of the passages.
     order: np.ndarray
     #: Alias of the model that scored.
     model: str = ""
-    #: (num_layers, num_passages) float32 where several layers were asked for, in ascending order.
+    #: (num_layers, num_passages) float32, layers ascending, if the call asked for several.
     layer_scores: np.ndarray | None = None
     #: For calls with `timings=True`.
     timings: Timings | None = None
@@ -173,7 +180,7 @@ class Ranking:
         return len(self.order)
 
     def __iter__(self) -> Iterator[tuple[int, float]]:
-        """(index of the passage, score), best first."""
+        """Iterate over (index of the passage, score), best first."""
         return ((int(index), float(self.scores[index])) for index in self.order)
 
     def __repr__(self) -> str:
@@ -191,7 +198,7 @@ class Ranking:
 
     @classmethod
     def from_map(cls, fields: dict[str, Any]) -> Ranking:
-        """Undo `to_map`. ValueError if `fields` are not what it gives."""
+        """Rebuild from `to_map`'s fields. ValueError if it cannot have written them."""
         scores, order, model = fields.get("scores"), fields.get("order"), fields.get("model", "")
         layers = fields.get("layer_scores")
         if scores is None or order is None or not (_is_array(scores, 1) and _is_array(order, 1, "iu")):
@@ -202,13 +209,13 @@ class Ranking:
 
 
 class Scores(np.ndarray):
-    """Scores of pairs that carry their timings: an array like any other, which `Engine.score` gives if asked to."""
+    """An array of scores that carries its timings; `Engine.score` returns it for calls with `timings=True`."""
 
     timings: Timings | None = None
 
 
 def timed(result: Any, timings: Timings) -> Any:
-    """The same result with its timings."""
+    """Return `result` with its timings."""
     if isinstance(result, np.ndarray):
         scores = result.view(Scores)
         scores.timings = timings
@@ -217,7 +224,7 @@ def timed(result: Any, timings: Timings) -> Any:
 
 
 def _timings_map(timings: Timings | None) -> dict[str, Any]:
-    """Only where they were asked for: no other result shall be larger for them."""
+    """The field of the timings; empty without them, so that other results are no larger."""
     return {"timings": asdict(timings)} if timings else {}
 
 
@@ -229,7 +236,7 @@ def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
 
 
 def _cut(joined: Any, **named: int) -> Iterator[np.ndarray]:
-    """The rows of each text, from one array (its name = its dimensions) and the offsets that cut it."""
+    """The rows of each text, cut from one joined array by its offsets; `named` is the array's name = its dimensions."""
     ((name, num_dimensions),) = named.items()
     values, offsets = (joined.get(name), joined.get("offsets")) if isinstance(joined, dict) else (None, None)
     if values is None or offsets is None or not (_is_array(values, num_dimensions) and _is_array(offsets, 1, "iu")):

@@ -1,4 +1,4 @@
-"""What travels from encoding to the forward pass: token ids, what is wanted of them, and whose rows they are."""
+"""Sequences on their way from encoding to the forward pass: token ids, requested outputs, and their jobs."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One checked sequence: no longer than its model allows, special tokens included."""
+    """The token ids of one text or pair, special tokens included; no longer than the model allows."""
 
     #: (num_tokens,) int32
     ids: np.ndarray
     #: (num_tokens,) int32 segment of each token, 0 for the first text of a pair and 1 for the second;
     #: None for models that know no segments.
     type_ids: np.ndarray | None = None
-    #: For models that treat the parts of a pair differently: tokens at the start that belong to the
-    #: query, and at the end that belong to the prompt.
+    #: For models that treat the parts of a pair differently: how many tokens at the start are the query's, and how
+    #: many at the end the prompt's.
     num_query_tokens: int = 0
     num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a forward pass shall give. Sequences share a batch only if they want the same."""
+    """The outputs and layers requested of a forward pass. Sequences share a batch only if these are equal."""
 
     #: Of "dense", "sparse", "colbert", "score".
     outputs: frozenset[str]
-    #: Layers whose scores are wanted, ascending; empty for a model's last one.
+    #: Layers whose scores to return, ascending; empty for a model's last one.
     cutoff_layers: tuple[int, ...] = ()
-    #: For each of them the layer whose head reads its state; empty for its own.
+    #: For each of them the layer whose head reads its state; empty if each layer's own head does.
     head_layers: tuple[int, ...] = ()
-    #: Layers before which passages are compressed, and how many tokens become one.
+    #: Layers before which to compress passages, and how many tokens become one.
     compress_layers: tuple[int, ...] = ()
     compress_ratio: int = 1
-    #: Made once: sequences are looked up by what is wanted of them, each several times.
+    #: Computed once, because each sequence is looked up by it several times.
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -47,26 +47,26 @@ class Wanted:
         return self._hash
 
 
-#: A model's alias, and what it must give: sequences share a batch only if they have the same.
+#: A model's alias and the request: only sequences with equal keys share a batch.
 Key = tuple[str, Wanted]
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One tokenized text, or one query-passage pair. Identical ones of several jobs are one sequence."""
+    """One tokenized text, or one query-passage pair. Equal ones of several jobs are one sequence."""
 
     tokens: Tokens
     #: Alias of the model it is for.
     model: str = ""
     wanted: Wanted = Wanted(frozenset())
-    #: Bulk work yields to interactive work.
+    #: Whether it is bulk work, which yields to interactive work.
     is_bulk: bool = False
-    #: What it is found by among those in flight; two of one key with the same have the same rows.
+    #: Two sequences of one key with equal identities have the same rows, so they are computed once.
     identity: Any = None
-    #: The job and the row of it that this answers; several if jobs in flight hold the same text.
-    #: The scheduler never looks at them.
+    #: The (job, row) pairs that its result answers; several if jobs in flight hold the same text. The scheduler never
+    #: reads them.
     rows: list[tuple[Any, int]] = field(default_factory=list)
-    #: Tokens it has.
+    #: Number of tokens.
     length: int = field(init=False)
     #: Only sequences of one key share a batch.
     key: Key = field(init=False)
@@ -76,6 +76,6 @@ class Sequence:
 
 
 def num_computed_tokens(batch: list[Sequence], is_padded: bool) -> int:
-    """Tokens of a pass over `batch`: where it is padded, all are as long as the longest."""
+    """Tokens that a pass over `batch` computes: longest x count if padded, otherwise their sum."""
     lengths = [sequence.length for sequence in batch]
     return max(lengths) * len(batch) if is_padded else sum(lengths)

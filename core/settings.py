@@ -1,9 +1,9 @@
-"""Every limit and choice of a worker: its unit, its default and the reason for it.
+"""The settings of a worker: each with its unit, its default and the reason for it.
 
-Values come from arguments, then environment variables with the prefix EMBEDQ_, then one file,
-`embedq.toml` in the working directory or wherever EMBEDQ_CONFIG points. They are read once, checked
-against each other, and frozen. What a producer needs (server, limits of a call) is the file's
-[wire] table, which `celeryconfig.py` reads without this module's dependencies.
+Arguments override environment variables with the prefix EMBEDQ_, and those override one file: `embedq.toml` in the
+working directory, or the file that EMBEDQ_CONFIG names. Settings are read once, checked against each other, and frozen.
+Producers' settings (server, limits of a call) are in the file's [wire] table, which `celeryconfig.py` reads without
+this module's dependencies.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pydantic_settings import (
 from embedq.core.errors import InvalidSettings
 from embedq.core.options import ALIAS
 
-#: Arithmetic a model may run in; "auto" asks the device, and never takes int8.
+#: Precisions a model can run in; "auto" chooses by the device, and never int8.
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
@@ -35,47 +35,54 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: A local directory, or a name on the hub ("BAAI/bge-m3").
+    #: Local directory, or name on the hub ("BAAI/bge-m3").
     path: str
-    #: Branch, tag or commit of a hub model. Name a commit in production, so that a changed hub
-    #: repository cannot silently change stored vectors.
+    #: Branch, tag or commit of a hub model. In production name a commit: otherwise a changed hub repository silently
+    #: changes your vectors.
     revision: str | None = None
-    #: Where a hub model is kept once fetched; None for the hub client's own cache.
+    #: Directory for downloaded hub models; None for the hub client's own cache.
     cache_dir: str | None = None
-    #: Expected SHA-256 of the weights file; a file that differs is refused before it is read.
+    #: Expected SHA-256 of the weights file. The worker refuses another file before reading it.
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    #: Precision to compute in. "auto" takes bfloat16 if the device multiplies it natively, otherwise float32 on CPUs
+    #: and float16 on accelerators.
     precision: Precision = "auto"
-    #: Round weights to this, then compute in `precision`: what FlagEmbedding makes of half precision on a CPU.
+    #: Round the weights to this, then compute in `precision`, as FlagEmbedding does for half precision on a CPU.
     weights_rounded_to: Literal["float16", "bfloat16"] | None = None
-    #: "transformers" reads the directory as FlagEmbedding does, as if sentence-transformers' files were not
-    #: there: no modules, no prompts, and as many tokens as there are positions. None reads all.
+    #: "transformers" ignores sentence-transformers' files, as FlagEmbedding does: no modules, no prompts, and a limit
+    #: of as many tokens as there are positions. None reads all files.
     layout: Literal["transformers"] | None = None
-    #: Tokens per sequence; None takes the checkpoint's own limit. Rerankers that put a prompt behind query and
-    #: passage count these two alone, and take 512 of them where neither this nor a call says otherwise.
+    #: Most tokens per sequence; None for the checkpoint's own limit. Rerankers with a prompt behind query and passage
+    #: count only those two, and default to 512.
     max_length: int | None = Field(default=None, ge=3)
-    #: What kind of model it is, where neither its name nor its files tell; see `core.models.FAMILIES`.
+    #: Family of the model, if neither its name nor its files show it; see `core.models.FAMILIES`.
     family: str | None = None
-    #: None takes what the directory says; else what its name tells; else mean, for decoders last_token.
+    #: How to pool hidden states into a vector. None: as the directory states, else as for its published name, else
+    #: mean, and last_token for decoders.
     pooling: Literal["cls", "mean", "last_token"] | None = None
-    #: Whether vectors are scaled to length 1; None takes what the directory says, else yes.
+    #: Whether to scale vectors to length 1. None: as the directory states, else true.
     normalize: bool | None = None
-    #: Whether white space around texts is dropped first, as older versions of sentence-transformers did.
+    #: Whether to strip white space around texts, as older versions of sentence-transformers did.
     strip: bool = False
-    #: Written around every query and passage; formats hold {} twice, for instruction and text.
+    #: Instruction to write around every query, unless a call has its own.
     query_instruction: str | None = None
+    #: Instruction to write around every passage, unless a call has its own.
     passage_instruction: str | None = None
+    #: Format of a query; contains {} twice, for instruction and text.
     query_format: str | None = None
+    #: Format of a passage; contains {} twice, for instruction and text.
     passage_format: str | None = None
-    #: In-context models: how an example is written ({} three times), and what follows the query.
+    #: In-context models: format of an example; contains {} three times, for instruction, query and response.
     examples_format: str | None = None
+    #: In-context models: text to write after the query.
     suffix: str | None = None
-    #: Their examples for calls that bring none: dicts of "instruct", "query", "response".
+    #: In-context models: examples for calls without their own, as dicts of "instruct", "query", "response".
     examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
-    #: Which text of an over-long pair gives way; None for the passage.
+    #: Which text of an over-long pair is cut: the passage, or the longer of the two; None for the passage.
     pair_truncation: Literal["passage", "longest"] | None = None
-    #: Layered rerankers: what scores a layer, the head trained for that "layer", or the one at its place in
-    #: the "request", as FlagEmbedding has it. None for what published scores rest on: lightweight rerankers
-    #: by the request, others by the layer.
+    #: Layered rerankers: which head scores a layer: the one trained for that "layer", or the one at the layer's place
+    #: in the "request", as in FlagEmbedding. None reproduces published scores: by request for lightweight rerankers, by
+    #: layer for others.
     heads_by: Literal["layer", "request"] | None = None
 
 
@@ -84,59 +91,63 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="EMBEDQ_", frozen=True, extra="forbid")
 
-    #: Models by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
+    #: Models to serve, by alias. In the environment: "minilm=/models/minilm,reranker=BAAI/bge-reranker-v2-m3".
     models: Annotated[dict[str, ModelSettings], NoDecode] = {}
-    #: Alias that serves jobs which name no model; "none" for no model. Not set: the only one that
-    #: can, if there is just one.
+    #: Alias of the model for embedding jobs that name none; "none" refuses them. Unset: the only model that can, if
+    #: there is just one.
     default_embed: str | None = None
+    #: Alias of the model for reranking jobs that name none; "none" refuses them. Unset: the only reranker, or without
+    #: rerankers the only embedding model.
     default_rerank: str | None = None
-    #: "auto" takes CUDA, then Ascend NPU, Moore Threads MUSA, Apple MPS, CPU.
+    #: Device to run on: "cuda:0", "npu:0", "musa:0", "mps" or "cpu". "auto" takes the first that is present, in this
+    #: order.
     device: str = "auto"
-    #: Tokens of one forward pass, padding included. None: 1,024 on a CPU (larger batches leave its
-    #: cache and were slower) or 2,048 where it runs one at a time, 16,384 on accelerators, less where their memory allows less; a longer sequence runs alone.
+    #: Most tokens of one forward pass, padding included. None: 1,024 on a CPU (larger batches exceed its cache and were
+    #: slower), 2,048 on a CPU that runs one pass at a time, 16,384 on accelerators, or less if memory is short. A
+    #: longer sequence runs alone.
     max_batch_tokens: int | None = Field(default=None, ge=16)
-    #: Sequences of one forward pass; bounds the bookkeeping when texts are very short.
+    #: Most sequences of one forward pass; limits the bookkeeping for very short texts.
     max_batch_sequences: int = Field(default=512, ge=1)
-    #: Tokens encoded ahead of the device; beyond it encoding waits. 4 bytes each, and enough for
-    #: hundreds of batches: a deep backlog is what lets sequences of like length meet.
+    #: Most tokens to encode ahead of the device, of each class. 4 bytes each. The default is hundreds of batches,
+    #: because a deep backlog lets sequences of similar length share a batch.
     max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
-    #: Seconds of one batch, as far as the speed measured so far tells: what an interactive job may have to wait for.
+    #: Most seconds of one batch, estimated from the measured speed: an interactive job may have to wait that long.
     max_batch_s: float = Field(default=0.5, gt=0)
-    #: While bulk work waits, it gets a batch at least this often, whatever interactive work does.
+    #: Most seconds that bulk work is passed over for interactive work before it gets a batch.
     max_bulk_wait_s: float = Field(default=2.0, gt=0)
-    #: Forward passes at once on a CPU, each on its part of the cores; one that is alone gets all. None: one for four
-    #: cores, and two on fewer. Accelerators run one.
+    #: Forward passes to run at once on a CPU, each on its part of the cores; a pass that runs alone uses all. None: one
+    #: per four cores, at least two. Accelerators run one.
     cpu_streams: int | None = Field(default=None, ge=1, le=64)
-    #: Threads that turn texts into token ids. None: half the cores, at least 2 and at most 4.
+    #: Threads that encode texts into token ids. None: half the cores, at least 2 and at most 4.
     encode_threads: int | None = Field(default=None, ge=1, le=256)
-    #: Seconds without progress after which a forward pass counts as hung: the worker says so and ends, and its
-    #: jobs go to another. Longer than the longest single sequence takes.
+    #: Seconds without progress after which a forward pass counts as hung: the worker logs it and exits, and its jobs
+    #: are redelivered to another. Must exceed the time of the longest single sequence.
     hang_timeout_s: float = Field(default=300.0, gt=0)
-    #: Seconds a worker may take from its start until it takes jobs. Its launcher ends one that takes longer and starts
-    #: another, three times at most. A large model from a slow disk takes minutes; a disk that is gone takes for ever.
+    #: Most seconds from a worker's start until it takes jobs. The launcher ends a slower one and starts another, at
+    #: most three times. A large model on a slow disk takes minutes; a lost disk would take for ever.
     load_timeout_s: float = Field(default=1800.0, gt=0)
-    #: Batches a worker fetches ahead, in tokens; the rest stays in the queue for other workers. Two would keep the
-    #: device busy; lengths need more to meet: see docs/measurements.md, "window".
+    #: Batches' worth of tokens to prefetch. More lets similar lengths share a batch, but leaves less for other workers.
+    #: Two would keep the device busy; see docs/measurements.md, "window".
     window_batches: int = Field(default=16, ge=2)
-    #: Jobs one worker holds at a time, those that wait for their countdown included.
+    #: Most jobs that one worker holds at a time, jobs that wait for their countdown included.
     max_jobs: int = Field(default=10_000, ge=1)
-    #: Seconds a worker may take to finish its jobs after SIGTERM before it is killed; what it had
-    #: not finished returns to the queue.
+    #: Seconds a worker has after SIGTERM to finish its jobs before it is killed; unfinished jobs return to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0)
-    #: Port at which a worker serves its metrics and its health; of several on one host, each takes this and the number
-    #: of its device, a second one on a device 100 more. 0 takes a free one, which the log names. None serves nothing.
+    #: Port of a worker's metrics and health pages. With several workers on one host, each adds the number of its
+    #: device, and a second worker on one device adds 100. 0 takes a free port and logs it. None serves nothing.
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
-    #: The address it listens at. Whoever reaches it can read all metrics: there is no password.
+    #: Address at which a worker serves its metrics and health pages. There is no password: whoever reaches it can read
+    #: all metrics.
     metrics_host: str = "127.0.0.1"
-    #: Whether spans are made of jobs and batches, for OpenTelemetry; needs the extra `otel`.
+    #: Whether to record spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
     traces: bool = False
-    #: Producers' settings; declared so that the file may hold them, used by `celeryconfig.py` only.
+    #: Producers' settings. Declared so that the file may contain them; only `celeryconfig.py` reads them.
     wire: dict[str, Any] = Field(default={}, exclude=True)
 
     @field_validator("models", mode="before")
     @classmethod
     def _models_from_text(cls, value: Any) -> Any:
-        """Accept "alias=path,alias=path", JSON, and in a mapping "alias": "path" for short."""
+        """Accept "alias=path,alias=path", JSON, and mappings of aliases to paths."""
         if isinstance(value, str):
             value = json.loads(value) if value.lstrip().startswith("{") else _split_models(value)
         if isinstance(value, dict):
@@ -177,19 +188,19 @@ class Settings(BaseSettings):
 
 
 def config_file() -> Path:
-    """Where the settings file is looked for; it need not exist unless EMBEDQ_CONFIG names it."""
+    """Path of the settings file; the file need not exist unless EMBEDQ_CONFIG names it."""
     named = os.environ.get("EMBEDQ_CONFIG")
     if named and not Path(named).is_file():
-        raise InvalidSettings(f"EMBEDQ_CONFIG is {named!r}, and there is no such file")
+        raise InvalidSettings(f"EMBEDQ_CONFIG is {named!r}, but there is no such file")
     return Path(named or "embedq.toml")
 
 
 def read_settings(**overrides: Any) -> Settings:
-    """Read all settings. InvalidSettings names every wrong one, what it may be, and what was given."""
+    """Read all settings. InvalidSettings names each wrong one, its allowed values, and the value given."""
     given = {name: value for name, value in overrides.items() if value is not None}
     if isinstance(given.get("models"), dict):
-        # As text, because mappings of several sources are merged: a call that names its models would
-        # load those of the file as well.
+        # As text, because pydantic merges mappings of several sources: a call that names its models would load the
+        # file's models as well.
         given["models"] = json.dumps(given["models"], default=ModelSettings.model_dump)
     try:
         return Settings(**given)
@@ -219,8 +230,8 @@ def _problem(error: dict[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message
-    if error["type"] == "extra_forbidden":  # its value stays untold: it may be a URL with a password
-        return f"{name}: there is no such setting here; what producers need goes into the table [wire]"
-    is_told = "given" not in message and name != "wire" and not isinstance(error["input"], dict)
-    given = f", given {error['input']!r:.80}" if is_told else ""
+    if error["type"] == "extra_forbidden":  # without its value, which may be a URL with a password
+        return f"{name}: unknown setting; producers' settings belong in the table [wire]"
+    is_shown = "given" not in message and name != "wire" and not isinstance(error["input"], dict)
+    given = f", given {error['input']!r:.80}" if is_shown else ""
     return f"{name} (EMBEDQ_{name.split('.')[0].upper()}): {message}{given}"

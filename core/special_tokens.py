@@ -1,4 +1,4 @@
-"""The special tokens that a checkpoint puts around a text or a pair: found out once, and put there by us."""
+"""The special tokens a checkpoint adds. We read the template once at load and apply it ourselves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from embedq.core.errors import CannotLoadModel
 from embedq.core.sequence import Tokens
 
-#: A word that stands in for a text where only the special tokens around it are wanted.
+#: A text that every tokenizer knows; it is encoded to read the special tokens around it.
 _WORD = "a"
 
 
@@ -20,8 +20,8 @@ _WORD = "a"
 class Frame:
     """The special tokens around one text or a pair, as runs: before, between, after.
 
-    Joining is done here because the Rust side, given a cut text, also joins everything that was cut
-    off: with two long texts each piece of the one with each piece of the other.
+    We join texts and special tokens here because the Rust tokenizer, given a truncated text, also joins everything it
+    cut off: with two long texts each piece of the one with each piece of the other.
     """
 
     ids: list[list[int]]
@@ -30,9 +30,9 @@ class Frame:
     text_types: list[int]
 
     def around(self, rows: Sequence[tuple[list[int], ...]]) -> list[Tokens]:
-        """Each row's texts between the special tokens.
+        """Join each row's texts with the special tokens.
 
-        All lie in one array, of which each row has its part: an array for each would take longer than its tokens.
+        All rows are views of one array: an array for each would take longer than its tokens.
         """
         runs: list[list[int]] = []
         ends, num_special = [0], self.num_tokens
@@ -46,7 +46,7 @@ class Frame:
         return [Tokens(all_ids[start:end], all_types[start:end]) for start, end in pairwise(ends)]
 
     def _types(self, rows: Sequence[tuple[list[int], ...]], num_tokens: int) -> np.ndarray:
-        """The segments of all rows' tokens, from those of one row: a text's for as many tokens as it has."""
+        """The segment ids of all rows' tokens: the template's, a text's repeated for each of its tokens."""
         of_row, places = [*self.type_ids[0]], []
         for of_text, behind in zip(self.text_types, self.type_ids[1:], strict=True):
             places.append(len(of_row))
@@ -58,7 +58,7 @@ class Frame:
         return np.repeat(np.tile(np.array(of_row, np.int32), len(rows)), times.ravel())
 
     def ended_by(self, end: list[int]) -> Frame:
-        """The same with `end` behind all; its tokens count as segment 0."""
+        """This frame with the tokens `end` after everything else, as segment 0."""
         types = [*self.type_ids[:-1], self.type_ids[-1] + [0] * len(end)]
         return Frame([*self.ids[:-1], self.ids[-1] + end], types, self.text_types)
 
@@ -68,14 +68,14 @@ class Frame:
 
 
 def read_frame(rust: Tokenizer, num_texts: int) -> Frame:
-    """Find out what the checkpoint puts around texts, by letting it do so to a word."""
+    """Read the checkpoint's template by encoding one word with it. CannotLoadModel if the word has no tokens."""
     word = rust.encode(_WORD, add_special_tokens=False)
     framed = rust.post_process(word, word if num_texts == 2 else None, True)
     ids, types = framed.ids, framed.type_ids
     plain = [index for index, is_special in enumerate(framed.special_tokens_mask) if not is_special]
     if not word.ids or len(plain) != num_texts * len(word.ids):
         raise CannotLoadModel(
-            f"the tokenizer gives no tokens for {_WORD!r}, so its special tokens cannot be told apart"
+            f"the tokenizer encodes {_WORD!r} into no tokens, so its special tokens cannot be recognised"
         )
     starts = plain[:: len(word.ids)]
     ends = [start + len(word.ids) for start in starts]

@@ -1,8 +1,7 @@
-"""Texts -> checked token ids. The slow part runs outside the interpreter lock, in any thread.
+"""Encodes texts and pairs into token ids within a model's limit. Any thread may call; the slow part holds no lock.
 
-One Rust tokenizer is shared by all threads. It is never reconfigured after loading (no truncation
-or padding state): that is what makes sharing safe, and why truncation is done here, per call.
-Knows nothing of models or batches.
+All threads share one Rust tokenizer. It is never reconfigured after loading (no truncation or padding state), which
+makes sharing safe; truncation happens here instead, per call. Knows nothing of models or batches.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from embedq.core.errors import CannotLoadModel, InvalidInput
 from embedq.core.sequence import Tokens
 from embedq.core.special_tokens import read_frame
 
-#: Of a pair's tokens the query may take this share; the rest is the passage's. FlagEmbedding's rule.
+#: Largest share of a pair's tokens that the query may take; the passage gets the rest. FlagEmbedding's rule.
 QUERY_SHARE = (3, 4)
 
 
-#: Characters of a text read first for each token that may be kept. Real text has 3 to 5 per token,
-#: so this nearly always suffices, and a book costs no more than its first pages.
+#: Characters to encode first per token that may be kept. Real text has 3 to 5 per token, so this nearly always
+#: suffices, and a book costs no more than its first pages.
 _CHARACTERS_PER_TOKEN = 16
 
-#: White space at which every tokenizer ends a word. Of the rest some drop one or the other: to BERT
-#: a form feed is a control character, and the words beside it are one.
+#: White space at which every tokenizer ends a word. Some tokenizers drop other white space: to BERT a form feed is a
+#: control character, and the words beside it become one.
 _SPACES = " \n\t\r"
 
 #: More tokens than any text has.
@@ -45,7 +44,7 @@ class Tokenizer:
         self._rust = _load(spec)
         self._rust.no_truncation()
         self._rust.no_padding()
-        if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text stay what they are
+        if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text keep their case
             rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
             self._rust.normalizer = Rules(rules)
         self._frame = read_frame(self._rust, num_texts=1).ended_by(self._read_end())
@@ -53,7 +52,7 @@ class Tokenizer:
         least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
         if spec.max_length <= least:
             raise CannotLoadModel(
-                f"max_length of model {spec.alias} is {spec.max_length}; with its special tokens it needs {least + 1}"
+                f"max_length of model {spec.alias} is {spec.max_length}; with its special tokens it needs at least {least + 1}"
             )
 
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
@@ -62,27 +61,26 @@ class Tokenizer:
         rows = self._frame.around([(ids,) for ids in self._encode(texts, limit - self._frame.num_tokens)])
         if self._frame.num_tokens == 0 and not all(len(row.ids) for row in rows):
             raise InvalidInput(
-                f"a text has no tokens, and model {self._spec.alias} adds none: it cannot read an empty text"
+                f"a text has no tokens, and model {self._spec.alias} adds no special ones, so it cannot read an empty text"
             )
         return rows
 
     def encode_pairs(
         self, pairs: list[tuple[str, str]], max_length: int | None = None, query_max_length: int | None = None
     ) -> list[Tokens]:
-        """Encode (query, passage) pairs, joined as the checkpoint's pair template says.
+        """Encode (query, passage) pairs, joined by the checkpoint's pair template.
 
-        The passage gives way: the query keeps up to `query_max_length` (None: 3/4 of `max_length`)
-        tokens, the passage what is left. As FlagEmbedding's FlagReranker, with the ids of
-        transformers v4; so too where a `query_max_length` leaves the passage no room: then it is not
-        cut at all, and the pair is longer than `max_length`.
-        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does,
-        and the query has no limit unless the call sets one.
+        The passage is cut: the query keeps up to `query_max_length` tokens (None: 3/4 of `max_length`), the passage
+        gets the rest. This follows FlagEmbedding's FlagReranker with the ids of transformers v4, also where
+        `query_max_length` leaves the passage no room: then it is not cut at all, and the pair exceeds `max_length`.
+        With `pair_truncation` "longest" the longer of the two is cut, as sentence-transformers does, and the query has
+        no limit unless the call sets one.
         """
         limit = self.checked_length(max_length, self._pair_frame.num_tokens + 2)
         room = limit - self._pair_frame.num_tokens
         queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
         is_longest = self._spec.pair_truncation == "longest"
-        # Which of two texts is the longer is only known when both are encoded to their ends.
+        # Only after encoding both texts to their ends is it known which is longer.
         share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
         query_limit = query_max_length or (ALL_TOKENS if is_longest else share)
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
@@ -98,19 +96,19 @@ class Tokenizer:
         return self._encode(texts, max_tokens)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of `ids`, special tokens left out only if they are marked as such."""
+        """The text of `ids`, special tokens included."""
         text: str = self._rust.decode(ids, skip_special_tokens=False)
         return text
 
     def id_of(self, token: str | None) -> int | None:
-        """The id of a token string; None where there is no such token."""
+        """The id of a token string; None if the vocabulary lacks it."""
         found: int | None = self._rust.token_to_id(token) if token is not None else None
         return found
 
     def special_id(self, name: str) -> int | None:
-        """The id of the token that the checkpoint calls `name` ("bos_token"); None where it has none.
+        """The id of the token that the checkpoint calls `name` ("bos_token"); None if it has none.
 
-        The tokenizer's files decide; `config.json` only where they do not mention it.
+        The tokenizer's files decide; `config.json` only if they do not mention it.
         """
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
             stated = read_json(self._spec.path / file) or {}
@@ -121,9 +119,9 @@ class Tokenizer:
         return stated_id if isinstance(stated_id, int) else None
 
     def _read_end(self) -> list[int]:
-        """The end token, where only a class would put it behind a text: one of Llama's kin, or a directory's own.
+        """The end token, if only a tokenizer class (Llama's, or the directory's own) adds it, not `tokenizer.json`.
 
-        The vector of a text is often that of its last token: without this one it would be another.
+        A text's vector is often that of its last token, so a missing end token would change it.
         """
         stated = read_json(self._spec.path / "tokenizer_config.json") or {}
         does_end = str(stated.get("tokenizer_class")).startswith(_ENDING_CLASSES) or "auto_map" in stated
@@ -131,14 +129,14 @@ class Tokenizer:
         if not (stated.get("add_eos_token") is True and does_end) or end is None:
             return []
         plain, full = (self._rust.encode("a", add_special_tokens=has_special).ids for has_special in (False, True))
-        return [end] if full[-1] == plain[-1] else []  # else something follows the text already
+        return [end] if full[-1] == plain[-1] else []  # otherwise the template already adds something
 
     def _check_positions(self, joined: list[Tokens]) -> None:
-        """A pair can exceed the limit only if a call gave the query nearly all of it."""
+        """InvalidInput if a pair exceeds the model's limit: `query_max_length` may leave the passage no room."""
         longest = max((len(one.ids) for one in joined), default=0)
         if longest > self._spec.max_length:
             raise InvalidInput(
-                f"a pair has {longest} tokens, and model {self._spec.alias} {self._spec.max_length}; lower query_max_length"
+                f"a pair has {longest} tokens, and model {self._spec.alias} takes {self._spec.max_length}; lower query_max_length"
             )
 
     def checked_length(self, max_length: int | None, minimum: int) -> int:
@@ -158,9 +156,9 @@ class Tokenizer:
             texts = [text.strip() for text in texts]
         num_characters = max_tokens * _CHARACTERS_PER_TOKEN
         heads = [_head(text, num_characters) for text in texts]
-        encoded = self._rust.encode_batch_fast(heads, add_special_tokens=False)  # without offsets: a fifth quicker
+        encoded = self._rust.encode_batch_fast(heads, add_special_tokens=False)  # without offsets: a fifth faster
         for index, text in enumerate(texts):
-            # Grown by what was asked for and not by what was found: that may stay the same.
+            # Grow the number of characters requested, not the length found: that may stay the same.
             size = num_characters
             while len(encoded[index]) < max_tokens and len(heads[index]) < len(text):
                 size *= 4
@@ -178,7 +176,7 @@ def _cut_passage_with_room(query: list[int], passage: list[int], room: int) -> t
 
 
 def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
-    """The longer one gives way until both are alike; then they share the room."""
+    """Cut the longer one until both are equally long; then they share the room."""
     if len(query) + len(passage) <= room:
         return query, passage
     shorter = min(len(query), len(passage))
@@ -190,10 +188,10 @@ def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[
 
 
 def _head(text: str, max_characters: int) -> str:
-    """The start of `text`, at most `max_characters` long, ending where a word ends.
+    """The start of `text`, at most `max_characters` long, up to the end of a word.
 
-    What follows white space does not change the tokens before it. Where there is none (Chinese, a
-    single endless word) nothing is cut.
+    Text after white space does not change the tokens before it. A text without white space (Chinese, a single endless
+    word) is not cut.
     """
     if len(text) <= max_characters:
         return text
@@ -202,11 +200,11 @@ def _head(text: str, max_characters: int) -> str:
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:
-    """Read `tokenizer.json` itself: transformers versions differ in what they make of it."""
+    """Read `tokenizer.json` directly, because versions of transformers interpret it differently."""
     file = spec.path / "tokenizer.json"
     if not file.is_file():
         raise CannotLoadModel(f"{spec.path} has no tokenizer.json; save the model's fast tokenizer beside the weights")
     try:
         return RustTokenizer.from_file(str(file))
-    except Exception as error:  # the Rust side raises bare Exception
+    except Exception as error:  # the Rust library raises bare Exception
         raise CannotLoadModel(f"{file} cannot be read as a tokenizer: {error}") from None

@@ -1,6 +1,6 @@
-"""Pooled rows become the vectors a job asked for (cut, normalised, quantised) and the scores of pairs.
+"""Turns pooled rows into the vectors a job asked for (cut, normalised, quantised), and into scores of pairs.
 
-Pure NumPy on whole arrays; runs in the thread of the job, never on the device thread.
+Pure NumPy on whole arrays; runs on the completion thread, never on the device thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def finish(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Turn pooled float32 `rows` (num_texts, dim) into (vectors, int8 ranges or None).
 
-    Matryoshka models want the first `dimensions` components cut off before normalising.
+    Keeps the first `dimensions` components before normalising, as Matryoshka models require.
     """
     rows = rows[:, :dimensions]
     if normalize:
@@ -41,18 +41,18 @@ def normalized(rows: np.ndarray) -> np.ndarray:
 
 
 def _to_int8(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Spread each dimension's range over the 256 values, as sentence-transformers does uncalibrated.
+    """Spread each dimension's range over the 256 values, as sentence-transformers does without calibration.
 
-    The ranges are those of the job itself, so they are returned with the vectors: without them
-    int8 vectors of two jobs cannot be compared.
+    The ranges are those of the job itself, so they are returned with the vectors: without them int8 vectors of two
+    jobs cannot be compared.
     """
     if len(rows) == 0:
         return rows.astype(np.int8), np.zeros((2, rows.shape[1]), np.float32)
     ranges = np.stack([rows.min(axis=0), rows.max(axis=0)]).astype(np.float32)
     steps = (ranges[1] - ranges[0]) / 255
     steps[steps == 0] = 1  # a single text, or a constant dimension: every value is the range's start
-    # Floored from 0 to 255 before the shift: rounding towards zero after it would make one value
-    # stand for twice as wide a range as the others.
+    # Floor to 0..255 before the shift: rounding towards zero after it would make one value stand for twice as wide a
+    # range as the others.
     buckets = np.clip(np.floor((rows - ranges[0]) / steps), 0, 255)
     return (buckets - 128).astype(np.int8), ranges
 

@@ -1,13 +1,12 @@
 """Dead letters: messages that no worker could read, and jobs that killed every worker that held them.
 
 Workers leave them in the stream `embedq:dead` (see `workers/broker/transport.lua`), at most
-`max_dead_letters` of them; here they are listed, shown, sent again or dropped. A letter holds the
-message as it was, texts and all: what is printed says everything about it but those.
+`max_dead_letters` of them; here they are read, sent again or dropped. A letter holds the message as it was, texts
+and all; the commands of `embedq dead` print everything about it but those.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,9 +24,6 @@ _KEY = "embedq:dead"
 
 #: The last second of the year 9999: a letter's id may be any number, a date may not.
 _LAST_S = 253_402_300_799
-
-#: Characters of one value that are printed.
-_MAX_SHOWN = 200
 
 #: Headers of a job that are shown.
 _SHOWN_HEADERS = ("id", "task", "argsrepr", "kwargsrepr", "origin", "retries")
@@ -126,59 +122,6 @@ def dead_letters() -> Iterator[DeadLetters]:
         yield DeadLetters(redis.Redis(connection_pool=channel.pool), channel.global_keyprefix)
 
 
-def add_commands(parser: argparse.ArgumentParser) -> None:
-    """The commands of `python -m embedq.tasks dead`."""
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="one line per dead letter")
-    listing.set_defaults(run=_list)
-    for name, run, text in [
-        ("show", _show, "everything about them but their texts"),
-        ("replay", _replay, "send them again"),
-        ("drop", _drop, "forget them"),
-    ]:
-        command = commands.add_parser(name, help=text)
-        command.add_argument("ids", nargs="+", metavar="ID", help="as `dead list` shows it, or `all`")
-        command.set_defaults(run=run)
-
-
-def _list(_: argparse.Namespace) -> None:
-    with dead_letters() as letters:
-        for letter in letters.all():
-            job, source, reason = map(_shown, (letter.headers.get("id", "no job id"), letter.source, letter.reason))
-            print(f"{letter.id}  {letter.buried:%Y-%m-%d %H:%M:%S}  {source}  {job}  {reason}")
-
-
-def _show(asked: argparse.Namespace) -> None:
-    with dead_letters() as letters:
-        for letter in map(letters.get, _ids(letters, asked)):
-            print(f"{letter.id}: {_shown(letter.reason)}")
-            print(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {_shown(letter.source)}")
-            print(f"  message    {len(letter.message):,} bytes")
-            for name, value in letter.headers.items():
-                print(f"  {name:<10} {_shown(value)}")
-            for delivery in letter.deliveries:
-                print(f"  delivered  {delivery.taken:%Y-%m-%d %H:%M:%S} UTC to {_shown(delivery.worker)}")
-            for line in letter.detail.splitlines():
-                print(f"  {_shown(line)}")
-
-
-def _replay(asked: argparse.Namespace) -> None:
-    with dead_letters() as letters:
-        for letter_id in _ids(letters, asked):
-            print(f"{letter_id}: sent again to {_shown(letters.replay(letter_id).source)}")
-
-
-def _drop(asked: argparse.Namespace) -> None:
-    with dead_letters() as letters:
-        for letter_id in _ids(letters, asked):
-            letters.drop(letter_id)
-            print(f"{letter_id}: dropped")
-
-
-def _ids(letters: DeadLetters, asked: argparse.Namespace) -> list[str]:
-    return [letter.id for letter in letters.all()] if asked.ids == ["all"] else asked.ids
-
-
 def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> Letter:
     reason, source, detail, lines = (
         fields.get(name, b"").decode(errors="replace") for name in (b"reason", b"list", b"detail", b"deliveries")
@@ -194,8 +137,3 @@ def _delivery(line: str) -> Delivery | None:
         return Delivery(datetime.fromtimestamp(int(taken_us) / 1e6, UTC), worker)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _shown(value: Any) -> str:
-    """A value for the terminal: cut, on one line, without control characters, since anybody may have written it."""
-    return "".join(char if char.isprintable() else "?" for char in str(value)[:_MAX_SHOWN])

@@ -1,4 +1,4 @@
-"""`python -m embedq.tasks exporter`: what waits in the queues, for Prometheus. One for each installation.
+"""`embedq exporter`: what waits in the queues, for Prometheus. One for each installation.
 
     lists of the queues     jobs by queue and priority, and when the next of them was sent
     unacked_index           jobs in flight
@@ -95,6 +95,7 @@ class QueueCollector:
     def collect(self) -> list[Any]:
         """The metrics with their present values."""
         families, models = Families(EXPORTER), self._registry.all()
+        families.add_build()
         queues = queues_of(models)
         waiting = self._queues(families, list(queues))
         families.add("embedq_in_flight_jobs", self._client.zcard(f"{self._prefix}unacked_index"))

@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
+from embedq import __version__
+
 
 class Metric(NamedTuple):
     """One name."""
@@ -33,8 +35,14 @@ class Counted(Protocol):
 _OF_WORKER = ("worker", "device")
 _OF_MODEL = (*_OF_WORKER, "model")
 
+#: Served by workers and exporter alike.
+BUILD: dict[str, Metric] = {
+    "embedq_build_info": Metric("gauge", ("version",), "always 1; the version of embedq that runs here"),
+}
+
 #: Served by each worker.
 WORKER: dict[str, Metric] = {
+    **BUILD,
     "embedq_jobs_total": Metric("counter", (*_OF_MODEL, "kind", "outcome"), "jobs that this worker ended"),
     "embedq_sequences_total": Metric("counter", _OF_MODEL, "sequences put into batches"),
     "embedq_tokens_total": Metric("counter", _OF_MODEL, "their tokens, without padding"),
@@ -63,6 +71,7 @@ WORKER: dict[str, Metric] = {
 
 #: Served by the exporter.
 EXPORTER: dict[str, Metric] = {
+    **BUILD,
     "embedq_queue_jobs": Metric("gauge", ("queue", "priority"), "jobs in the queue's list of this priority"),
     "embedq_in_flight_jobs": Metric("gauge", (), "jobs that workers hold, of all queues"),
     "embedq_backlog_jobs": Metric("gauge", ("model", "kind"), "jobs that wait in queues"),
@@ -96,6 +105,10 @@ class Families:
     def add(self, name: str, value: float, **labels: str) -> None:
         """Give a counter or a gauge its value; `labels` are exactly those of the metric."""
         self._families[name].add_metric(self._values(name, labels), value)
+
+    def add_build(self) -> None:
+        """Say which version of embedq this process runs."""
+        self.add("embedq_build_info", 1, version=__version__)
 
     def add_histogram(self, name: str, counted: Counted, **labels: str) -> None:
         """Give a histogram its counts."""

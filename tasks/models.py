@@ -37,6 +37,8 @@ class Served:
     outputs: list[str]
     #: Of "embed", "rerank": jobs that name no model.
     default_for: list[str]
+    #: Of embedq, in the worker that announced it; empty for workers before 0.2.0.
+    version: str = ""
 
 
 class Registry:
@@ -96,7 +98,7 @@ class Registry:
                     raise InvalidSettings(
                         f"model {model.alias!r} would become the default for {kind}, but {rival.alias!r} is. "
                         f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival.alias!r} is "
-                        f"gone for good, run `python -m embedq.tasks forget {rival.alias}`"
+                        f"gone for good, run `embedq forget {rival.alias}`"
                     )
         self._client.hset(self._key, mapping={model.alias: json.dumps(asdict(model)) for model in models})
 
@@ -109,15 +111,15 @@ def _read(value: bytes) -> Served | None:
     """Read one announcement; None if it is malformed. Unknown fields come from a newer worker and are ignored."""
     try:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
-        model = Served(**{field.name: given[field.name] for field in fields(Served)})
+        known = {field.name: given[field.name] for field in fields(Served) if field.name in given}
+        model = Served(**known)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     names = (model.kinds, model.outputs, model.default_for)
     are_lists = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in names)
     are_numbers = type(model.dimensions) is int and type(model.max_length) is int
-    return (
-        model if are_lists and are_numbers and isinstance(model.alias, str) and isinstance(model.source, str) else None
-    )
+    are_texts = all(isinstance(one, str) for one in (model.alias, model.source, model.version))
+    return model if are_lists and are_numbers and are_texts else None
 
 
 def _can(known: dict[str, Served], kind: str, alias: str | None) -> bool:

@@ -75,8 +75,8 @@ def imported(path: Path, with_type_checking: bool = True) -> set[str]:
 
 
 def ours(names: set[str]) -> set[str]:
-    """Those of `names` that are modules of the project."""
-    return {name for name in names if name.partition(".")[0] in ("embedq", "tests")}
+    """Those of `names` that are modules of the project. Not `embedq` itself, which holds the version and no code."""
+    return {name for name in names if name.partition(".")[0] in ("embedq", "tests")} - {"embedq"}
 
 
 def _nodes(tree: ast.AST, with_type_checking: bool) -> Iterator[ast.AST]:

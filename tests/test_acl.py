@@ -180,6 +180,7 @@ def test_an_operator_handles_dead_letters_models_and_workers(
     assert command(guarded, "embedq.tasks", "models").startswith("minilm  embed")
     admin.hset("embedq:models", "gone", admin.hget("embedq:models", "minilm").replace('"minilm"', '"gone"'))
     assert "gone: forgotten" in command(guarded, "embedq.tasks", "forget", "gone")
+    assert "minilm.cpu" in command(guarded, "embedq", "status")
     assert "pong" in command(guarded, "celery", "-A", "embedq.tasks", "inspect", "ping", "-t", "10")
 
 

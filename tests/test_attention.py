@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from embedq.core.models.encoders.attention import ByLength, cpu_scale, plan_by_length
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.encoders.attention import ByLength, cpu_scale, grouped_layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
 
 HEADS, WIDTH = 2, 8
@@ -19,8 +19,8 @@ HEADS, WIDTH = 2, 8
 LENGTHS = st.lists(st.sampled_from([1, 2, 15, 16, 17, 31, 32, 33, 50]), min_size=1, max_size=6)
 
 
-def layout_of(lengths: list[int]) -> Layout:
-    return Layout([Sequence(Tokens(np.zeros(length, np.int32))) for length in lengths], "cpu")
+def layout_of(lengths: list[int]) -> TokenLayout:
+    return TokenLayout([Sequence(Tokens(np.zeros(length, np.int32))) for length in lengths], "cpu")
 
 
 def states_of(num_rows: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -40,7 +40,7 @@ def one_by_one(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
 def attend(states: torch.Tensor, lengths: list[int], max_scores: int = 1_000_000) -> torch.Tensor:
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : HEADS * WIDTH] *= cpu_scale(1)
-    there = plan_by_length(layout_of(lengths), len(states))
+    there = grouped_layout(layout_of(lengths), len(states))
     return ByLength(HEADS, max_scores)(states, there)[: sum(lengths)]
 
 

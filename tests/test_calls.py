@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from embedq.core.batching.job import Call
-from embedq.core.calls import Calls
+from embedq.core.calls import CallBuilder
 from embedq.core.errors import InvalidInput, UnknownModel
 from embedq.core.settings import read_settings
 from tests.checkpoints import FakeModel, row_of
 
 
-def calls_of(*models: FakeModel, **chosen: Any) -> Calls:
+def calls_of(*models: FakeModel, **chosen: Any) -> CallBuilder:
     aliases = {model.spec.alias: model for model in models}
-    return Calls(aliases, read_settings(models=dict.fromkeys(aliases, "/nowhere"), **chosen))
+    return CallBuilder(aliases, read_settings(models=dict.fromkeys(aliases, "/nowhere"), **chosen))
 
 
 def encoded(call: Call, slice_rows: int = 1000) -> list[str]:

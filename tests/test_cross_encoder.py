@@ -152,7 +152,7 @@ def test_modernbert_scores_as_transformers_does(tmp_path: Path, pooling: str) ->
 
 def test_a_query_that_fills_the_model_is_refused_with_the_numbers(engines: dict[str, Engine]) -> None:
     pair = ("ferry " * 300, "boat " * 9)
-    with pytest.raises(InvalidInput, match=r"a pair has \d+ tokens, and model model 128; lower query_max_length"):
+    with pytest.raises(InvalidInput, match=r"a pair has \d+ tokens, and model model takes 128; lower query_max_length"):
         engines["flagreranker_bert"].score([pair], query_max_length=300)
 
 

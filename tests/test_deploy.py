@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,9 +19,11 @@ import pytest
 import redis
 import yaml
 
+from embedq import __version__
 from embedq.core.settings import Settings
 from embedq.workers.embedded import _free_port, find_program
 from tests.running import ROOT, Running
+from tests.told_commands import misfit
 
 DEPLOY = ROOT / "deploy"
 COMPOSE = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8"))
@@ -135,24 +139,84 @@ def test_a_dockerfile_is_pinned_and_ends_without_root(file: Path) -> None:
     assert all("-c constraints.txt" in rest or "${TORCH}" in rest for name, rest in steps if "pip install" in rest)
 
 
+def copied(file: Path) -> list[str]:
+    """What a Dockerfile copies from the repository's root."""
+    return [part for name, rest in instructions(file) if name == "COPY" for part in rest.split()[:-1]]
+
+
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
 def test_a_dockerfile_copies_what_exists_and_what_is_not_kept_from_it(file: Path) -> None:
     ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    sources = [part for name, rest in instructions(file) if name == "COPY" for part in rest.split()[:-1]]
-    assert {"core", "tasks", "workers", "celeryconfig.py", "constraints.txt"} <= set(sources)
-    for source in sources:
+    for source in copied(file):
         assert (ROOT / source).exists()
         assert f"!{source}" in ignored
 
 
+#: Of the build backend as pip calls it, in the folder that holds pyproject.toml.
+_BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('wheels'))"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of the wheel that the checkout makes."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    tops = sorted({name.partition("/")[0] for name in listed if name and (ROOT / name).exists()})
+    return wheel_of(tops, tmp_path_factory.mktemp("whole"))
+
+
+def wheel_of(sources: list[str], directory: Path) -> set[str]:
+    """The files of the wheel that is built from these of the checkout and from nothing else."""
+    for source in sources:
+        path = ROOT / source
+        if path.is_dir():
+            shutil.copytree(path, directory / source, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, directory)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", _BUILD], cwd=directory, env=clean, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (wheel,) = (directory / "wheels").glob("*.whl")
+    assert wheel.name == f"embedq-{__version__}-py3-none-any.whl"
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
-def test_a_dockerfile_runs_a_module_that_exists_and_receives_signals_itself(file: Path) -> None:
+def test_what_a_dockerfile_copies_makes_the_whole_wheel(file: Path, whole: set[str], tmp_path: Path) -> None:
+    found = wheel_of(copied(file), tmp_path)
+    assert found == whole
+    assert {"embedq/__main__.py", "embedq/py.typed", "embedq/workers/broker/transport.lua"} <= found
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_a_dockerfile_runs_a_command_that_exists_and_receives_signals_itself(file: Path) -> None:
     (command,) = [rest for name, rest in instructions(file) if name == "CMD"]
-    python, flag, module, *_ = json.loads(command)  # the form without a shell, which would keep SIGTERM to itself
-    assert (python, flag) == ("python", "-m")
-    assert (ROOT / module / "__main__.py").is_file()
+    program, *words = json.loads(command)  # the form without a shell, which would keep SIGTERM to itself
+    assert program == "embedq"
+    assert words
+    assert misfit(words) == ""
     entry = [json.loads(rest)[2] for name, rest in instructions(file) if name == "ENTRYPOINT"]
     assert all('exec "$@"' in line for line in entry)
+
+
+@pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.stem)
+def test_an_image_runs_what_it_installed_and_not_what_it_copied(file: Path) -> None:
+    """In the folder of the sources `core` and `tasks` would be names of their own."""
+    folders = [rest for name, rest in instructions(file) if name == "WORKDIR"]
+    assert folders[0] == "/src"
+    assert folders[-1] == "/embedq"
+    assert not any(" -e " in rest for name, rest in instructions(file) if name == "RUN")
+
+
+def test_every_version_of_ours_in_deploy_is_the_codes() -> None:
+    files = [path for path in DEPLOY.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc", ".json")]
+    tag = re.compile(r"embedq(?:-(?:cpu|cuda|npu|tools))?[:-](\d+\.\d+\.\d+)|newTag: (\S+)|\[embedq==(\S+)\]")
+    found = [(path.name, *filter(None, match)) for path in files for match in tag.findall(path.read_text())]
+    assert {version for _, version in found} == {__version__}
+    assert {"compose.yaml", "kustomization.yaml", "cpu.Dockerfile", "tools.Dockerfile"} <= {name for name, _ in found}
 
 
 def test_images_have_the_torch_that_is_tested_but_where_its_vendor_lags() -> None:
@@ -173,7 +237,7 @@ def test_images_have_the_torch_that_is_tested_but_where_its_vendor_lags() -> Non
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """`systemd-analyze verify`, with a program, a user and an environment file that this machine has."""
-    text = UNIT.read_text(encoding="utf-8").replace("/opt/embedq/.venv/bin/python", sys.executable)
+    text = UNIT.read_text(encoding="utf-8").replace("/opt/embedq/.venv/bin/embedq", sys.executable)
     instance = tmp_path / UNIT.name
     instance.write_text(text)
     assert _complaints(instance) == ""
@@ -200,6 +264,13 @@ def test_the_unit_gives_a_worker_longer_to_end_than_to_drain() -> None:
     service = unit()["Service"]
     assert float(service["TimeoutStopSec"]) >= 1.5 * float(drain[1])
     assert service["KillMode"] == "mixed"  # SIGTERM for the launcher alone, which drains its worker
+
+
+def test_the_unit_runs_a_command_that_exists() -> None:
+    program, *words = unit()["Service"]["ExecStart"].split()
+    assert program == "/opt/embedq/.venv/bin/embedq"
+    assert misfit(words) == ""
+    assert words == ["workers", "--devices", "%i"]
 
 
 def test_the_unit_does_not_start_again_what_cannot_start() -> None:

@@ -18,7 +18,8 @@ import torch
 from embedq.core import devices
 from embedq.core.devices import Device, choose_device, choose_precision, cpu_devices
 from embedq.core.errors import InvalidSettings
-from embedq.workers import __main__ as command_line
+from embedq.workers.__main__ import main
+from embedq.workers.launcher import launcher
 
 #: Order of preference.
 KINDS = ["cuda", "npu", "musa", "mps", "cpu"]
@@ -260,8 +261,8 @@ def test_each_device_is_printed_with_what_it_can_do_and_why_auto_takes_what(
     install(monkeypatch, kind, FakeBackend(len(has_bf16), has_bf16))
     # The fake is of this process only; what crosses to the launcher crosses here, too.
     listing = json.dumps([asdict(device) for device in devices.devices()])
-    monkeypatch.setattr(command_line, "list_devices", lambda: devices.read_devices(listing))
-    assert command_line.main(["devices"]) == 0
+    monkeypatch.setattr(launcher, "list_devices", lambda: devices.read_devices(listing))
+    assert main(["devices"]) == 0
     assert capsys.readouterr().out.splitlines() == [line.format(kind) for line in lines]
 
 

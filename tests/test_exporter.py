@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 from prometheus_client import CollectorRegistry
 
+from embedq import __version__
 from embedq.tasks.exporter import UNMEASURED, QueueCollector, backlog, queues_of
 from embedq.tasks.metrics import EXPORTER
 from embedq.tasks.models import Registry, Served
@@ -69,6 +70,7 @@ def test_every_name_is_served_with_its_labels_and_no_other_of_ours(app: Celery, 
     assert set(ours) == {name.removesuffix("_total") for name in EXPORTER}
     for name, metric in EXPORTER.items():
         assert scrape.labels(name) == set(metric.labels), name
+    assert scrape.value("embedq_build_info", version=__version__) == 1
 
 
 def test_a_backlog_in_seconds_is_its_tokens_by_the_speed_of_the_workers_present(

@@ -114,7 +114,7 @@ def test_sentinels_with_tls_are_refused_at_once_and_the_password_stays_untold(ur
     environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
     with Running([sys.executable, "-m", *command], environment) as running:
         assert running.wait() == 1
-    assert "Sentinels are asked, and their server is reached, without TLS" in running.output
+    assert "Sentinels and their server are reached without TLS" in running.output
     assert "secret" not in running.output
 
 

@@ -173,7 +173,7 @@ def test_a_keyword_of_another_reranker_is_refused() -> None:
         ("FlagModel", ENCODER, {"pooling_method": "last_token"}, "one of cls, mean; given 'last_token'"),
         ("FlagLLMModel", DECODER, {"pooling_method": "mean"}, "one of last_token; given 'mean'"),
         ("FlagLLMReranker", RERANKER, {"peft_path": "adapter"}, "merge the adapter"),
-        ("BGEM3FlagModel", GOLDEN / "bge_m3" / "model", {"colbert_dim": 8}, "colbert_dim is 8; .* gives 48"),
+        ("BGEM3FlagModel", GOLDEN / "bge_m3" / "model", {"colbert_dim": 8}, "colbert_dim is 8; .* has 48 outputs"),
         ("FlagModel", ENCODER, {"devices": []}, "empty list"),
         ("FlagModel", ENCODER, {"devices": [0.5]}, "a string, a number or a list of them; given float"),
     ],
@@ -226,7 +226,7 @@ def test_importing_loads_no_torch() -> None:
 def test_a_checkpoint_s_code_is_never_run(tmp_path: Path) -> None:
     path = copied(ENCODER, tmp_path / "model", auto_map={"AutoModel": "theirs.Model"})
     (path / "theirs.py").write_text("raise RuntimeError('it ran')\n")
-    with pytest.warns(UserWarning, match="brings code of its own, which is never run") as caught:
+    with pytest.warns(UserWarning, match="contains code of its own, which is never run") as caught:
         face = flag.FlagModel(str(path), use_fp16=False, devices="cpu", trust_remote_code=True)
     assert caught[0].filename == __file__
     with face, flag.FlagModel(str(ENCODER), use_fp16=False, devices="cpu", trust_remote_code=True) as plain:

@@ -156,9 +156,9 @@ def test_an_unknown_name_is_refused_with_all_that_are_known(auto: Any) -> None:
 
 
 def test_names_and_classes_of_the_other_kind_are_refused() -> None:
-    with pytest.raises(InvalidInput, match="does not end in a name that is known"):
+    with pytest.raises(InvalidInput, match="does not end in a known name"):
         flag.FlagAutoModel.from_finetuned("BAAI/bge-reranker-base")
-    with pytest.raises(InvalidInput, match="does not end in a name that is known"):
+    with pytest.raises(InvalidInput, match="does not end in a known name"):
         flag.FlagAutoReranker.from_finetuned("BAAI/bge-m3")
     with pytest.raises(
         InvalidInput, match=r"model_class must be one of encoder-only-base, .*; given 'encoder-only-m3'"

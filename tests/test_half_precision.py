@@ -18,7 +18,7 @@ from embedq import core
 from embedq.core.engine import Engine
 from embedq.core.models.encoders import linear
 from embedq.core.models.encoders.m3 import FILES
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence
 from tests import tiny_models
@@ -140,7 +140,7 @@ def test_a_batch_that_does_not_fit_runs_in_parts(saved: tuple[str, list[np.ndarr
     path, expected = saved
     failed: list[int] = []
 
-    def allocate(layout: Layout, **pooling: Any) -> torch.Tensor:
+    def allocate(layout: TokenLayout, **pooling: Any) -> torch.Tensor:
         if layout.num_tokens > 300:
             failed.append(layout.num_tokens)
             raise torch.OutOfMemoryError("CUDA out of memory.")

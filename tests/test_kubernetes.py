@@ -21,6 +21,7 @@ from embedq.workers.embedded import _free_port, find_program
 from tests.kustomizing import Object, rendered
 from tests.manifests import DIRECTORY, environment, of_kind, pods, worker
 from tests.running import ROOT, Running
+from tests.told_commands import misfit
 
 #: What each kind of device is called in a pod's resources.
 ACCELERATORS = {"cuda": "nvidia.com/gpu", "npu": "huawei.com/Ascend910"}
@@ -96,14 +97,15 @@ def test_what_a_worker_is_told_is_what_its_settings_accept(
     assert (settings.default_embed, settings.default_rerank) == ("minilm", "none")
 
 
-def test_a_worker_is_started_by_a_module_that_exists(objects: list[Object]) -> None:
-    for pod in pods(objects).values():
-        for container in pod["containers"]:
-            command = container.get("command", [])
-            if command[:2] == ["python", "-m"]:
-                assert (ROOT / command[2].replace(".", "/")).with_suffix(".py").is_file() or (
-                    ROOT / command[2] / "__main__.py"
-                ).is_file()
+def test_every_container_of_ours_runs_what_exists(objects: list[Object]) -> None:
+    commands = {name: pod["containers"][0].get("command", []) for name, pod in pods(objects).items()}
+    assert commands.pop("worker-minilm") == ["python", "-m", "embedq.workers.worker"]  # no launcher: see worker.yaml
+    assert (ROOT / "workers" / "worker.py").is_file()
+    assert commands.pop("server") == []
+    assert {name: (program, misfit(words)) for name, (program, *words) in commands.items()} == {
+        "exporter": ("embedq", ""),
+        "flower": ("embedq", ""),
+    }
 
 
 def test_a_job_in_any_list_of_the_model_starts_the_first_worker(objects: list[Object]) -> None:
@@ -174,7 +176,7 @@ def test_flower_asks_for_a_password(base: list[Object], server: str) -> None:
     """Flower started with the pod's own command and variables, on another port."""
     container = pods(base)["flower"]["containers"][0]
     port = _free_port()
-    command = [sys.executable, "-m", *container["command"]]
+    command = [sys.executable, "-m", *container["command"]]  # `embedq`, without the script that pip makes of it
     command = [part.replace("0.0.0.0", "127.0.0.1").replace("5555", str(port)) for part in command]
     given = {name: value for name, value in environment(container, base).items() if value is not None}
     assert "FLOWER_BASIC_AUTH" in environment(container, base)

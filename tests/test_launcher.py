@@ -214,7 +214,6 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
     ("arguments", "message"),
     [
         (["drain", "nobody@nowhere"], "nobody named 'nobody@nowhere' answers"),
-        (["drain"], "drain needs the name of a worker"),
         (["scale", "many"], "scale needs a number of workers, or auto; given 'many'"),
         (["--model", "x=/x", "--cpu-workers", "1", "--max", "2"], "up to 2 workers were asked for and 1 fit"),
         (["--model", "x=/x", "--cpu-workers", "1", "--min", "2"], "no fewer; given 2 and 1"),

@@ -55,7 +55,7 @@ def test_core_knows_no_queue(foreign: str) -> None:
 
 
 def test_tasks_import_only_what_a_producer_has() -> None:
-    allowed = ("core.errors", "core.codec", "core.options", "core.results", "celeryconfig")
+    allowed = ("core.errors", "core.codec", "core.command_line", "core.options", "core.results", "celeryconfig")
     assert breaches("embedq.tasks", tuple(f"embedq.{name}" for name in allowed), with_type_checking=False) == []
 
 

@@ -14,7 +14,7 @@ import torch
 from embedq import core
 from embedq.core.errors import CannotLoadModel, DeviceFailure, InvalidInput
 from embedq.core.models.encoders.m3 import _by_token
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
 from tests.conftest import GOLDEN
 from tests.golden_cases import Call, difference, read
@@ -86,7 +86,7 @@ def test_a_missing_head_costs_its_output_only(directory: Path, output: str, file
         ({"weight": torch.zeros(1, 47)}, r"weight of shape \(any, 48\)"),
         ({"bias": torch.zeros(1)}, "must hold weight"),
         ({"weight": torch.zeros(1, 48), "bias": torch.zeros(1), "more": torch.zeros(1)}, "'more'"),
-        ({"weight": torch.zeros(2, 48)}, "gives 2 values per token"),
+        ({"weight": torch.zeros(2, 48)}, "has 2 outputs per token"),
         ([torch.zeros(1, 48)], "holds list"),
         ({"weight": random.Random(0)}, "cannot be read as weights: UnpicklingError"),
     ],
@@ -140,7 +140,7 @@ def test_each_token_keeps_its_largest_weight() -> None:
             Sequence(Tokens(draw.integers(0, 12, length).astype(np.int32)), None, row)
             for row, length in enumerate(lengths)
         ]
-        layout = Layout(batch, "cpu")
+        layout = TokenLayout(batch, "cpu")
         weights = np.maximum(draw.normal(size=layout.num_tokens), 0).astype(np.float32)
         for found, sequence, own in zip(_by_token(layout, weights, silent), batch, layout.split(weights), strict=True):
             expected: dict[int, np.float32] = {}

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 import redis
 
-from embedq import tasks
+from embedq import __version__, tasks
 from embedq.core.errors import InvalidInput, InvalidSettings
 from embedq.core.settings import read_settings
 from embedq.tasks.metrics import OUTCOMES, STAGES, WORKER
@@ -142,6 +142,14 @@ def test_model_and_device_are_told(address: str, minilm: Path) -> None:
     used, total = (scrape.value("embedq_device_memory_bytes", state=state) for state in ("used", "total"))
     assert 2**27 < used < total
     assert scrape.value("process_resident_memory_bytes") == pytest.approx(used, rel=0.1)
+
+
+def test_the_version_is_in_log_announcement_metrics_and_timings(address: str, running: Running) -> None:
+    for action in ("launching", "worker_ready"):
+        assert f"version={__version__}" in running.wait_for(f"action={action}")[0].split()
+    assert tasks.embed.registry.all()["seen"].version == __version__
+    assert Scrape(address).value("embedq_build_info", version=__version__) == 1
+    assert tasks.embed.delay(["a text"], timings=True, **SEEN).get(timeout=TIMEOUT_S).timings.version == __version__
 
 
 def test_the_worker_reports_its_speed_and_what_its_jobs_hold(address: str, client: redis.Redis) -> None:

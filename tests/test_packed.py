@@ -19,7 +19,7 @@ from embedq.core.engine import Engine
 from embedq.core.models.encoders import linear, network
 from embedq.core.models.encoders.network import Padded
 from embedq.core.models.encoders.packed import PackedEncoder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
 from tests import tiny_models
 from tests.conftest import GOLDEN
@@ -58,14 +58,14 @@ def network_of(engine: Engine) -> Any:
     return next(iter(engine.models.values()))._network  # type: ignore[attr-defined]
 
 
-def layout(lengths: tuple[int, ...] = LENGTHS, also: int | None = None) -> Layout:
+def layout(lengths: tuple[int, ...] = LENGTHS, also: int | None = None) -> TokenLayout:
     """Sequences of random tokens; `also` is put in the middle of each."""
     draw = np.random.default_rng(5)
     ids = [draw.integers(5, 400, length).astype(np.int32) for length in lengths]
     for one in ids:
         if also is not None:
             one[len(one) // 2] = also
-    return Layout([Sequence(Tokens(one)) for one in ids], "cpu")
+    return TokenLayout([Sequence(Tokens(one)) for one in ids], "cpu")
 
 
 def cosines(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def test_states_are_those_of_transformers(kind: str, also: int | None, tmp_path:
     with load(directory) as engine, load(directory, "float32") as exact, torch.inference_mode():
         assert isinstance(network_of(engine), PackedEncoder)
         assert isinstance(network_of(exact), Padded)
-        each = [network_of(exact)(Layout([one], "cpu")) for one in layout(also=also).batch]
+        each = [network_of(exact)(TokenLayout([one], "cpu")) for one in layout(also=also).batch]
         found = network_of(engine)(layout(also=also))
     assert float(cosines(found, torch.cat(each)).min()) > MIN_COSINE
 
@@ -120,7 +120,7 @@ def test_a_sequence_has_the_same_states_whatever_is_beside_it(tmp_path: Path) ->
         packed = network_of(engine)
         together = packed(layout()).float().split(list(LENGTHS))
         for one, found in zip(layout().batch, together, strict=True):
-            alone = packed(Layout([one], "cpu")).float()
+            alone = packed(TokenLayout([one], "cpu")).float()
             assert float(cosines(alone, found).min()) > 0.9995  # the last bits of bfloat16
 
 
@@ -199,7 +199,7 @@ def test_a_pass_goes_on_while_another_thread_has_the_interpreter(minilm: Path) -
     assert computed_s > 0.1  # and no more than one operation, 30 ms, where each asks for the lock
 
 
-def _run_on_one_core(packed: Any, batch: Layout) -> None:
+def _run_on_one_core(packed: Any, batch: TokenLayout) -> None:
     torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread's operations
     with torch.inference_mode():

@@ -43,7 +43,7 @@ def test_right_rows_pass() -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda name: lambda rows: rows.update({name: rows[name][:-1]}), "gave 1 {name} rows for 2 sequences"),
+        (lambda name: lambda rows: rows.update({name: rows[name][:-1]}), "returned 1 {name} rows for 2 sequences"),
         (lambda name: lambda rows: rows.update({name: [*rows[name], rows[name][0]]}), "3 {name} rows for 2 sequences"),
         (lambda name: lambda rows: rows.pop(name), "no {name} rows"),
         (lambda name: _set(name, np.nan), "NaN or infinite {name} values in float32"),

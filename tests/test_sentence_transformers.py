@@ -128,15 +128,15 @@ def test_a_pickled_projection_is_read_for_its_tensors_only(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ({"activation_function": "os.system"}, "activation 'os.system', no class of torch.nn"),
+        ({"activation_function": "os.system"}, "activation 'os.system', which is no class of torch.nn"),
         ({"activation_function": "torch.nn.functional.tanh"}, "no class of torch.nn"),
         ({"activation_function": "torch.hub.load"}, "no class of torch.nn"),
-        ({"activation_function": "torch.nn.modules.linear.Linear"}, "Linear, which takes arguments"),
+        ({"activation_function": "torch.nn.modules.linear.Linear"}, "Linear, which needs arguments"),
         ({"use_residual": True}, "residual"),
         ({"module_input_name": "token_embeddings"}, "something else than sentence_embedding"),
-        ({"in_features": 31}, "reads 31 values, and what is before it gives 32"),
-        ({"out_features": 25}, "gives 24 values with bias; its config.json says 25 with"),
-        ({"bias": False}, "with bias; its config.json says 24 without"),
+        ({"in_features": 31}, "takes 31 values, but the layer before it returns 32"),
+        ({"out_features": 25}, "has 24 outputs with bias; its config.json states 25 with"),
+        ({"bias": False}, "with bias; its config.json states 24 without"),
     ],
 )
 def test_a_projection_we_cannot_run_is_refused(stated: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_projection_without_weights_is_refused(tmp_path: Path) -> None:
 def test_the_first_projection_must_fit_the_network(tmp_path: Path) -> None:
     config, case, _, _ = MODELS["bert"]
     path = tiny_models.add_modules(tiny_models.save(tmp_path, config, case), "mean_tokens", [(16, 8, TANH)])
-    with pytest.raises(CannotLoadModel, match="reads 16 values, and what is before it gives 32"):
+    with pytest.raises(CannotLoadModel, match="takes 16 values, but the layer before it returns 32"):
         load(path)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import redis
 
-from embedq import tasks
+from embedq import __version__, tasks
 from embedq.core.errors import InvalidSettings, UnknownModel
 from embedq.tasks.__main__ import main
 from embedq.tasks.models import KEY, Registry, Served
@@ -88,6 +89,17 @@ def test_two_models_cannot_both_be_the_default(registry: Registry) -> None:
     registry.announce([model("two", ["embed"])])
 
 
+def test_announcements_of_older_and_newer_workers_are_read(registry: Registry) -> None:
+    registry.announce([replace(model("ours", []), version=__version__)])
+    announced = json.loads(registry._client.hget(KEY, "ours"))
+    assert announced.pop("version") == __version__
+    older, newer = announced | {"alias": "older"}, announced | {"alias": "newer", "version": "9.0.0", "speed": {"a": 1}}
+    wrong = announced | {"alias": "wrong", "version": 2}
+    registry._client.hset(KEY, mapping={one["alias"]: json.dumps(one) for one in (older, newer, wrong)})
+    found = {alias: one.version for alias, one in registry.all().items()}
+    assert found == {"ours": __version__, "older": "", "newer": "9.0.0"}
+
+
 def test_a_server_that_is_down_is_left_to_the_publish() -> None:
     with redis.Redis(port=1, socket_connect_timeout=0.1) as nowhere:
         Registry(nowhere).check("embed", "any")
@@ -150,7 +162,7 @@ class TestCommandLine:
         assert main(["models"]) == 0
         printed = capsys.readouterr().out
         assert "minilm  embed and rerank  384 dimensions  256 tokens" in printed
-        assert "default for embed and rerank" in printed
+        assert f"default for embed and rerank  embedq {__version__}" in printed
         assert "reranker  rerank  1 dimensions" in printed
 
     def test_embed_writes_one_row_per_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from embedq import __version__
 from embedq.core.codec import pack, unpack
 from embedq.core.engine import Engine
 from embedq.core.errors import InvalidInput
@@ -18,7 +19,7 @@ from tests.checkpoints import PATIENCE_S, FakeModel
 from tests.engines import busy, running
 from tests.loops import wait_for_waiting
 
-TIMINGS = Timings(0.5, 0.25, 1.5, 32, 1000)
+TIMINGS = Timings(0.5, 0.25, 1.5, 32, 1000, __version__)
 
 
 def test_only_who_asks_gets_them(engine: Engine) -> None:
@@ -73,7 +74,7 @@ def test_rankings_and_scores_carry_them_too(engine: Engine) -> None:
 
 
 def test_a_job_of_no_texts_has_taken_no_time(engine: Engine) -> None:
-    assert engine.embed([], timings=True).timings == Timings(0.0, 0.0, 0.0, 0, 0)
+    assert engine.embed([], timings=True).timings == Timings(0.0, 0.0, 0.0, 0, 0, __version__)
 
 
 @pytest.mark.parametrize("options", [EmbedOptions, RerankOptions])
@@ -101,9 +102,40 @@ def test_they_travel_as_a_map_of_numbers(result: Embeddings | Ranking) -> None:
 
 
 @pytest.mark.parametrize(
-    "timings", [1, "x", [], {}, {**dataclasses.asdict(TIMINGS), "waited_s": "long"}, {"waited_s": 1.0}]
+    "timings",
+    [
+        1,
+        "x",
+        [],
+        {},
+        {**dataclasses.asdict(TIMINGS), "waited_s": "long"},
+        {"waited_s": 1.0},
+        {**dataclasses.asdict(TIMINGS), "version": 2},
+    ],
 )
 def test_what_is_no_timings_is_refused(timings: object) -> None:
     fields = Embeddings(np.ones((1, 2), np.float32)).to_map() | {"timings": timings}
     with pytest.raises(ValueError, match="malformed timings"):
         Embeddings.from_map(fields)
+
+
+def test_a_workers_version_is_in_them() -> None:
+    assert dataclasses.asdict(TIMINGS)["version"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("changes", "version"),
+    [({"version": None}, ""), ({"version": "9.0.0", "stored_s": 0.5, "device": {"kind": "cuda"}}, "9.0.0")],
+    ids=["older", "newer"],
+)
+def test_those_of_an_older_and_of_a_newer_worker_are_read(changes: dict[str, object], version: str) -> None:
+    arrived = {name: one for name, one in (dataclasses.asdict(TIMINGS) | changes).items() if one is not None}
+    fields = Embeddings(np.ones((1, 2), np.float32)).to_map() | {"timings": arrived}
+    assert Embeddings.from_map(fields).timings == dataclasses.replace(TIMINGS, version=version)
+
+
+def test_a_reader_of_0_1_0_finds_what_it_reads() -> None:
+    """It took these names and no others, each a number."""
+    travelled = msgpack.unpackb(pack(Embeddings(np.ones((1, 2), np.float32), timings=TIMINGS)))["timings"]
+    names = ("waited_s", "encoded_s", "computed_s", "batch_size", "num_tokens")
+    assert all(type(travelled[name]) in (int, float) for name in names)

@@ -15,12 +15,11 @@ from transformers import AutoModel, BertConfig, RobertaConfig, XLMRobertaConfig
 from embedq.core.checkpoint.read_spec import read_spec
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.models import token_layout as layout_module
-from embedq.core.models import weights
 from embedq.core.models.encoders import network
-from embedq.core.models.encoders.attention import ByLength, Varlen, bounds_of, cpu_scale, plan_by_length
+from embedq.core.models.encoders.attention import ByLength, Varlen, cpu_scale, grouped_layout, varlen_layout
 from embedq.core.models.encoders.network import Padded
 from embedq.core.models.encoders.packed import PackedEncoder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
 from embedq.core.settings import ModelSettings
 from tests import tiny_models
@@ -73,8 +72,7 @@ def plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would be copied to a device stays here."""
-    for module in (layout_module, weights):
-        monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
+    monkeypatch.setattr(layout_module, "to_device", lambda tensor, device: tensor)
 
 
 def kernel_of(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,15 +113,15 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
         q, k, v = own.view(len(own), 3, num_heads, width).permute(1, 2, 0, 3).double()
         weights = torch.softmax(q @ k.transpose(1, 2) / width**0.5, -1)
         expected.append((weights @ v).transpose(0, 1).flatten(1))
-    there = Layout(batch_of(), device)
-    found = Varlen(num_heads)(states.to(device, TYPES[device]), bounds_of(there))
+    there = TokenLayout(batch_of(), device)
+    found = Varlen(num_heads)(states.to(device, TYPES[device]), varlen_layout(there))
     assert found.shape == (sum(lengths), num_heads * width)
     assert found.is_contiguous()
     within = {"rtol": TOLERANCE[device], "atol": TOLERANCE[device]}
     torch.testing.assert_close(found.cpu().double(), torch.cat(expected), **within)
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : num_heads * width] *= cpu_scale(width)  # what the weights do for a CPU
-    by_length = ByLength(num_heads)(states, plan_by_length(Layout(batch_of(), "cpu"), len(states)))
+    by_length = ByLength(num_heads)(states, grouped_layout(TokenLayout(batch_of(), "cpu"), len(states)))
     torch.testing.assert_close(found.cpu().float(), by_length[:-1], **within)
 
 
@@ -133,7 +131,7 @@ def test_states_are_those_of_the_padded_way(kind: str, device: str, monkeypatch:
     kernel_of(device, monkeypatch)
     module = module_of(kind).to(device, TYPES[device])
     with torch.inference_mode():
-        there = Layout(batch_of(), device)
+        there = TokenLayout(batch_of(), device)
         packed = PackedEncoder(module, "cuda:0")
         found, first = packed(there).float().cpu(), packed.first(there).float().cpu()
         expected = Padded(module, pad_token_id=0 if kind == "bert" else 1)(there).float().cpu()
@@ -148,7 +146,7 @@ def test_states_are_those_of_the_padded_way(kind: str, device: str, monkeypatch:
 def test_the_whole_pass_is_queued_without_asking_the_device_anything(num_heads: int) -> None:
     """On tensors that have shapes and no numbers: to read one is an error. torch's own kernel checks its arguments."""
     module = module_of("roberta", num_heads).to("meta", torch.bfloat16)
-    there = Layout(batch_of(), "meta")
+    there = TokenLayout(batch_of(), "meta")
     with torch.inference_mode():
         found = PackedEncoder(module, "cuda:0")(there)
         pooled = there.first(found), there.last(found)
@@ -161,7 +159,7 @@ def test_what_a_pass_needs_is_copied_twice_however_many_layers_there_are(
 ) -> None:
     copied: list[torch.Tensor] = []
     monkeypatch.setattr(layout_module, "to_device", lambda tensor, device: copied.append(tensor) or tensor)
-    there = Layout(batch_of(), "cuda:0")
+    there = TokenLayout(batch_of(), "cuda:0")
     with torch.inference_mode():
         states = PackedEncoder(module_of("roberta"), "cuda:0")(there)
         for pool in (there.first, there.last, there.mean):
@@ -170,7 +168,7 @@ def test_what_a_pass_needs_is_copied_twice_however_many_layers_there_are(
 
 
 def test_poolings_are_of_each_sequence_alone() -> None:
-    there = Layout(batch_of(), "cpu")
+    there = TokenLayout(batch_of(), "cpu")
     rows = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(2))
     each = rows.split(list(LENGTHS))
     torch.testing.assert_close(there.first(rows), torch.stack([one[0] for one in each]))
@@ -208,7 +206,7 @@ def test_a_device_whose_kernel_fails_runs_padded_and_says_so(
     monkeypatch.setattr(KERNEL, kernel)
     spec = saved(tmp_path)
     module = AutoModel.from_pretrained(spec.path).bfloat16().eval()
-    there = Layout(batch_of(), "cpu")
+    there = TokenLayout(batch_of(), "cpu")
     with torch.inference_mode():
         expected = Padded(module, spec.pad_token_id)(there)
         with caplog.at_level(logging.WARNING):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from urllib.parse import urlsplit, urlunsplit
 
@@ -36,6 +37,11 @@ def set_up(level: str = "INFO") -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("embedq", "__main__"):
         logging.getLogger(name).setLevel(level)
+
+
+def quiet_libraries() -> None:
+    """Let transformers log errors alone unless TRANSFORMERS_VERBOSITY asks for more. Call before it is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def without_password(url: str) -> str:

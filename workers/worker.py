@@ -20,7 +20,7 @@ from celery import Celery
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
-from embedq import core, tasks
+from embedq import __version__, core, tasks
 from embedq.core.engine import Engine
 from embedq.core.errors import EmbedqError
 from embedq.core.settings import Settings, read_settings
@@ -64,6 +64,7 @@ _OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", 
 def main() -> int:
     """Run one worker until SIGTERM; returns the exit code."""
     logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    logs.quiet_libraries()
     lifecycle = Lifecycle()
     health, heart = Health(lifecycle), Heart(lifecycle, launcher_pipe())
     heart.start()
@@ -170,6 +171,7 @@ def announcements(engine: Engine) -> list[Served]:
             max_length=model.spec.max_length,
             outputs=sorted(model.outputs),
             default_for=[kind for kind, default in defaults.items() if default == alias],
+            version=__version__,
         )
         for alias, model in engine.models.items()
     ]
@@ -228,7 +230,8 @@ def _ready(heart: Heart, held: HeldJobs) -> Callable[..., None]:
         sender.hub.call_soon(lambda: sender.hub.call_soon(log_ready, sender.hostname))
 
     def log_ready(worker: str) -> None:
-        log.info("ready", extra={"action": "worker_ready", "worker": worker, "pid": os.getpid()})
+        fields = {"worker": worker, "pid": os.getpid(), "version": __version__}
+        log.info("ready", extra={"action": "worker_ready", **fields})
 
     return ready
 

@@ -1,7 +1,7 @@
-"""What waits for the device: where encode threads, callers and the device thread meet, under one lock.
+"""Holds the sequences that wait for the device; encode threads, callers and the device thread share it under one lock.
 
-Adds to the scheduler's policy what needs a lock or a clock: equal texts of jobs in flight become
-one sequence with several rows, a class's room is bounded, a job that nobody wants any more leaves.
+Adds to the scheduler's policy whatever needs a lock or a clock: equal texts of jobs in flight become one sequence
+with several rows, each class has a limit of waiting tokens, and a cancelled job leaves.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from embedq.core.batching.scheduler import Scheduler
 from embedq.core.errors import DeviceFailure
 from embedq.core.sequence import Key, Sequence, Tokens
 
-#: Batches that wait where nothing is lost if what follows them comes some milliseconds later.
+#: With this many batches waiting, a few milliseconds of encoding delay cannot idle the device.
 _BATCHES_AHEAD = 4
 
 
 class Encoded(NamedTuple):
-    """Rows of a job from `first_row` on, as token ids, and what it took to make them."""
+    """Token ids of a job's rows from `first_row` on, and the seconds their encoding took."""
 
     job: Job
     first_row: int
@@ -31,32 +31,35 @@ class Encoded(NamedTuple):
 
 
 class Backlog:
-    """The scheduler, what is in flight by its tokens, and who is told of work and of room."""
+    """The waiting sequences of all jobs.
+
+    Thread-safe; wakes the device thread for work and the encode threads for room.
+    """
 
     def __init__(self, scheduler: Scheduler, max_waiting_tokens: int) -> None:
         self._scheduler = scheduler
         self._max_waiting_tokens = max_waiting_tokens
-        #: Sequences that wait or are computed, by all that decides their rows.
+        #: Sequences that wait or are being computed, by everything that decides their rows.
         self._in_flight: dict[Key, dict[Any, Sequence]] = {}
         self.lock = threading.Lock()
         #: Signals work to the device thread, and room to the encode threads.
         self.work = threading.Condition(self.lock)
         self.room = threading.Condition(self.lock)
         self._is_closing = False
-        #: Why nothing is computed any more; None while all is well.
+        #: Why the device was given up; None while it works.
         self.dead: DeviceFailure | None = None
-        #: Called, without the lock, when a batch has left.
+        #: Called, without the lock, when a batch or a cancelled job has left.
         self.on_room: Callable[[], None] = _nothing
 
     def add(self, encoded: list[Encoded]) -> None:
-        """Let rows of jobs wait for a batch."""
+        """Queue encoded rows. Once the device is given up, their jobs fail instead."""
         identities = [[_identity(tokens) for tokens in one.tokens] for one in encoded]
         with self.lock:
             if not self.dead:
                 for one, of_one in zip(encoded, identities, strict=True):
                     self._add(one, of_one)
                 self.work.notify()
-        if self.dead:  # without the lock: what a caller attached to the answer may call the engine
+        if self.dead:  # without the lock: a callback on the answer may call the engine
             for one in encoded:
                 one.job.fail(self.dead)
 
@@ -79,7 +82,7 @@ class Backlog:
             job.sequences.append(sequence)
 
     def withdraw(self, job: Job) -> None:
-        """Drop what still waits of `job` alone; its place is free at once."""
+        """Remove `job`'s waiting rows; sequences that only it wanted free their room at once."""
         with self.lock:
             for sequence in dict.fromkeys(job.sequences):  # equal texts of one job are one, and it may have thousands
                 sequence.rows = [place for place in sequence.rows if place[0] is not job]
@@ -91,11 +94,11 @@ class Backlog:
         self.on_room()
 
     def has_room(self, is_bulk: bool) -> bool:
-        """Whether more of this class may be encoded. Its caller holds the lock."""
+        """Whether more of this class may be encoded. The caller holds the lock."""
         return self._scheduler.num_tokens(is_bulk) < self._max_waiting_tokens
 
     def is_ahead(self, is_bulk: bool) -> bool:
-        """Whether the device has enough of this class for several batches. Its caller holds the lock."""
+        """Whether several batches of this class wait for the device. The caller holds the lock."""
         return self._scheduler.num_tokens(is_bulk) >= _BATCHES_AHEAD * self.largest_budget
 
     def num_tokens(self, is_bulk: bool) -> int:
@@ -108,15 +111,15 @@ class Backlog:
 
     @property
     def largest_budget(self) -> int:
-        """Tokens of a batch as it would be formed now, of whichever model may have most."""
+        """The largest budget of tokens that a batch of any model has now."""
         return self._scheduler.largest_budget
 
     def max_tokens(self, model: str) -> int:
-        """The most tokens of a batch of `model`, however fast it is."""
+        """Most tokens a batch of `model` may have, however fast the model is."""
         return self._scheduler.max_tokens(model)
 
     def lower_budget(self, model: str, max_tokens: int) -> None:
-        """Let batches of `model` have at most `max_tokens` from now on; never raises the budget."""
+        """Limit batches of `model` to `max_tokens` from now on; never raises the budget."""
         with self.lock:
             self._scheduler.lower_budget(model, max_tokens)
 
@@ -126,7 +129,10 @@ class Backlog:
         return self._scheduler.num_sequences > 0
 
     def next_batch(self, must_wait: bool) -> list[Sequence]:
-        """Take a batch; waits for one if it must. Empty if nothing waits, or at the end."""
+        """Take the next batch.
+
+        Empty if nothing waits; with `must_wait`, blocks and returns empty only after `close`.
+        """
         with self.lock:
             if must_wait:
                 self.work.wait_for(lambda: self._is_closing or self._scheduler.num_sequences)
@@ -134,23 +140,26 @@ class Backlog:
             if batch:
                 self.room.notify_all()
                 if self._scheduler.num_sequences:
-                    self.work.notify()  # another stream may sleep since before this work came
+                    self.work.notify()  # another stream may have gone to sleep before this work came
         if batch:
             self.on_room()
         return batch
 
     def answered(self, batch: Iterable[Sequence]) -> list[list[tuple[Job, int]]]:
-        """The (job, row) pairs that each sequence answers; no job joins them after this."""
+        """Take a computed batch out of flight; returns each sequence's (job, row) pairs.
+
+        No job can join them after this.
+        """
         with self.lock:
             answered = []
             for sequence in batch:
                 self._forget(sequence)
                 answered.append(sequence.rows)
-                sequence.rows = []  # jobs hold their sequences: held both ways, all would wait for a garbage collection
+                sequence.rows = []  # a cycle of jobs and sequences would keep both until a garbage collection
         return answered
 
     def finished(self, model: str, num_padded_tokens: int, seconds: float) -> None:
-        """Tell the scheduler how long a batch took."""
+        """Report a computed batch's seconds to the scheduler."""
         with self.lock:
             self._scheduler.finished(model, num_padded_tokens, seconds)
 
@@ -161,17 +170,17 @@ class Backlog:
 
     @property
     def totals_by_model(self) -> dict[str, ModelTotals]:
-        """The same for each model, also of late, and the sizes of its batches."""
+        """Counts per model, with recent averages and a histogram of batch sizes."""
         return self._scheduler.totals_by_model
 
     def close(self) -> None:
-        """Let the device thread end once nothing waits."""
+        """Make the device thread end once nothing waits."""
         with self.lock:
             self._is_closing = True
             self.work.notify_all()
 
     def fail_all(self, error: DeviceFailure) -> None:
-        """Answer every job that has rows here with `error`, and take no more."""
+        """Fail every job that has rows here with `error`, and accept no more."""
         with self.lock:
             self.dead, self._is_closing = error, True
             sequences = [sequence for twins in self._in_flight.values() for sequence in twins.values()]
@@ -188,11 +197,11 @@ class Backlog:
         if twins and twins.get(sequence.identity) is sequence:
             del twins[sequence.identity]
             if not twins:
-                del self._in_flight[sequence.key]  # keys are options of calls, so their number is not bounded by us
+                del self._in_flight[sequence.key]  # keys come from callers' options, so there may be any number of them
 
 
 def _identity(tokens: Tokens) -> Any:
-    """What two sequences of one key must share to have the same rows."""
+    """Equal for two sequences of one key exactly if they have the same rows."""
     types = None if tokens.type_ids is None else tokens.type_ids.tobytes()
     return tokens.ids.tobytes(), types, tokens.num_query_tokens, tokens.num_prompt_tokens
 

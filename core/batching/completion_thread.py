@@ -1,6 +1,6 @@
-"""Batches' outputs -> jobs' rows -> answers, on a thread of its own, so that the device need not wait for it.
+"""Delivers computed rows to their jobs and sets the jobs' answers, on a thread of its own: the device need not wait.
 
-What callers attach to an answer runs here too; it must be short.
+Callbacks that callers attach to an answer run here too, so they must be short.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-#: Batches computed and not yet delivered; beyond it the device waits. Their rows are all that is held.
+#: Most computed batches that wait for delivery; then the device waits. Bounds the memory of undelivered rows.
 _MAX_UNDELIVERED = 8
 
 
 class CompletionThread:
-    """Runs what it is given, in order."""
+    """Runs functions one after another on one thread."""
 
     def __init__(self) -> None:
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -26,12 +26,12 @@ class CompletionThread:
         self._thread.start()
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Let `work` be done after all that was submitted before; blocks while too much waits."""
+        """Queue `work` behind everything submitted before; blocks while too much waits."""
         self._room.acquire()
         self._todo.put(work)
 
     def close(self) -> None:
-        """Do what waits, then end the thread."""
+        """Run what is queued, then end the thread."""
         self._todo.put(None)
         self._thread.join()
 
@@ -40,6 +40,6 @@ class CompletionThread:
             try:
                 work()
             except Exception:  # a callback of the application; the next jobs must be answered
-                log.exception("a callback of a job failed", extra={"action": "callback_failed"})
+                log.exception("an application's callback on a job raised", extra={"action": "callback_failed"})
             finally:
                 self._room.release()

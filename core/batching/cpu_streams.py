@@ -1,8 +1,8 @@
-"""How a CPU's cores are shared among the forward passes that run at once.
+"""Shares a CPU's cores among forward passes that run at the same time.
 
-A pass on all cores waits at each of its many operations for the slowest core, and whatever else a worker
-does, encoding, answering, talking to the server, makes one slow. Passes on a part of the cores each
-wait for no other: more throughput, and far less lost to a busy neighbour (docs/measurements.md, "streams").
+A pass on all cores waits at each of its many operations for the slowest core, and a worker's other work (encoding,
+answering, talking to the server) slows one down. Passes on separate parts of the cores do not wait for each other:
+more throughput, and a busy neighbour costs far less (docs/measurements.md, "streams").
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Cores of a stream, where the settings leave it open and there are enough for two.
+#: Cores per stream, where the settings leave it open and there are enough for two streams.
 _CORES_PER_STREAM = 4
 
 
 def num_streams(asked: int | None, devices: set[str]) -> int:
-    """Passes at once for models on `devices`: on a CPU as asked, else two and more on several cores; elsewhere one."""
+    """Number of passes that run at once: on a CPU `asked`, by default two or more on several cores; elsewhere one."""
     if devices != {"cpu"}:
         return 1
     if asked:
@@ -26,7 +26,7 @@ def num_streams(asked: int | None, devices: set[str]) -> int:
 
 
 class Cores:
-    """Gives each pass its threads: all to one that is alone, else each stream its part."""
+    """Assigns threads to each pass: all of them to a pass that runs alone, otherwise each stream its part."""
 
     def __init__(self, num_streams: int) -> None:
         self._num_streams = num_streams
@@ -37,7 +37,7 @@ class Cores:
 
     @contextmanager
     def share(self, has_followers: bool) -> Iterator[None]:
-        """Run one pass of the calling thread inside; `has_followers` tells whether more work waits."""
+        """Run one pass of the calling thread inside. `has_followers`: whether more work waits."""
         if self._num_streams == 1:
             yield
             return
@@ -56,13 +56,13 @@ class Cores:
             return
         import torch
 
-        torch.get_num_threads()  # a thread's first question sets its number to the process's
+        torch.get_num_threads()  # a thread's first call sets its number to the process's
         torch.set_num_threads(num_threads)  # of this thread's operations alone; tests/test_cpu_streams.py shows it
         self._given.num_threads = num_threads
 
 
 def _num_threads() -> int:
-    """Threads that an operation has where nobody says otherwise: the launcher's pinning, or the cores."""
+    """Threads per operation by default: as the launcher pinned the process, or the number of cores."""
     import torch
 
     return torch.get_num_threads()

@@ -1,10 +1,10 @@
-"""The device thread: batch after batch through the models. A CPU has one for each of its streams (`core.batching.cpu_streams`).
+"""The device thread: takes batches from the backlog and runs them; a CPU has one per stream.
 
     next batch  →  launch  →  (the next one is launched meanwhile)  →  collect  →  completion
 
 On a device that computes beside the host, a batch is prepared, copied and queued while the one
-before it runs. A batch that fails is halved until only the culprit's job fails; a device that fails
-even what it must be able to do is given up.
+before it runs. A batch that fails is halved until only the culprit's jobs fail; a device that cannot compute
+even one harmless token is given up.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Pass:
-    """A batch on the device: what waits for its rows, or why it did not get there."""
+class _RunningPass:
+    """A batch on the device: the function that waits for its rows, or the failure that kept it from starting."""
 
     batch: list[Sequence]
     model: Model
     started_s: float
     finish: Launched | None
     failure: EmbedqError | None = None
-    #: Whether more waited as it began.
+    #: Whether others waited when it began.
     is_loaded: bool = False
 
 
 class DeviceLoop:
-    """Empties the backlog until it is closed, or the device is dead."""
+    """Runs batches until the backlog is closed and empty, or the device is given up."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class DeviceLoop:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait until the backlog is closed and empty, or the device given up: a thread that hangs is not waited for."""
+        """Wait until the backlog is closed and empty, or the device is given up. Never waits for a hung thread."""
         self._ended.wait()
         if not self._backlog.dead:
             self._thread.join()
@@ -80,14 +80,14 @@ class DeviceLoop:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # a fault of ours, or of an extension: without this thread nobody is answered
+        except BaseException as error:  # a bug here or in an extension: without this thread no job gets an answer
             self.give_up(f"the device thread ended with {type(error).__name__}: {error}")
         finally:
             self.watchdog.close()
             self._ended.set()
 
     def _work(self) -> None:
-        running: _Pass | None = None
+        running: _RunningPass | None = None
         while not self._backlog.dead:
             batch = self._backlog.next_batch(must_wait=running is None)
             if not batch and running is None:
@@ -101,13 +101,13 @@ class DeviceLoop:
             self.watchdog.progress(is_busy=following is not None)
             running = following
 
-    def _launch(self, batch: list[Sequence]) -> _Pass:
+    def _launch(self, batch: list[Sequence]) -> _RunningPass:
         """Start a pass; on an accelerator this returns before it has ended."""
         model, started_s = self._models[batch[0].model], time.monotonic()
         self.watchdog.progress(is_busy=True)
         self._meter.begin(batch[0].model)
         self._completion.submit(lambda: _start(batch, started_s))
-        launched = _Pass(batch, model, started_s, None, is_loaded=self._backlog.has_work)
+        launched = _RunningPass(batch, model, started_s, None, is_loaded=self._backlog.has_work)
         try:
             launched.finish = self._start_pass(model, batch)
         except Exception as error:
@@ -118,8 +118,8 @@ class DeviceLoop:
         with self._cores.share(has_followers=self._backlog.has_work):
             return model.launch(batch, batch[0].wanted)
 
-    def _collect(self, launched: _Pass) -> None:
-        """Wait for the pass's rows and hand them on."""
+    def _collect(self, launched: _RunningPass) -> None:
+        """Wait for the pass's rows and pass them to completion."""
         batch, failure = launched.batch, launched.failure
         if launched.finish:
             failure = self._finish(launched.model, batch, launched.finish, launched.started_s)
@@ -135,7 +135,7 @@ class DeviceLoop:
             self._backlog.finished(batch[0].model, num_tokens, seconds)
 
     def _finish(self, model: Model, batch: list[Sequence], finish: Launched, started_s: float) -> EmbedqError | None:
-        """Hand the rows of a launched pass to completion, or return what its jobs are to be told."""
+        """Pass the rows of a launched pass to completion, or return the error its jobs get."""
         try:
             rows = finish()
             check_rows(model, rows, batch[0].wanted.outputs, len(batch))
@@ -159,7 +159,7 @@ class DeviceLoop:
         model = self._models[batch[0].model]
         pieces = self._split(model, batch, failure)
         while pieces and not self._backlog.dead:
-            piece = [sequence for sequence in pieces.pop() if sequence.rows]  # of a failed job the rest need not run
+            piece = [sequence for sequence in pieces.pop() if sequence.rows]  # the rest of a failed job need not run
             if not piece:
                 continue
             # The budget may have fallen since this piece was made; run as it is, it would fail like the one before.
@@ -172,7 +172,7 @@ class DeviceLoop:
                 pieces += self._split(model, piece, again)
 
     def _split(self, model: Model, piece: list[Sequence], failure: EmbedqError) -> list[list[Sequence]]:
-        """What is still to run of a piece that failed: its halves. A single sequence's jobs fail."""
+        """Return the halves of a failed piece, to run again. A single sequence's jobs fail instead."""
         if isinstance(failure, DeviceOutOfMemory):
             self._make_room(model, piece)
         if len(piece) == 1:
@@ -180,7 +180,7 @@ class DeviceLoop:
             return []
         self._meter.split(piece[0].model, isinstance(failure, DeviceOutOfMemory))
         log.warning(
-            "a batch failed and is run again in halves: %s",
+            "a batch failed; running it again in halves: %s",
             type(failure).__name__,
             extra={"action": "batch_split", "model": model.spec.alias, "num_sequences": len(piece)},
         )
@@ -200,7 +200,7 @@ class DeviceLoop:
         return failure
 
     def _fail(self, model: Model, piece: list[Sequence], failure: EmbedqError) -> None:
-        """Fail the jobs of one sequence; or the device, if it cannot do what it did at start either."""
+        """Fail the jobs of one sequence, or give the device up if it cannot compute a harmless token either."""
         if isinstance(failure, DeviceFailure) and not _is_well(model):
             self.give_up(f"{model.device} fails every pass of model {model.spec.alias}, the last with: {failure}")
             return
@@ -213,16 +213,16 @@ class DeviceLoop:
                 self._backlog.withdraw(job)
 
     def _make_room(self, model: Model, piece: list[Sequence]) -> None:
-        """After `piece` did not fit: free what is cached, and let later batches be smaller.
+        """After `piece` ran out of memory: free cached memory and lower the budget of later batches.
 
-        One sequence that did not fit alone says nothing about batches: it would have failed under any budget.
+        A single sequence that does not fit says nothing about batches: it would have failed under any budget.
         """
         alias, failed_tokens = piece[0].model, num_computed_tokens(piece, model.is_padded)
         free_cache(model.device)
         if len(piece) > 1:
             self._backlog.lower_budget(alias, reduced_budget(self._backlog.max_tokens(alias), failed_tokens))
         log.warning(
-            "the device is out of memory",
+            "a batch ran out of device memory; later batches are smaller",
             extra={
                 "action": "out_of_memory",
                 "model": alias,
@@ -233,13 +233,13 @@ class DeviceLoop:
         )
 
     def _hung(self) -> None:
-        self.give_up("a forward pass has made no progress for longer than hang_timeout_s allows; the device hangs")
+        self.give_up("a forward pass made no progress for longer than hang_timeout_s; the device hangs")
 
     def give_up(self, reason: str) -> None:
-        """Say so, and let the engine's owner decide; where it goes on, every job is answered with the reason."""
+        """Stop using the device: log `reason` and call `on_dead`, which fails every job with it or ends the process."""
         if self._backlog.dead:
-            return  # a pass that hung has failed in the end
-        log.error("the device is given up: %s", reason, extra={"action": "device_dead"})
+            return  # given up before: a pass that hung may fail later
+        log.error("giving the device up: %s", reason, extra={"action": "device_dead"})
         try:
             self._on_dead(DeviceFailure(reason))
         finally:
@@ -256,8 +256,8 @@ def _num_tokens(batch: list[Sequence]) -> int:
     return sum(sequence.length for sequence in batch)
 
 
-def _overlaps(launched: _Pass) -> bool:
-    """Whether the host is free while the pass runs. Elsewhere its rows are there already."""
+def _overlaps(launched: _RunningPass) -> bool:
+    """Whether the pass runs while the host does other work. On other devices its rows are there already."""
     return launched.failure is None and launched.model.device.startswith("cuda")
 
 
@@ -273,5 +273,5 @@ def _is_well(model: Model) -> bool:
 
 
 def _halves(piece: list[Sequence]) -> list[list[Sequence]]:
-    """The two halves, the first one last: where it is taken from first."""
+    """The two halves; the first one last, because pieces are taken from the end."""
     return [piece[len(piece) // 2 :], piece[: len(piece) // 2]]

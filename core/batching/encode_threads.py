@@ -1,8 +1,8 @@
-"""Jobs -> token ids, on threads of their own: ahead of the device, never ahead of memory.
+"""Threads that encode jobs into token ids, ahead of the device and within a bound of memory.
 
-Interactive jobs first; of a class the oldest first, slice by slice, several threads at one large
-job, several small jobs in one go, for which they gather while the device has batches enough. A class whose waiting tokens
-fill their room is not encoded further until batches have left.
+Interactive jobs come first, and within a class the oldest. Several threads may encode slices of one large job. Small
+jobs are encoded together; while enough batches wait for the device, they are held for a moment so that more can join.
+A class whose waiting tokens reach the limit is encoded further only after batches have left.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from embedq.core.batching.job import Job
 from embedq.core.errors import DeviceFailure, EmbedqError, InvalidInput
 from embedq.core.sequence import Tokens
 
-#: Bytes of jobs that one thread opens and encodes in one go: a dozen jobs of one text, for which the lock and the
-#: wake-ups on the way cost as much as the encoding. So few that a device without work waits a millisecond for them.
+#: Most bytes of small jobs that one thread encodes together: a dozen jobs of one text, whose locks and wake-ups cost
+#: as much as their encoding. Few enough that an idle device waits a millisecond for them.
 _MAX_BYTES_TOGETHER = 16_384
 
-#: Seconds for which small jobs may gather while batches enough wait for the device. To give up the interpreter's lock
-#: for one text, and to take it again from busy threads, costs several times what encoding it does.
+#: Longest that small jobs are held for others to join, while enough batches wait for the device. Releasing the
+#: interpreter lock for one text and taking it back from busy threads costs several times the encoding.
 _GATHERING_S = 0.02
 
-#: What a slice still weighs after each further one, in what is learned of bytes and tokens.
+#: Decay factor per slice of the sums that estimate bytes per token.
 _DECAY = 0.98
 
 
 class _Part(NamedTuple):
-    """Rows of an opened job that are to be encoded."""
+    """Rows of an opened job to encode."""
 
     job: Job
     rows: slice
 
 
 class EncodeThreads:
-    """Open and encode jobs, and hand their sequences to the backlog."""
+    """Opens and encodes jobs, and adds their sequences to the backlog."""
 
     def __init__(self, backlog: Backlog, num_threads: int) -> None:
         self._backlog = backlog
-        #: By class, oldest first; a dict, so that one of thousands leaves without a search.
+        #: By class, oldest first; a dict, so that removing one of thousands needs no search.
         self._queues: dict[bool, OrderedDict[Job, None]] = {False: OrderedDict(), True: OrderedDict()}
         self._num_bytes = {False: 0, True: 0}
-        #: Decayed sums over the slices encoded so far: bytes of their jobs, and the tokens they became.
+        #: Decayed sums over the slices encoded so far: their bytes and their tokens.
         self._learned_bytes, self._learned_tokens = 8.0, 1.0
         self._is_closing = False
         self._threads = [
@@ -55,35 +55,38 @@ class EncodeThreads:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Let `job` be encoded; returns at once. DeviceFailure once the engine is closed or dead."""
+        """Queue `job` for encoding; returns at once.
+
+        DeviceFailure once the engine is closed or its device is given up.
+        """
         with self._backlog.lock:
             if self._backlog.dead:
                 raise self._backlog.dead
             if self._is_closing:
-                raise DeviceFailure("the engine is closed; no new work is taken")
+                raise DeviceFailure("the engine is closed; it accepts no new jobs")
             self._put(job)
 
     def withdraw(self, job: Job) -> None:
-        """Drop `job` if it still waits here; its bytes are free at once."""
+        """Remove `job` if it still waits here."""
         with self._backlog.lock:
             if job in self._queues[job.is_bulk]:
                 self._drop(job)
 
     def num_bytes(self, is_bulk: bool) -> int:
-        """Bytes of the jobs that wait here, wholly or in part."""
+        """Bytes of the jobs that wait for encoding, wholly or in part."""
         return self._num_bytes[is_bulk]
 
     @property
     def bytes_per_token(self) -> float:
-        """What a token takes of a job's `num_bytes`, as seen lately."""
+        """Bytes of text per token, as a recent average."""
         return self._learned_bytes / self._learned_tokens
 
     def num_tokens(self, is_bulk: bool) -> int:
-        """Tokens that the jobs which wait here will have, as far as their bytes tell."""
+        """Tokens of the jobs that wait for encoding, estimated from their bytes."""
         return int(self._num_bytes[is_bulk] / self.bytes_per_token)
 
     def close(self) -> None:
-        """Encode what waits, then end the threads."""
+        """Encode what is queued, then end the threads."""
         with self._backlog.lock:
             self._is_closing = True
             self._backlog.room.notify_all()
@@ -91,7 +94,7 @@ class EncodeThreads:
             thread.join()
 
     def fail_all(self, error: EmbedqError) -> None:
-        """Answer every job that waits here with `error`."""
+        """Fail every job that waits here with `error`."""
         with self._backlog.lock:
             jobs = [job for queue in self._queues.values() for job in queue]
             for is_bulk, queue in self._queues.items():
@@ -110,12 +113,12 @@ class EncodeThreads:
                 continue
             try:
                 self._backlog.add(encoded)
-            except Exception as error:  # a fault of ours must not end this thread
+            except Exception as error:  # a bug here must not end this thread
                 for one in encoded:
                     self._fail(one.job, error)
 
     def _opened(self, job: Job, rows: slice | None) -> _Part | None:
-        """The next rows of a job, opened first if it is not; None if nothing of it is wanted any more, or it failed."""
+        """A job's next rows, opening it first if needed; None if the job is over, cancelled or failed to open."""
         try:
             if rows is None:
                 was_bulk = job.is_bulk
@@ -127,14 +130,14 @@ class EncodeThreads:
         return None if rows.start >= rows.stop or job.is_over else _Part(job, rows)
 
     def _encode(self, parts: list[_Part]) -> list[Encoded]:
-        """Rows of jobs that are encoded alike, in one go: for small jobs its beginning and end cost as much as its texts."""
+        """Encode rows of jobs with equal `encoded_as` in one call, because a call costs as much as a small job."""
         begun_s = time.monotonic()
         rows = [row for part in parts for row in part.job.call.rows[part.rows]]
         try:
             tokens = parts[0].job.call.encode(rows)
             assert len(tokens) == len(rows), "a model's encoding lost rows"
         except BaseException as error:
-            if len(parts) > 1:  # whose fault it is, each alone will show
+            if len(parts) > 1:  # encoding each alone shows whose text raises
                 return [one for part in parts for one in self._encode([part])]
             self._fail(parts[0].job, error)
             return []
@@ -147,7 +150,8 @@ class EncodeThreads:
         return encoded
 
     def _fail(self, job: Job, error: BaseException) -> None:
-        # A panic in the tokenizer's Rust code is none, and whoever asks for the answer must not end by it.
+        # A panic of the tokenizer's Rust code is no Exception; raised from `.result()`, it would end the caller's
+        # thread.
         if not isinstance(error, Exception):
             error = InvalidInput(f"a text of this job breaks the tokenizer: {type(error).__name__}")
         job.fail(error)
@@ -160,7 +164,7 @@ class EncodeThreads:
             self._learned_tokens = _DECAY * self._learned_tokens + num_tokens
 
     def _take(self) -> list[tuple[Job, slice | None]]:
-        """Wait for work: one (job, its next rows), or some (job to open, None); empty at the end."""
+        """Wait for work: one (job, next rows), or several (unopened job, None); empty once closed and done."""
         with self._backlog.lock:
             while True:
                 is_bulk = self._next_class()
@@ -178,7 +182,7 @@ class EncodeThreads:
                 self._backlog.room.wait(self._next_look_s())
 
     def _take_unopened(self, queue: OrderedDict[Job, None]) -> list[tuple[Job, slice | None]]:
-        """The first job of a queue, and the small ones behind it. Nobody else may open them."""
+        """Take the first job of a queue and the small ones behind it, for this thread alone to open."""
         taken: list[tuple[Job, slice | None]] = []
         left_bytes = _MAX_BYTES_TOGETHER
         while queue and left_bytes > 0:
@@ -187,11 +191,11 @@ class EncodeThreads:
                 break
             self._drop(job)
             taken.append((job, None))
-            left_bytes -= job.num_bytes or left_bytes  # of unknown size: it may be large
+            left_bytes -= job.num_bytes or left_bytes  # a job of unknown size may be large
         return taken
 
     def _next_class(self) -> bool | None:
-        """The class whose first job is encoded next; None if nothing waits or nothing has room."""
+        """The class to encode next; None if nothing waits, no class has room, or small jobs are being held."""
         for is_bulk, queue in self._queues.items():
             while queue and (job := next(iter(queue))).is_over:
                 self._drop(job)  # cancelled or failed: the rest need not be encoded
@@ -200,12 +204,15 @@ class EncodeThreads:
         return None
 
     def _next_look_s(self) -> float | None:
-        """Seconds until a class with room has gathered; None where only a new job or room can change anything."""
+        """Seconds until held jobs are due; None if only a new job or new room can change anything."""
         gathering = (is_bulk for is_bulk, queue in self._queues.items() if queue and self._backlog.has_room(is_bulk))
         return min(map(self._gathering_s, gathering), default=None)
 
     def _gathering_s(self, is_bulk: bool) -> float:
-        """Seconds for which more may join the jobs of a class that wait: 0 for what may be large, or the device may need."""
+        """How much longer to hold small jobs so that others can be encoded with them.
+
+        0 if the first may be large or the device is about to run dry.
+        """
         first = next(iter(self._queues[is_bulk]))
         if (
             first.is_opened
@@ -221,7 +228,7 @@ class EncodeThreads:
         queue = self._queues[job.is_bulk]
         queue[job] = None
         self._num_bytes[job.is_bulk] += job.num_bytes
-        # The first of those that gather, too: a thread must know when their time is over.
+        # Also for the first of held jobs: a thread must wait until they are due.
         if len(queue) == 1 or not self._gathering_s(job.is_bulk):
             self._backlog.room.notify()
 
@@ -230,8 +237,8 @@ class EncodeThreads:
         self._num_bytes[job.is_bulk] -= job.num_bytes
 
     def _first_slice(self, job: Job, was_bulk: bool) -> slice:
-        """The first rows of a job just opened. What is left of it goes back to the front, or behind its new class."""
-        rows = job.take_slice()  # without the lock: as long as it is in no queue, it is ours
+        """The first rows of a job just opened. The rest goes back to the front, or to the end of its new class."""
+        rows = job.take_slice()  # without the lock: no other thread sees a job that is in no queue
         if rows.stop < job.call.num_rows and not job.is_over:
             with self._backlog.lock:
                 self._put(job)

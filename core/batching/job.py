@@ -1,7 +1,7 @@
 """One call on its way through the engine: what it asks, its rows as batches finish, its answer.
 
-Knows no queue, thread or model of its own. Encode threads open a job and take slices of it, the
-completion thread delivers its rows; whoever waits holds the future.
+Encode threads open a job and take slices of it, the completion thread delivers its rows, the caller waits for the
+future `answer`. Knows no queue, thread or model of its own.
 """
 
 from __future__ import annotations
@@ -17,38 +17,39 @@ from typing import Any
 
 import numpy as np
 
+from embedq import __version__
 from embedq.core.models import Model, Outputs
 from embedq.core.results import Timings, timed
 from embedq.core.sequence import Sequence, Tokens, Wanted
 
 log = logging.getLogger(__name__)
 
-#: Rows encoded in one go: small enough that the device starts early on a large job and an
-#: interactive job does not wait long behind it, large enough to keep the tokenizer's threads busy.
+#: Rows per encoded slice: few enough that the device starts early on a large job and an interactive job does not wait
+#: long behind it, enough to keep the tokenizer's threads busy.
 SLICE = 256
 
-#: A job of more rows is bulk whatever its priority: one such job is seconds of work on a CPU.
+#: A job of more rows is bulk whatever its priority: it is seconds of work on a CPU.
 MAX_INTERACTIVE_ROWS = 1_000
 
-#: Celery's Redis priorities 0..9, 0 first: up to this one a job counts as interactive.
+#: Celery's priorities on Redis are 0 to 9, 0 first; up to this one a job is interactive.
 MAX_INTERACTIVE_PRIORITY = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a checked call asks of one model. `core.calls` makes them."""
+    """A checked call of one model. `core.calls` builds them."""
 
     model: Model
     wanted: Wanted
-    #: What each row is made of: a text, or a pair.
+    #: The text or the (query, passage) pair behind each row.
     rows: list[Any]
-    #: Some of the rows -> their token ids, in order. Runs on encode threads, on several at once.
+    #: Encodes some of the rows, in order. Runs on encode threads, on several at once.
     encode: Callable[[list[Any]], list[Tokens]]
-    #: Each output's rows, in order -> what the caller gets.
+    #: Builds the caller's result from each output's rows, in order.
     finish: Callable[[dict[str, list[Any]]], Any]
-    #: Whether what the caller gets shall carry its `Timings`.
+    #: Whether the result carries its `Timings`.
     has_timings: bool = False
-    #: Calls that have equal ones encode each other's rows as their own.
+    #: Rows of calls with equal values may be encoded together, by the `encode` of any of them.
     encoded_as: Any = field(default_factory=object)
 
     @property
@@ -69,14 +70,14 @@ class Job:
     ) -> None:
         self.answer: Future[Any] = Future()
         self.is_bulk = is_bulk
-        #: Bytes of its texts, as far as known before they are encoded: what it will ask of the memory.
+        #: Bytes of its texts; 0 if unknown. Bounds the memory of jobs not encoded yet.
         self.num_bytes = num_bytes
-        #: Whatever its submitter wants to find on it again.
+        #: The submitter's own reference, kept as given.
         self.origin = origin
         self.sequences: list[Sequence] = []
-        #: Of all its sequences that are encoded, equal ones included.
+        #: Tokens of its encoded rows; equal texts count each.
         self.num_tokens = 0
-        #: As `time.monotonic()` counts: submitted, first batch begun, last batch ended; 0 while it is not.
+        #: `time.monotonic()` when it was submitted, its first batch began, its last batch ended; 0 before that.
         self.submitted_s, self.started_s, self.ended_s = time.monotonic(), 0.0, 0.0
         #: Seconds: as in `Timings`.
         self.waited_s, self.encoded_s = 0.0, 0.0
@@ -89,7 +90,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its answer, or nobody wants one any more."""
+        """Whether it has its answer or was cancelled."""
         return self.answer.done()
 
     @property
@@ -97,7 +98,7 @@ class Job:
         return self._num_left >= 0
 
     def open(self) -> None:
-        """Check the call and make room for its rows; errors of the call are raised. Once, on one thread."""
+        """Check the call and allocate its rows; raises the call's errors. Called once, by one thread."""
         self.call = call = self._open_call()
         self.is_bulk = self.is_bulk or call.num_rows > MAX_INTERACTIVE_ROWS
         self._rows = {output: [np.empty(0)] * call.num_rows for output in call.wanted.outputs}
@@ -113,23 +114,23 @@ class Job:
 
     @property
     def computed_s(self) -> float:
-        """Seconds from the begin of its first batch to the end of the latest."""
+        """Seconds from the start of its first batch to the end of its latest."""
         return max(0.0, self.ended_s - self.started_s)
 
     def start(self, started_s: float = 0.0) -> None:
-        """Tell, once, that rows of it are in a batch, begun at `started_s`.
+        """Record that a batch with its rows began at `started_s`, and call `on_started` the first time.
 
-        Never raises: others' rows come in the same batch.
+        Never raises, because rows of other jobs are in the same batch.
         """
         if not self.started_s:
-            self.started_s = max(started_s, self.submitted_s)  # it may have joined a sequence that was under way
+            self.started_s = max(started_s, self.submitted_s)  # it may have joined a sequence that was already running
             self.waited_s = max(0.0, self.started_s - self.submitted_s - self.encoded_s)
-        tell, self._on_started = self._on_started, None
-        if tell:
+        on_started, self._on_started = self._on_started, None
+        if on_started:
             try:
-                tell()
+                on_started()
             except Exception:
-                log.exception("a callback of a job failed", extra={"action": "callback_failed"})
+                log.exception("an application's callback on a job raised", extra={"action": "callback_failed"})
 
     def deliver(
         self,
@@ -140,24 +141,24 @@ class Job:
         times_s: tuple[float, float] = (0.0, 0.0),
         batch_size: int = 0,
     ) -> None:
-        """Take row `index` of a batch's outputs as row `row`, or a copy of it. On the completion thread only.
+        """Store row `index` of a batch's outputs as row `row`; a copy of it if other jobs get it too.
 
-        The batch of `batch_size` sequences began and ended at `times_s`.
+        The batch of `batch_size` sequences began and ended at `times_s`. Called on the completion thread only.
         """
-        self.start(times_s[0])  # unless it joined a sequence that was under way
+        self.start(times_s[0])  # if it joined a sequence that was already running
         self.ended_s = times_s[1]
         if batch_size > self._batch_size:
             self._batch_size = batch_size
         for name, rows in self._rows.items():
             given = outputs[name][index]
-            rows[row] = copy.deepcopy(given) if is_shared else given  # callers may write to what they get
+            rows[row] = copy.deepcopy(given) if is_shared else given  # callers may write to their results
         self._num_left -= 1
         if self._num_left == 0:
             self._finish()
 
     def fail(self, error: BaseException) -> None:
-        """Answer with `error`; what still comes of the rows is dropped."""
-        with contextlib.suppress(InvalidStateError):  # it had its answer
+        """Set `error` as the answer; rows that arrive later are dropped."""
+        with contextlib.suppress(InvalidStateError):  # it has an answer already
             self.answer.set_exception(error)
 
     def _finish(self) -> None:
@@ -167,10 +168,18 @@ class Job:
             result = self.call.finish(self._rows)
             if self.call.has_timings:
                 result = timed(
-                    result, Timings(self.waited_s, self.encoded_s, self.computed_s, self._batch_size, self.num_tokens)
+                    result,
+                    Timings(
+                        self.waited_s,
+                        self.encoded_s,
+                        self.computed_s,
+                        self._batch_size,
+                        self.num_tokens,
+                        __version__,
+                    ),
                 )
         except Exception as error:
             self.fail(error)
             return
-        with contextlib.suppress(InvalidStateError):  # cancelled in this moment
+        with contextlib.suppress(InvalidStateError):  # cancelled at this moment
             self.answer.set_result(result)

@@ -1,4 +1,4 @@
-"""What a forward pass gave or raised -> rows that can be right, or an error its jobs can be told."""
+"""Validates a pass's output and converts its exceptions into errors that are safe to send to producers."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def check_rows(model: Model, rows: Outputs, outputs: frozenset[str], num_sequenc
     alias = model.spec.alias
     for name in outputs:
         if name not in rows:
-            raise DeviceFailure(f"model {alias} gave no {name} rows; this is a bug")
+            raise DeviceFailure(f"model {alias} returned no {name} rows; this is a bug")
         if len(rows[name]) != num_sequences:
             raise DeviceFailure(
-                f"model {alias} gave {len(rows[name])} {name} rows for {num_sequences} sequences; this is a bug"
+                f"model {alias} returned {len(rows[name])} {name} rows for {num_sequences} sequences; this is a bug"
             )
-        # Rows of one length are one array; ColBERT's are arrays of their own, sparse ones pairs of arrays.
+        # Dense rows and scores are one array; ColBERT's are an array each, sparse ones a pair of arrays each.
         given = rows[name]
         parts = [given] if isinstance(given, np.ndarray) else [part for row in given for part in _arrays(row)]
         if not all(np.isfinite(part).all() for part in parts):
-            raise DeviceFailure(f"model {alias} gave NaN or infinite {name} values in {model.precision}")
+            raise DeviceFailure(f"model {alias} returned NaN or infinite {name} values in {model.precision}")
 
 
 def as_failure(model: Model, piece: list[Sequence], error: Exception) -> EmbedqError:
-    """`error` as one of ours, without the frames of the pass.
+    """Convert `error` into an embedq error without the frames of the pass.
 
-    Of the error itself nothing may be kept: through its traceback it would hold the pass's tensors
-    while the device needs the room for the next pass.
+    Keeps no reference to `error`: its traceback holds the pass's tensors while the device needs the memory for the
+    next pass.
     """
     if isinstance(error, EmbedqError):
         return error.with_traceback(None)

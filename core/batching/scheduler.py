@@ -1,15 +1,14 @@
-"""Waiting sequences -> the next batch. Pure policy: no threads, no clock, no tensors.
+"""Chooses the next batch from the waiting sequences. Pure policy: no threads, no clock, no tensors.
 
-A batch is whatever waits when the device becomes free, up to a budget of tokens, padding included
-where the model pads, and no more than the device computes in a stated time.
+A batch is whatever waits when the device becomes free, up to a budget of tokens (padding included where the model
+pads), and no more than the device computes in `max_batch_s`.
 
-- Who goes first: interactive before bulk. Bulk that interactive work was preferred to for
-  `max_bulk_wait_s` gets one batch, then interactive work is first again: a bulk job of an hour takes
-  one batch now and then from others, however long it has waited.
-- Within a class the oldest, by the order of adding, decides which model and what is wanted.
-- Among its like, the lengths that make best use of the device (`core.batching.length_runs`). The oldest interactive one is
-  always with them; before the oldest bulk one at most one batch goes, for at 16 batches' worth waiting that
-  makes 1 to 2 % more throughput. So one that has `n` older ones in its class leaves with one of the class's
+- Interactive sequences run before bulk ones. Bulk that has been passed over for `max_bulk_wait_s` gets one batch, then
+  interactive work comes first again: an hour of bulk takes one batch now and then, however long it has waited.
+- Within a class the oldest sequence decides the model and the outputs.
+- Among the sequences like it, those lengths run that use the device best (`core.batching.length_runs`). The oldest
+  interactive one is always among them. At most one batch runs before the oldest bulk one: with 16 batches' worth
+  waiting that gains 1 to 2 % of throughput. So a sequence with `n` older ones in its class is in one of the class's
   next `n + 1` batches, `2 * (n + 1)` if it is bulk.
 """
 
@@ -23,58 +22,58 @@ from embedq.core.batching.batch_stats import ModelTotals, Totals
 from embedq.core.batching.length_runs import Bounds, choose_run
 from embedq.core.sequence import Sequence, Wanted, num_computed_tokens
 
-#: Tokens a batch may have however slow the device was measured: below it, what starting a batch costs outweighs
-#: the batch, and one slow pass (a first one, say) would keep batches too small to measure anything better.
+#: A batch may have this many tokens however slow the device was measured. Below it the start-up cost outweighs the
+#: batch, and one slow pass (the first, say) would keep batches too small to measure a better speed.
 MIN_BATCH_TOKENS = 256
 
-#: What a measurement still weighs after each further batch: speed is that of about the last ten.
+#: Decay factor per batch of the measured speed: about the last ten batches count.
 DECAY_PER_BATCH = 0.9
 
 
 @dataclass(slots=True)
 class Limits:
-    """What a batch of one model may be."""
+    """Limits of a model's batches, and how the model computes them."""
 
     #: Tokens of a batch; a longer sequence runs alone.
     max_batch_tokens: int
     max_batch_sequences: int
-    #: What starting a batch costs, in tokens of compute, at least 1: more makes batches fuller, less makes them
-    #: less padded.
+    #: Cost of starting a batch, in tokens of compute, at least 1. More makes batches fuller, less makes them less
+    #: padded.
     overhead_tokens: int
-    #: Whether all of a batch are as long as its longest: tokens are then longest x count, else the sum.
+    #: Whether sequences are padded to the longest of their batch: tokens are then longest x count, otherwise the sum.
     is_padded: bool = True
-    #: Whether batches are of like lengths though nothing is padded. What is padded always has such.
+    #: Whether to batch by length though nothing is padded. Padded models always batch by length.
     has_like_lengths: bool = False
 
     @property
     def is_by_length(self) -> bool:
-        """Whether lengths decide what shares a batch; where not, age alone does."""
+        """Whether length decides which sequences share a batch; otherwise age alone does."""
         return self.is_padded or self.has_like_lengths
 
 
 class Scheduler:
-    """Which sequences run next. Not thread-safe: its caller holds a lock."""
+    """Holds the waiting sequences and chooses batches. Not thread-safe: the caller holds a lock."""
 
     def __init__(self, limits: Mapping[str, Limits], max_batch_s: float, max_bulk_wait_s: float) -> None:
         """`limits` are by model alias; `max_batch_s` bounds a batch once the model's speed is known."""
-        #: What was put into batches, by model.
+        #: Counts of the batches formed, by model.
         self.totals_by_model = {model: ModelTotals() for model in limits}
         self._max_batch_s = max_batch_s
         self._max_bulk_wait_s = max_bulk_wait_s
         self._limits = {model: replace(given) for model, given in limits.items()}
         self._speeds = {model: _Speed() for model in limits}
         self._interactive, self._bulk = _Class(may_pass_over=False), _Class(may_pass_over=True)
-        #: When interactive work was first preferred to bulk that waits; None while it is not.
+        #: Since when waiting bulk work is passed over for interactive work; None while it is not.
         self._passed_over_s: float | None = None
 
     @property
     def num_sequences(self) -> int:
-        """How many wait."""
+        """Number of waiting sequences."""
         return len(self._interactive) + len(self._bulk)
 
     @property
     def totals(self) -> Totals:
-        """What was put into batches, of all models."""
+        """Counts of the batches formed, over all models."""
         each = self.totals_by_model.values()
         return Totals(
             sum(one.num_batches for one in each),
@@ -85,23 +84,23 @@ class Scheduler:
         )
 
     def num_tokens(self, is_bulk: bool) -> int:
-        """Tokens that wait in one class, without padding."""
+        """Waiting tokens of one class, without padding."""
         return self._class(is_bulk).by_model.total()
 
     def num_tokens_of(self, model: str) -> int:
-        """Tokens that wait for one model, without padding."""
+        """Waiting tokens of one model, without padding."""
         return self._interactive.by_model[model] + self._bulk.by_model[model]
 
     def add(self, sequence: Sequence) -> None:
-        """Let `sequence` wait for a batch."""
+        """Queue `sequence`."""
         self._class(sequence.is_bulk).add(sequence, self._bucket(sequence))
 
     def remove(self, sequence: Sequence) -> None:
-        """Drop `sequence` if it still waits; its place is free at once."""
+        """Remove `sequence` if it still waits."""
         self._class(sequence.is_bulk).remove(sequence, self._bucket(sequence))
 
     def promote(self, sequence: Sequence) -> None:
-        """Make a waiting bulk sequence the newest of the interactive ones; anything else stays what it is."""
+        """Make a waiting bulk sequence the newest interactive one; does nothing for others."""
         if self._bulk.remove(sequence, self._bucket(sequence)):
             sequence.is_bulk = False
             self.add(sequence)
@@ -109,7 +108,7 @@ class Scheduler:
     def next_batch(self, now_s: float) -> list[Sequence]:
         """Take the next batch; empty if nothing waits.
 
-        All have one key and one class; their tokens are within `budget`, except for one sequence that alone exceeds it.
+        Its sequences share key and class. Their tokens are within `budget`; a single longer sequence runs alone.
         """
         waiting = self._next_class(now_s)
         if not len(waiting):
@@ -122,7 +121,10 @@ class Scheduler:
         return batch
 
     def budget(self, model: str) -> int:
-        """Tokens a batch of `model` may have now. The same for both classes: whichever runs, the other waits for it."""
+        """Most tokens of a batch of `model` now.
+
+        The same for both classes, because either waits for the other's batch.
+        """
         max_tokens, speed = self._limits[model].max_batch_tokens, self._speeds[model]
         if speed.seconds <= 0:
             return max_tokens
@@ -130,20 +132,20 @@ class Scheduler:
         return int(min(max_tokens, max(MIN_BATCH_TOKENS, in_time)))
 
     def max_tokens(self, model: str) -> int:
-        """Tokens a batch of `model` may have however fast it is."""
+        """Most tokens of a batch of `model`, however fast the model is."""
         return self._limits[model].max_batch_tokens
 
     @property
     def largest_budget(self) -> int:
-        """Tokens a batch may have now, of whichever model may have most."""
+        """The largest budget of any model now."""
         return max(map(self.budget, self._limits), default=0)
 
     def finished(self, model: str, num_tokens_padded: int, seconds: float) -> None:
-        """Learn the speed of `model` from a batch that the device computed in `seconds`."""
+        """Update the measured speed of `model` with a batch that took `seconds`."""
         self._speeds[model].add(num_tokens_padded, seconds)
 
     def lower_budget(self, model: str, max_tokens: int) -> None:
-        """Let batches of `model` have at most `max_tokens` from now on; never raises the budget."""
+        """Limit batches of `model` to `max_tokens` from now on; never raises the budget."""
         limits = self._limits[model]
         limits.max_batch_tokens = min(limits.max_batch_tokens, max_tokens)
 
@@ -151,7 +153,7 @@ class Scheduler:
         return self._bulk if is_bulk else self._interactive
 
     def _bucket(self, sequence: Sequence) -> int:
-        """Where length does not matter to the device, all are in one bucket, in order of age."""
+        """The sequence's length; 0 for all where age alone decides."""
         return sequence.length if self._limits[sequence.model].is_by_length else 0
 
     def _next_class(self, now_s: float) -> _Class:
@@ -161,7 +163,7 @@ class Scheduler:
                 return self._interactive
             if now_s - self._passed_over_s < self._max_bulk_wait_s:
                 return self._interactive
-        # From here on bulk has its turn, or does not wait: either way nothing is preferred to it.
+        # From here on bulk runs, or none waits: either way it is not passed over.
         self._passed_over_s = None
         return self._bulk if len(self._bulk) else self._interactive
 
@@ -172,7 +174,7 @@ class Scheduler:
 
 
 class _Speed:
-    """Tokens over seconds of the last batches; sums, so that a small batch weighs little."""
+    """Decayed sums of tokens and seconds over the last batches; as sums, so that a small batch weighs little."""
 
     def __init__(self) -> None:
         self.num_tokens = 0.0
@@ -183,20 +185,20 @@ class _Speed:
         self.seconds = self.seconds * DECAY_PER_BATCH + seconds
 
 
-#: Sequences in the order they were added; taking the first and dropping any one take the same time however many wait.
+#: Sequences in the order they were added; taking the first and removing any one take constant time.
 _Queue = OrderedDict[Sequence, None]
 
 
 class _Class:
-    """The waiting sequences of one class: all by age, and those of each key by length and then by age."""
+    """The waiting sequences of one class: all of them by age, and those of each key by length and then by age."""
 
     def __init__(self, may_pass_over: bool) -> None:
-        #: Tokens without padding, by model.
+        #: Waiting tokens by model, without padding.
         self.by_model: Counter[str] = Counter()
         self._may_pass_over = may_pass_over
         self._by_age: _Queue = OrderedDict()
         self._by_key: dict[tuple[str, Wanted], dict[int, _Queue]] = {}
-        #: Whether the last batch went before the oldest. The next one may not.
+        #: Whether the last batch left the oldest out. The next one must take it.
         self._is_passed_over = False
 
     def __len__(self) -> int:
@@ -214,7 +216,7 @@ class _Class:
         self.by_model[sequence.model] += sequence.length
 
     def remove(self, sequence: Sequence, bucket: int) -> bool:
-        """Whether it waited here."""
+        """Remove `sequence`; returns whether it waited here."""
         if sequence not in self._by_age:
             return False
         buckets = self._by_key[sequence.key]
@@ -223,17 +225,17 @@ class _Class:
         return True
 
     def take_run(self, bounds: Bounds) -> list[Sequence]:
-        """Remove and return the run of lengths that makes best use of the device, of each length the oldest."""
+        """Take the run of lengths that uses the device best, the oldest of each length."""
         oldest = self.oldest
         buckets = self._by_key[oldest.key]
         counts = {length: len(queue) for length, queue in buckets.items()}
         run = choose_run(counts, oldest.length, bounds, self._may_pass_over and not self._is_passed_over)
-        # The oldest of all is the first of its length, so it is taken if any of its length is.
+        # The oldest of all is the first of its length, so it is taken if any of that length is.
         self._is_passed_over = oldest.length not in run
         return [self._pop(buckets, length) for length, count in run.items() for _ in range(count)]
 
     def take_oldest(self, bounds: Bounds) -> list[Sequence]:
-        """Remove and return the oldest of one key, as many as together keep the bounds."""
+        """Take the oldest sequences of one key, as many as the bounds allow."""
         oldest = self.oldest
         buckets = self._by_key[oldest.key]
         batch = [self._pop(buckets, 0)]
@@ -251,7 +253,7 @@ class _Class:
         return sequence
 
     def _forget(self, sequence: Sequence, buckets: dict[int, _Queue], bucket: int) -> None:
-        """Drop what else is known of one that left its bucket. Nothing empty stays: keys are callers' options."""
+        """Remove a sequence that left its bucket from the other indexes, and drop buckets that are empty."""
         del self._by_age[sequence]
         self.by_model[sequence.model] -= sequence.length
         if not buckets[bucket]:

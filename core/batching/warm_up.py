@@ -1,7 +1,7 @@
-"""Models -> each run on a full batch, and the budgets of tokens that their device's free memory allows.
+"""Runs each model on a full batch at start, and lowers its token budget to what the device's free memory allows.
 
-Does not know the loop that uses them. On devices that do not tell their memory, CPUs among
-them, the budget only falls where a warm-up batch itself did not fit.
+On devices that do not report their memory, CPUs among them, the budget only falls if the warm-up batch itself does not
+fit. Knows nothing of the loop that uses the budgets.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from embedq.core.sequence import Sequence, Tokens, Wanted
 
 log = logging.getLogger(__name__)
 
-#: Tokens of a warm-up sequence, where the model reads as many: common for a text, and cheap.
+#: Tokens of a warm-up sequence, if the model allows as many: a common length of texts, and cheap.
 _LENGTH = 512
 
 
 def warm_up(models: Mapping[str, Model], budgets: Mapping[str, int], max_sequences: int) -> dict[str, int]:
-    """Run every model on a batch of its budget in tokens, so that the first job does not pay for first use.
+    """Run every model on a batch as large as its budget in tokens, so that the first job need not wait for first use.
 
-    Both by alias. Returns the budgets, lowered to what free memory allows. DeviceOutOfMemory if a
-    single sequence does not fit.
+    `models` and `budgets` are by alias. Returns the budgets, lowered to what free memory allows. DeviceOutOfMemory if
+    a single sequence does not fit.
     """
     fitting: dict[str, int] = {}
     needs: list[tuple[DeviceMemory, str, float]] = []
@@ -43,12 +43,12 @@ def warm_up(models: Mapping[str, Model], budgets: Mapping[str, int], max_sequenc
         memory = measurable(model.device)
         if memory is not None:
             needs.append((memory, alias, _bytes_per_token(model, memory, batch)))
-    # After all passes: what the libraries keep for themselves from first use on is no longer free.
+    # Measured after all passes: memory that libraries keep after first use is no longer free.
     for memory, alias, bytes_per_token in needs:
         free_bytes = memory.free_bytes()
         fitting[alias] = fitting_budget(fitting[alias], free_bytes, bytes_per_token)
         log.info(
-            "memory is measured: %.0f %% of what is free may be a batch",
+            "device memory measured: a batch may take %.0f %% of what is free",
             100 * USABLE_PART,
             extra={
                 "action": "memory_measured",
@@ -62,10 +62,10 @@ def warm_up(models: Mapping[str, Model], budgets: Mapping[str, int], max_sequenc
 
 
 def _fitting_batch(model: Model, max_tokens: int, max_sequences: int) -> tuple[list[Sequence], int]:
-    """Run `model` on a full batch, or on the half of one until it fits: (that batch, the budget)."""
+    """Run `model` on a full batch, halving it until it fits; returns (that batch, the budget)."""
     length = min(model.spec.max_length, _LENGTH)
     count = max(1, min(max_tokens // length, max_sequences))
-    # Any token but the padding's, which some models leave out of their count of positions.
+    # Any token except padding, which some models do not count as a position.
     tokens = Tokens(np.full(length, int(model.spec.pad_token_id == 0), np.int32))
     batch = [Sequence(tokens) for _ in range(count)]
     while not _fits(model, batch):
@@ -81,7 +81,7 @@ def _fitting_batch(model: Model, max_tokens: int, max_sequences: int) -> tuple[l
 
 
 def _fits(model: Model, batch: list[Sequence]) -> bool:
-    """Run one pass; False if it was out of memory. Its tensors are free once this has returned."""
+    """Run one pass; False if it ran out of memory. Its tensors are released on return."""
     try:
         model.launch(batch, Wanted(model.outputs))()
     except Exception as error:
@@ -92,7 +92,7 @@ def _fits(model: Model, batch: list[Sequence]) -> bool:
 
 
 def _bytes_per_token(model: Model, memory: DeviceMemory, batch: list[Sequence]) -> float:
-    """Measured on a second pass: the first also takes what the libraries need but once."""
+    """Peak bytes per token of a second pass: the first also allocates what libraries need only once."""
     memory.start()
     model.launch(batch, Wanted(model.outputs))()
     return memory.taken_bytes() / (len(batch) * batch[0].length)

@@ -1,4 +1,4 @@
-"""Notices a forward pass that never ends: a driver that hangs raises nothing and answers nobody."""
+"""Detects a forward pass that never ends: a driver that hangs raises no error."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
-#: Looks per limit; a hung pass is noticed a quarter of the limit late at most.
+#: Checks per limit: a hung pass is detected at most a quarter of the limit late.
 _LOOKS_PER_LIMIT = 4
 
 
 class Watchdog:
-    """Calls `on_hung`, once, if a pass is under way for more than `limit_s` without progress."""
+    """Calls `on_hung` once if a pass runs for more than `limit_s` without progress."""
 
     def __init__(self, limit_s: float, on_hung: Callable[[], None]) -> None:
         self._limit_s = limit_s
@@ -21,12 +21,12 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def progress(self, is_busy: bool) -> None:
-        """A pass has begun or ended; `is_busy` says whether one is under way now."""
+        """Record that a pass began or ended; `is_busy`: whether one runs now."""
         self._since_s = time.monotonic() if is_busy else None
 
     @property
     def is_hung(self) -> bool:
-        """Whether the pass under way has taken longer than the limit."""
+        """Whether the running pass has taken longer than the limit."""
         since_s = self._since_s
         return since_s is not None and time.monotonic() - since_s > self._limit_s
 

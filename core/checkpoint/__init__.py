@@ -1,1 +1,1 @@
-"""Reads a model directory: its files, what they say about how to run it, published names."""
+"""Finds a model directory, verifies it, and reads how to run it."""

@@ -1,4 +1,4 @@
-"""A checkpoint's directory: found or fetched, verified, its JSON files read. Knows no model."""
+"""Finds or downloads a checkpoint's directory, verifies its weights, and reads its JSON files. Knows no model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 
 from embedq.core.errors import CannotLoadModel
 
-#: Weights are read from these only; `pytorch_model.bin` is a pickle.
+#: The only files that weights are read from; `pytorch_model.bin` is a pickle.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
-#: What a hub download brings: weights as safetensors, and the small files that describe them.
+#: Files to download from the hub: weights as safetensors, and the small files that describe them.
 _DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
 
 
 def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
-    """A local directory as it is; any other name is fetched from the hub into its cache."""
+    """Return a local directory as it is; download any other name from the hub into its cache.
+
+    CannotLoadModel if there is no such directory or the download fails.
+    """
     path = Path(path_or_name).expanduser()
     if path_or_name and path.is_dir():
         return path
@@ -27,13 +30,14 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
 
     try:
         return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
-    except Exception as error:  # the client has dozens of classes: absent, private, offline, disk full
+    except Exception as error:  # the client raises dozens of classes: absent, private, offline, disk full
         raise CannotLoadModel(
             f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
         ) from error
 
 
 def check_weights(path: Path, sha256: str | None) -> None:
+    """CannotLoadModel unless `path` holds safetensors, and those have the expected SHA-256 if one is given."""
     if not any((path / name).is_file() for name in _WEIGHTS):
         raise CannotLoadModel(
             f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
@@ -42,7 +46,9 @@ def check_weights(path: Path, sha256: str | None) -> None:
     if sha256 is None:
         return
     if not (path / _WEIGHTS[0]).is_file():
-        raise CannotLoadModel(f"{path} has its weights in several files; sha256 is for one, {_WEIGHTS[0]}")
+        raise CannotLoadModel(
+            f"{path} has its weights in several files; sha256 can only verify a single file, {_WEIGHTS[0]}"
+        )
     with (path / _WEIGHTS[0]).open("rb") as weights:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != sha256:
@@ -50,7 +56,7 @@ def check_weights(path: Path, sha256: str | None) -> None:
 
 
 def read_json(path: Path, form: type = dict) -> Any:
-    """The file's content, of that form; None where there is no such file."""
+    """The content of a JSON file; None if there is no such file. CannotLoadModel unless it is of type `form`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

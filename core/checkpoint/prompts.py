@@ -1,8 +1,8 @@
-"""Instructions and formats: what is written around a text before it is tokenized.
+"""Writes instructions around texts, by a format, before they are tokenized.
 
-A format holds two `{}`: the first stands for the instruction, the second for the text; that of an
-example holds three. They are filled by position and never interpreted, because formats come from
-callers: Python's own `format` would let "{0.__class__}" read attributes.
+A format contains two `{}`, the first for the instruction, the second for the text; an example's format contains three.
+They are filled by position and never interpreted, because formats come from callers: Python's own `format` would let
+"{0.__class__}" read attributes.
 """
 
 from __future__ import annotations
@@ -12,24 +12,9 @@ from embedq.core.errors import InvalidInput
 #: Instruction and text side by side.
 PLAIN = "{}{}"
 
-_LETTERS = {"query_instruction": "A: ", "passage_instruction": "B: "}
-
-#: What rerankers were trained to find around query and passage, by family: fields of `ModelSpec`.
-OF_RERANKERS: dict[str, dict[str, str]] = {
-    "llm_reranker": _LETTERS,
-    "layerwise_reranker": _LETTERS,
-    "lightweight_reranker": _LETTERS,
-    "qwen3_reranker": {
-        "query_instruction": "Given a web search query, retrieve relevant passages that answer the query",
-        "query_format": "<Instruct>: {}\n<Query>: {}",
-        "passage_instruction": "",
-        "passage_format": "\n<Document>: {}{}",
-    },
-}
-
 
 def write(texts: list[str], instruction: str | None, format: str = PLAIN) -> list[str]:
-    """Fill `format` with `instruction` and each text; without an instruction texts stay as they are.
+    """Fill `format` with `instruction` and each text; without an instruction return the texts unchanged.
 
     InvalidInput for a wrong format.
     """
@@ -40,13 +25,13 @@ def write(texts: list[str], instruction: str | None, format: str = PLAIN) -> lis
 
 
 def write_example(format: str, instruction: str, query: str, response: str) -> str:
-    """Fill the three places of an example's format. InvalidInput for a wrong format."""
+    """Fill an example's format with its three texts. InvalidInput for a wrong format."""
     before, query_follows, response_follows, after = _parts(format, "instruction", "query", "response")
     return f"{before}{instruction}{query_follows}{query}{response_follows}{response}{after}"
 
 
 def _parts(format: str, *places: str) -> list[str]:
-    """What is before, between and after the places of a format.
+    """Split a format at its places.
 
     A backslash followed by n in the format means a newline (FlagEmbedding's convention, since
     formats often pass through shells and configuration files).
@@ -54,6 +39,6 @@ def _parts(format: str, *places: str) -> list[str]:
     parts = format.replace("\\n", "\n").split("{}")
     if len(parts) - 1 != len(places):
         raise InvalidInput(
-            f"a format holds {{}} {len(places)} times, for {', '.join(places)}; given {len(parts) - 1} times"
+            f"a format contains {{}} {len(places)} times, for {', '.join(places)}; given {len(parts) - 1} times"
         )
     return parts

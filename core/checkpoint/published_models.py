@@ -1,9 +1,8 @@
-"""What is known of published models by their name: family, pooling, formats, lengths.
+"""Defaults of published models by name and of families: pooling, instruction formats.
 
-The key is the last part of a path or hub name, exact and case-sensitive; a directory named
-`checkpoint-…` counts as its parent. FlagEmbedding's AUTO tables (1.4.2), whose organisation prefixes
-are left off, and the models its users move on to. Everything here can be overridden in the
-settings of a model; a directory that is not listed is recognised by its own files.
+The key is the last part of a path or hub name, exact and case-sensitive; a directory named `checkpoint-…` counts as
+its parent. The tables hold FlagEmbedding's AUTO tables (1.4.2) without organisation prefixes, and the models its users
+move on to. A model's settings override them; a directory that is not listed is recognised by its own files.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ _TAGS = "<instruct>{}\n<query>{}"
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a name tells. None: what the directory's own files say."""
+class ModelDefaults:
+    """Defaults of a model; None leaves the choice to the directory's own files."""
 
     family: str
     pooling: str | None = None
     query_format: str = PLAIN
-    #: Published with code of its own, which others run and we never do.
+    #: Whether it was published with code of its own, which embedq never runs.
     has_own_code: bool = False
 
 
@@ -36,17 +35,17 @@ def _each(pattern: str, *values: str) -> list[str]:
 
 _SIZES = ("large", "base", "small")
 
-_GROUPS: list[tuple[list[str], Known]] = [
-    (["bge-reasoner-embed-qwen3-8b-0923"], Known("decoder", "last_token", _INSTRUCT)),
-    (["bge-code-v1"], Known("decoder", "last_token", _TAGS, has_own_code=True)),
-    (["bge-multilingual-gemma2"], Known("decoder", "last_token", _TAGS)),
-    (["bge-en-icl"], Known("icl", "last_token", _TAGS)),
-    (["bge-m3"], Known("m3", "cls")),
+_GROUPS: list[tuple[list[str], ModelDefaults]] = [
+    (["bge-reasoner-embed-qwen3-8b-0923"], ModelDefaults("decoder", "last_token", _INSTRUCT)),
+    (["bge-code-v1"], ModelDefaults("decoder", "last_token", _TAGS, has_own_code=True)),
+    (["bge-multilingual-gemma2"], ModelDefaults("decoder", "last_token", _TAGS)),
+    (["bge-en-icl"], ModelDefaults("icl", "last_token", _TAGS)),
+    (["bge-m3"], ModelDefaults("m3", "cls")),
     (
         [name for size in _SIZES for name in _each(f"bge-{size}-{{}}", "en-v1.5", "zh-v1.5", "en", "zh")],
-        Known("encoder", "cls"),
+        ModelDefaults("encoder", "cls"),
     ),
-    (_each("Qwen3-Embedding-{}", "0.6B", "4B", "8B"), Known("decoder", "last_token", _INSTRUCT_TIGHT)),
+    (_each("Qwen3-Embedding-{}", "0.6B", "4B", "8B"), ModelDefaults("decoder", "last_token", _INSTRUCT_TIGHT)),
     (
         [
             "e5-mistral-7b-instruct",
@@ -54,24 +53,24 @@ _GROUPS: list[tuple[list[str], Known]] = [
             "SFR-Embedding-Mistral",
             "Linq-Embed-Mistral",
         ],
-        Known("decoder", "last_token", _INSTRUCT),
+        ModelDefaults("decoder", "last_token", _INSTRUCT),
     ),
     (
         _each("gte-{}-instruct", "Qwen2-7B", "Qwen2-1.5B", "Qwen1.5-7B"),
-        Known("decoder", "last_token", _INSTRUCT, has_own_code=True),
+        ModelDefaults("decoder", "last_token", _INSTRUCT, has_own_code=True),
     ),
     (
         _each("e5-{}-v2", *_SIZES) + _each("e5-{}", *_SIZES) + _each("multilingual-e5-{}", *_SIZES),
-        Known("encoder", "mean"),
+        ModelDefaults("encoder", "mean"),
     ),
-    (["multilingual-e5-large-instruct"], Known("encoder", "mean", _INSTRUCT)),
+    (["multilingual-e5-large-instruct"], ModelDefaults("encoder", "mean", _INSTRUCT)),
     (
         ["gte-multilingual-base", "gte-large-en-v1.5", "gte-base-en-v1.5"],
-        Known("encoder", "cls", has_own_code=True),
+        ModelDefaults("encoder", "cls", has_own_code=True),
     ),
-    (_each("gte-{}", *_SIZES), Known("encoder", "mean")),
-    (_each("gte-{}-zh", *_SIZES), Known("encoder", "cls")),
-    (["bce-embedding-base_v1"], Known("encoder", "cls")),
+    (_each("gte-{}", *_SIZES), ModelDefaults("encoder", "mean")),
+    (_each("gte-{}-zh", *_SIZES), ModelDefaults("encoder", "cls")),
+    (["bce-embedding-base_v1"], ModelDefaults("encoder", "cls")),
     (
         [
             "bge-reranker-base",
@@ -82,23 +81,38 @@ _GROUPS: list[tuple[list[str], Known]] = [
             "jina-reranker-v1-turbo-en",
             "gte-multilingual-reranker-base",
         ],
-        Known("cross_encoder"),
+        ModelDefaults("cross_encoder"),
     ),
-    (["bge-reranker-v2-gemma"], Known("llm_reranker")),
-    (["bge-reranker-v2-minicpm-layerwise"], Known("layerwise_reranker")),
-    (["bge-reranker-v2.5-gemma2-lightweight"], Known("lightweight_reranker")),
-    (_each("Qwen3-Reranker-{}", "0.6B", "4B", "8B"), Known("qwen3_reranker")),
+    (["bge-reranker-v2-gemma"], ModelDefaults("llm_reranker")),
+    (["bge-reranker-v2-minicpm-layerwise"], ModelDefaults("layerwise_reranker")),
+    (["bge-reranker-v2.5-gemma2-lightweight"], ModelDefaults("lightweight_reranker")),
+    (_each("Qwen3-Reranker-{}", "0.6B", "4B", "8B"), ModelDefaults("qwen3_reranker")),
 ]
 
-#: What a family tells of a directory that is not listed; nothing for the others.
-OF_FAMILY = {"icl": Known("icl", "last_token", _TAGS)}
+#: Defaults of a family, for directories that are not listed.
+BY_FAMILY = {"icl": ModelDefaults("icl", "last_token", _TAGS)}
 
-#: Name -> what is known of it.
-TABLE = {name: known for names, known in _GROUPS for name in names}
+_LETTERED = {"query_instruction": "A: ", "passage_instruction": "B: "}
+
+#: Instructions that rerankers were trained with, by family: fields of `ModelSpec`.
+RERANKER_PROMPTS: dict[str, dict[str, str]] = {
+    "llm_reranker": _LETTERED,
+    "layerwise_reranker": _LETTERED,
+    "lightweight_reranker": _LETTERED,
+    "qwen3_reranker": {
+        "query_instruction": "Given a web search query, retrieve relevant passages that answer the query",
+        "query_format": "<Instruct>: {}\n<Query>: {}",
+        "passage_instruction": "",
+        "passage_format": "\n<Document>: {}{}",
+    },
+}
+
+#: Defaults by name.
+BY_NAME = {name: known for names, known in _GROUPS for name in names}
 
 
-def known(path_or_name: str) -> Known | None:
-    """What the tables know of a directory or hub name; None for a name that is not listed."""
+def defaults_of(path_or_name: str) -> ModelDefaults | None:
+    """The defaults of a directory or hub name; None if it is not listed."""
     path = PurePosixPath(path_or_name)
     name = path.parent.name if path.name.startswith("checkpoint-") else path.name
-    return TABLE.get(name)
+    return BY_NAME.get(name)

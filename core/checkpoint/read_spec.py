@@ -1,8 +1,8 @@
-"""A model directory -> `ModelSpec`: everything the directory's own files say about how to run it.
+"""Reads from a model directory's files how to run it, as a `ModelSpec`.
 
-Reads two layouts: sentence-transformers (`modules.json` names pooling, normalising, prompts and the
-length limit) and a plain transformers directory (`config.json` alone). Never runs code from the
-directory and never reads a pickle. Knows nothing of devices.
+Reads two layouts: sentence-transformers (`modules.json` names pooling, normalising, prompts and the length limit) and a
+plain transformers directory (`config.json` alone). Never runs code from the directory and never reads a pickle. Knows
+nothing of devices.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embedq.core.checkpoint.files import check_weights, find, read_json
-from embedq.core.checkpoint.prompts import OF_RERANKERS
-from embedq.core.checkpoint.published_models import OF_FAMILY, Known, known
+from embedq.core.checkpoint.published_models import BY_FAMILY, RERANKER_PROMPTS, ModelDefaults, defaults_of
 from embedq.core.checkpoint.spec import RERANKERS, DenseModule, ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.settings import ModelSettings
@@ -20,7 +19,7 @@ from embedq.core.settings import ModelSettings
 #: sentence-transformers modules (the last part of their class's path) that may follow the pooling.
 _BEHIND = ("Dense", "Normalize")
 
-#: Pooling flags of `1_Pooling/config.json` -> our names.
+#: Our names of the pooling flags in `1_Pooling/config.json`.
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -29,12 +28,12 @@ _POOLINGS = {
     "pooling_mode_mean": "mean",
 }
 
-#: Model types whose attention looks both ways. Pooling over a decoder needs a family of its own.
+#: Model types with bidirectional attention.
 ENCODER_TYPES = frozenset(
     {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
 )
 
-#: Model types whose tokens see those before them.
+#: Model types with causal attention; these need a family of their own.
 DECODER_TYPES = frozenset(
     {
         "gemma",
@@ -51,61 +50,65 @@ DECODER_TYPES = frozenset(
     }
 )
 
-#: Position ids of these start after the padding index, which takes that many off the limit.
+#: Model types whose position ids start after the padding index, which lowers the limit by as many tokens.
 _OFFSET_TYPES = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
 
-#: tokenizers write this order of magnitude for "no limit".
+#: Tokenizers write numbers above this for "no limit".
 _NO_LIMIT = 10**6
 
 
 class Modules(NamedTuple):
-    """What `modules.json` says."""
+    """Pooling, normalising and Dense modules, as `modules.json` names them."""
 
     pooling: str | None
     normalize: bool
     dense: tuple[DenseModule, ...]
 
 
-#: Architectures that say by themselves what they are.
+#: Families of architectures that belong to one family only.
 _ARCHITECTURES = {
     "LayerWiseMiniCPMForCausalLM": "layerwise_reranker",
     "CostWiseGemmaForCausalLM": "lightweight_reranker",
 }
 
-#: Tokens for a call that names no `max_length`, where the weights would carry far more: as their libraries
-#: have it. The longest context of a language model would make every over-long passage that costly.
+#: Tokens for calls without `max_length`, by family, as in the models' own libraries. The weights allow far more, but
+#: then every over-long passage would cost a language model's full context.
 _USUAL_LENGTHS = {"llm_reranker": 512, "layerwise_reranker": 512, "lightweight_reranker": 512, "qwen3_reranker": 8_192}
 
-#: How families are pooled where neither directory nor name tells; others by the last token.
+#: Pooling by family where neither directory nor name states it; other families use the last token.
 _USUAL_POOLINGS = {"encoder": "mean", "m3": "cls"}
 
-#: What BGE-M3 adds to an XLM-R directory.
+#: Files that BGE-M3 adds to an XLM-R directory.
 _M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
 
 
 def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     """Find the checkpoint (downloading a hub name), verify it, and read how to run it.
 
-    Settings come first, then what the tables know of the name, then the directory's own files.
-    CannotLoadModel says what was looked for and where.
+    Settings override the tables of published names, and those override the directory's own files. CannotLoadModel names
+    what is missing or unsupported, and where.
     """
     path = find(settings.path, settings.revision, settings.cache_dir)
     check_weights(path, settings.sha256)
     config = read_json(path / "config.json")
     if config is None:
         raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
-    listed = known(settings.path)
+    listed = defaults_of(settings.path)
     try:
         family = settings.family or (listed.family if listed else _family(path, config))
         if family in RERANKERS:
             return _read_reranker(alias, path, family, config, settings)
-        return _read_embedder(alias, path, family, config, settings, listed or OF_FAMILY.get(family, Known(family)))
+        return _read_embedder(
+            alias, path, family, config, settings, listed or BY_FAMILY.get(family, ModelDefaults(family))
+        )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CannotLoadModel(f"a configuration file of {path} has not the expected form: {error!r:.200}") from error
+        raise CannotLoadModel(
+            f"a configuration file of {path} does not have the expected form: {error!r:.200}"
+        ) from error
 
 
 def _family(path: Path, config: dict[str, Any]) -> str:
-    """What a directory's own files say it is. CannotLoadModel lists what was looked for."""
+    """Recognise the family by the directory's own files. CannotLoadModel lists the signs looked for."""
     model_type, architectures = config.get("model_type"), config.get("architectures") or []
     if not isinstance(model_type, str):
         model_type = repr(model_type)
@@ -132,9 +135,9 @@ def _family(path: Path, config: dict[str, Any]) -> str:
 
 
 def _read_embedder(
-    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: Known
+    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: ModelDefaults
 ) -> ModelSpec:
-    is_layered = settings.layout is None  # sentence-transformers' files count
+    is_layered = settings.layout is None  # read sentence-transformers' files, too
     modules = read_json(path / "modules.json", list) if is_layered else None
     stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
     sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
@@ -200,21 +203,21 @@ def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], 
         config=config,
         default_length=min(usual, length) if usual else None,
         num_positions=limit,
-        **(OF_RERANKERS.get(family, {}) | _given(settings, *names)),
+        **(RERANKER_PROMPTS.get(family, {}) | _given(settings, *names)),
     )
 
 
 def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:
-    """The settings among `names` that are set."""
+    """Those of `names` that are set, with their values."""
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 
 def _read_modules(path: Path, modules: list[dict[str, Any]]) -> Modules:
-    """What `modules.json` puts behind the transformer. CannotLoadModel for modules we cannot run."""
+    """Read the modules behind the transformer. CannotLoadModel for modules that are not supported."""
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if names[:2] != ["Transformer", "Pooling"] or any(name not in _BEHIND for name in names[2:]):
         raise CannotLoadModel(
-            f"{path}/modules.json lists {', '.join(names)}; supported is Transformer, Pooling, then any of {', '.join(_BEHIND)}"
+            f"{path}/modules.json lists {', '.join(names)}; supported are Transformer, Pooling, then any of {', '.join(_BEHIND)}"
         )
     dense = [
         _read_dense(path / str(module["path"])) for module, name in zip(modules, names, strict=True) if name == "Dense"
@@ -259,13 +262,13 @@ def _read_dense(directory: Path) -> DenseModule:
 
 
 def _pad_token_id(config: dict[str, Any]) -> int:
-    """The stated padding token; where none is stated, the one transformers takes for the type."""
+    """The stated padding token; if none is stated, transformers' default for the type."""
     stated = config.get("pad_token_id")
     return int(config.get("model_type") in _OFFSET_TYPES) if stated is None else int(stated)
 
 
 def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> int:
-    """The longest sequence the weights have positions for, or the tokenizer's own limit if shorter."""
+    """The number of positions in the weights, or the tokenizer's own limit if lower."""
     positions = int(config.get("max_position_embeddings") or 512)
     if config.get("model_type") in _OFFSET_TYPES:
         positions -= _pad_token_id(config) + 1
@@ -277,5 +280,7 @@ def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> 
 
 def _chosen_length(alias: str, asked: int | None, stated: int | None, limit: int) -> int:
     if asked is not None and asked > limit:
-        raise CannotLoadModel(f"max_length of model {alias!r} is set to {asked}; its weights carry {limit} tokens")
+        raise CannotLoadModel(
+            f"max_length of model {alias!r} is set to {asked}; its weights have positions for {limit} tokens"
+        )
     return asked or min(stated or limit, limit)

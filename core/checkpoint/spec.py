@@ -1,4 +1,4 @@
-"""How to run one checkpoint, and how texts are written for it. Plain data: no files, no tensors."""
+"""`ModelSpec`: how to run one checkpoint and how to write texts for it. Plain data: no files, no tensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal
 from embedq.core.checkpoint.prompts import PLAIN, write
 from embedq.core.options import EmbedOptions, RerankOptions
 
-#: Families that score pairs and give no vectors.
+#: Families that score pairs and have no vectors.
 RERANKERS = frozenset({"cross_encoder", "llm_reranker", "layerwise_reranker", "lightweight_reranker", "qwen3_reranker"})
 
 
 @dataclass(frozen=True, slots=True)
 class DenseModule:
-    """A projection that sentence-transformers puts behind the pooling."""
+    """A projection after the pooling, as sentence-transformers defines it."""
 
-    #: Directory that holds its weights.
+    #: Directory of its weights.
     path: Path
     in_features: int
     out_features: int
@@ -35,42 +35,42 @@ class ModelSpec:
     path: Path
     #: Which class of `core.models` runs it; a key of `core.models.FAMILIES`.
     family: str
-    #: How a text's hidden states become one vector; None for rerankers.
+    #: How to pool a text's hidden states into one vector; None for rerankers.
     pooling: str | None
     #: Whether vectors are scaled to length 1 unless a call says otherwise.
     normalize: bool
-    #: Tokens per sequence, special tokens included; where a prompt follows, those before it.
+    #: Most tokens per sequence, special tokens included, a prompt behind the texts excluded.
     max_length: int
     #: Components of a vector; 1 for rerankers.
     dimensions: int
     pad_token_id: int
-    #: `config.json` as it is, for the families that build their own network.
+    #: The content of `config.json`, for the families that build their own network.
     config: dict[str, Any] = field(default_factory=dict, repr=False)
     #: Prompt per input type ("query", "document"), and the one used when a call names none.
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str = ""
-    #: Instruction written around every query or passage, unless a call brings its own.
+    #: Instructions to write around queries and passages, unless a call has its own.
     query_instruction: str | None = None
     passage_instruction: str | None = None
     query_format: str = PLAIN
     passage_format: str = PLAIN
-    #: In-context models: how an example is written, and what follows the query.
+    #: In-context models: the format of an example, and the text after the query.
     examples_format: str = "<instruct>{}\n<query>{}\n<response>{}"
     suffix: str = "\n<response>"
     examples: tuple[dict[str, str], ...] = ()
-    #: Which text of an over-long pair gives way: the passage, or the longer of the two.
+    #: Which text of an over-long pair is cut: the passage, or the longer of the two.
     pair_truncation: Literal["passage", "longest"] = "passage"
-    #: Tokens for a call that names no `max_length`; None for `max_length`.
+    #: Most tokens for calls without `max_length`; None for the model's `max_length`.
     default_length: int | None = None
-    #: Tokens the weights have positions for, prompt included; None for `max_length`.
+    #: Number of positions in the weights, prompt included; None for `max_length`.
     num_positions: int | None = None
     #: Layered rerankers: see `core.settings.ModelSettings`.
     heads_by: Literal["layer", "request"] | None = None
-    #: Whether texts lose the white space around them, and are lower-cased, before they are tokenized.
+    #: Whether to strip white space around texts, and to lower-case them, before tokenizing.
     strip: bool = False
     lower: bool = False
     dense_modules: tuple[DenseModule, ...] = ()
-    #: Name of the dtype that weights are rounded to before they are used in another; None keeps them.
+    #: Dtype to round weights to before using them in another; None keeps them.
     weights_rounded_to: str | None = None
 
     @property
@@ -78,7 +78,7 @@ class ModelSpec:
         return self.family not in RERANKERS
 
     def write(self, texts: list[str], options: EmbedOptions) -> list[str]:
-        """Put the instruction or prompt of a call, or the checkpoint's own, around each text."""
+        """Write the call's instruction, or else the checkpoint's instruction or prompt, around each text."""
         is_document = options.input_type == "document"
         own_format = self.passage_format if is_document else self.query_format
         if options.instruction is not None:
@@ -91,7 +91,7 @@ class ModelSpec:
         return [prompt + text for text in texts] if prompt else texts
 
     def write_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[tuple[str, str]]:
-        """Put the instructions of a call, or the model's own, around queries and passages."""
+        """Write the call's instructions, or else the model's own, around queries and passages."""
         query = options.query_instruction if options.query_instruction is not None else self.query_instruction
         passage = options.passage_instruction if options.passage_instruction is not None else self.passage_instruction
         queries = write(

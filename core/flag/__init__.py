@@ -1,14 +1,14 @@
-"""FlagEmbedding's classes as faces of the engine: change an import, keep the program.
+"""FlagEmbedding's classes on top of the engine: change one import and keep the program.
 
-    from core.flag import BGEM3FlagModel, FlagReranker
+    from embedq.core.flag import BGEM3FlagModel, FlagReranker
 
-Constructors, calls, defaults, types and numbers are those of FlagEmbedding 1.4.2. What programs depend on without
-knowing (weights rounded on a CPU, padding that takes part in ColBERT scores, heads that follow a request) is kept
-behind keywords of that name: `round_weights_on_cpu`, `score_padding`, `heads_by`. Different on purpose: an unknown
-keyword is an error, a layer without a head as well, no input gives no output, of several devices the first is used,
-and no code of a checkpoint is run.
+Constructors, calls, defaults, types and numbers are those of FlagEmbedding 1.4.2. Three of its behaviours change
+numbers unnoticed; they are the default here, too, and a keyword turns each off: weights rounded on a CPU
+(`round_weights_on_cpu`), padding that takes part in ColBERT scores (`score_padding`), heads in the order of the request
+(`heads_by`). Different on purpose: an unknown keyword or a layer without a head is an error, no input returns no
+output, of several devices the first is used, and no code of a checkpoint is run.
 
-Everything a face can be asked for can be asked of `core.load(…).embed`, `.score` and `.rerank` as well.
+`core.load(…).embed`, `.score` and `.rerank` offer everything these classes do.
 """
 
 from embedq.core.flag.auto import EmbedderModelClass, FlagAutoModel, FlagAutoReranker, RerankerModelClass

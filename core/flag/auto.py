@@ -1,6 +1,6 @@
-"""FlagEmbedding's automatic classes: the name of a model -> the face that fits it.
+"""FlagEmbedding's automatic classes: choose the class for a model by its name, the last part of a path or hub name.
 
-What is known of a name is `core.checkpoint.published_models`'s; here it becomes a class. A name is the last part of a path or hub name.
+`core.checkpoint.published_models` lists the names with their families.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from embedq.core.checkpoint.prompts import PLAIN
-from embedq.core.checkpoint.published_models import TABLE, known
+from embedq.core.checkpoint.published_models import BY_NAME, defaults_of
 from embedq.core.errors import InvalidInput
 from embedq.core.flag.embedders import FlagICLModel, FlagLLMModel, FlagModel, FlagPseudoMoEModel
 from embedq.core.flag.face import Devices
@@ -62,7 +62,7 @@ _RERANKERS: dict[RerankerModelClass, type[AnyReranker]] = {
     RerankerModelClass.DECODER_ONLY_LIGHTWEIGHT: LightWeightFlagLLMReranker,
 }
 
-#: Of the classes of one family, that of a name. No name stands for the pseudo MoE.
+#: The class for names of a family. No name belongs to the pseudo MoE class.
 _EMBEDDERS_BY_FAMILY = {face.family: face for face in _EMBEDDERS.values() if face is not FlagPseudoMoEModel}
 _RERANKERS_BY_FAMILY = {face.family: face for face in _RERANKERS.values()}
 
@@ -89,16 +89,16 @@ class FlagAutoModel:
         truncate_dim: int | None = None,
         **given: Any,
     ) -> AnyEmbedder:
-        """Load the embedder of that name, or of `model_class`, with the arguments given.
+        """Load a model by its name, or by `model_class`, with these arguments.
 
-        What is not given is the name's; with `model_class` the class's pooling and the plain format, also where the
-        class itself would write another. InvalidInput for a name that is not known, listing those that are.
+        Defaults are those of the name; with `model_class`, the class's pooling and the plain format, even if the class
+        itself has another. InvalidInput for an unknown name, listing the known ones.
         """
         if model_class is not None:
             face = _EMBEDDERS[_member(EmbedderModelClass, model_class)]
             pooling, written, has_own_code = face.DEFAULT_POOLING_METHOD, PLAIN, False
         else:
-            listed = known(model_name_or_path)
+            listed = defaults_of(model_name_or_path)
             if listed is None or listed.family not in _EMBEDDERS_BY_FAMILY:
                 raise InvalidInput(_unknown(model_name_or_path, EmbedderModelClass, set(_EMBEDDERS_BY_FAMILY)))
             face = _EMBEDDERS_BY_FAMILY[listed.family]
@@ -133,14 +133,14 @@ class FlagAutoReranker:
         trust_remote_code: bool | None = None,
         **given: Any,
     ) -> AnyReranker:
-        """Load the reranker of that name, or of `model_class`, with the arguments given.
+        """Load a model by its name, or by `model_class`, with these arguments.
 
-        InvalidInput for a name that is not known, listing those that are.
+        InvalidInput for an unknown name, listing the known ones.
         """
         if model_class is not None:
             face = _RERANKERS[_member(RerankerModelClass, model_class)]
         else:
-            listed = known(model_name_or_path)
+            listed = defaults_of(model_name_or_path)
             if listed is None or listed.family not in _RERANKERS_BY_FAMILY:
                 raise InvalidInput(_unknown(model_name_or_path, RerankerModelClass, set(_RERANKERS_BY_FAMILY)))
             face = _RERANKERS_BY_FAMILY[listed.family]
@@ -157,6 +157,6 @@ def _member(kinds: type[_Kind], given: str | _Kind) -> _Kind:
 
 
 def _unknown(path: str, kinds: type[Enum], families: set[str]) -> str:
-    names = ", ".join(name for name, listed in TABLE.items() if listed.family in families)
+    names = ", ".join(name for name, listed in BY_NAME.items() if listed.family in families)
     classes = ", ".join(kind.value for kind in kinds)
-    return f"{path!r:.200} does not end in a name that is known ({names}); say what it is by model_class: {classes}"
+    return f"{path!r:.200} does not end in a known name ({names}); set model_class to one of {classes}"

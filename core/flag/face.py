@@ -1,7 +1,6 @@
-"""What every face shares: one engine of one model, and FlagEmbedding's arguments read for it.
+"""`Face`, the base of FlagEmbedding's classes: translates their arguments and owns an engine with one model.
 
-In: a constructor's arguments by their names. Out: attributes of the same names, an engine that is
-closed with the face. Knows nothing of embedding or reranking.
+A constructor's arguments become attributes of the same names. Knows nothing of embedding or reranking.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from embedq.core.engine import Engine
     from embedq.core.settings import Precision
 
-#: One device or several: "cuda:0", 0, ["cuda:0", "cuda:1"], [0, 1]; None for what this machine has.
+#: One device or several: "cuda:0", 0, ["cuda:0", "cuda:1"], [0, 1]; None chooses by what the machine has.
 Devices = str | int | list[str] | list[int] | None
 
 #: The alias of the only model.
@@ -32,16 +31,16 @@ _ALIAS = "model"
 
 
 class Face:
-    """A model behind the arguments of one of FlagEmbedding's classes. A context manager.
+    """A model with the arguments of one of FlagEmbedding's classes. A context manager.
 
-    Every argument of the constructor becomes an attribute and may be changed between calls, those
-    that say how to load (path, precision, device, pooling) without effect. The engine is closed by
-    `close`, at the end of `with`, or when the last reference to the face is gone.
+    Every argument of the constructor becomes an attribute that may be changed between calls; changing those for loading
+    (path, precision, device, pooling) has no effect. `close`, the end of `with`, or the loss of the last reference
+    closes the engine.
     """
 
     #: Key of `core.models.FAMILIES`.
     family: ClassVar[str]
-    #: Keywords a constructor takes beyond its parameters, as FlagEmbedding's do, with their defaults.
+    #: Keywords of the constructor beyond its parameters, with their defaults, as in FlagEmbedding.
     more: ClassVar[Mapping[str, Any]] = {}
 
     model_name_or_path: str
@@ -61,20 +60,20 @@ class Face:
         self.close()
 
     def close(self) -> None:
-        """Finish what waits and end the engine; later calls fail."""
+        """Finish waiting calls and close the engine; later calls raise DeviceFailure."""
         self.engine.close()
 
     def stop_self_pool(self) -> None:
-        """Nothing to stop: no face starts processes. Here because programs call it."""
+        """Do nothing, because there are no processes to stop. Exists because programs call it."""
 
     @property
     def precision(self) -> str:
-        """The arithmetic in use, by torch's name."""
+        """The precision in use, by torch's name."""
         return self.engine.models[_ALIAS].precision
 
     @property
     def spec(self) -> ModelSpec:
-        """How the checkpoint is run."""
+        """The `ModelSpec` in use."""
         return self.engine.models[_ALIAS].spec
 
     def _load(self, arguments: dict[str, Any]) -> None:
@@ -94,28 +93,28 @@ class Face:
         weakref.finalize(self, _release, self.engine)
         if self.trust_remote_code and "auto_map" in self.spec.config:
             warnings.warn(
-                f"{path} brings code of its own, which is never run: its weights are served by family {self.family!r}",
+                f"{path} contains code of its own, which is never run: family {self.family!r} runs its weights",
                 stacklevel=3,
             )
 
     def _settings(self, device: str) -> dict[str, Any]:
-        """What the arguments say of loading on `device`, as `core.settings.ModelSettings` has it."""
+        """Translate the arguments for loading on `device` into fields of `core.settings.ModelSettings`."""
         raise NotImplementedError
 
     def _cut(self, max_length: int | None, default: int | None) -> int | None:
-        """A call's own limit as it is; the constructor's, where the model has fewer positions, cut to those.
+        """Return a call's own limit unchanged; the constructor's, lowered to the model's positions if it has fewer.
 
-        Defaults are larger than some models, and FlagEmbedding minds only when a text is as long.
+        The default limits exceed some models' positions; FlagEmbedding fails only for texts that are too long.
         """
         return max_length if max_length is not None or default is None else min(default, self.spec.max_length)
 
 
 def checked(function: Callable[..., Any], given: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `more`, as given or by default. InvalidInput for any other, listing all there are."""
+    """The keywords of `more`, given or default. InvalidInput for any other, listing all."""
     unknown = next((name for name in given if name not in more), None)
     if unknown is None:
         return {**more, **given}
-    owner = getattr(function, "__self__", None)  # of a method; a class has none
+    owner = getattr(function, "__self__", None)  # set for methods, not for classes
     called = function.__name__ if owner is None else f"{type(owner).__name__}.{function.__name__}"
     parameters = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
     known = [one.name for one in parameters] + list(more)
@@ -123,20 +122,20 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any], more: Mappin
 
 
 def pairs_of(given: Any) -> tuple[list[tuple[str, str]], bool]:
-    """(query, passage) pairs from a list of them or one bare pair, and whether it was one."""
+    """Read (query, passage) pairs from a list or a single bare pair; returns (pairs, whether it was a single one)."""
     is_one = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], str)
     return check_pairs([given] if is_one else given), is_one
 
 
 def one_device(devices: Devices) -> str:
-    """The device to use, as `core.devices.choose_device` wants it: of several the first, with a warning."""
+    """The device to use, as `core.devices.choose_device` takes it; of several the first, with a warning."""
     if isinstance(devices, list | tuple):
         if not devices:
             raise InvalidInput("devices is an empty list; name one device, or leave it out")
         if len(devices) > 1:
             warnings.warn(
-                f"of {len(devices)} devices only {devices[0]!r:.40} is used: a process drives one device, and "
-                "`python -m embedq.workers` starts a process for each",
+                f"of {len(devices)} devices only {devices[0]!r:.40} is used: one process uses one device, and "
+                "`python -m embedq.workers` starts a process per device",
                 stacklevel=4,
             )
         devices = devices[0]
@@ -147,7 +146,7 @@ def one_device(devices: Devices) -> str:
         from embedq.core.devices import devices as present
 
         kind = present()[0].kind
-        # A number means an accelerator: where there is none the error says so.
+        # A number means an accelerator; without one, `choose_device` raises.
         return f"{kind if VISIBILITY[kind] else 'cuda'}:{devices}"
     if not isinstance(devices, str):
         raise InvalidInput(f"devices must be a string, a number or a list of them; given {type(devices).__name__}")

@@ -1,6 +1,6 @@
-"""FlagEmbedding's face of BGE-M3: dense vectors, lexical weights and ColBERT vectors, and scores of all three.
+"""FlagEmbedding's class of BGE-M3: dense vectors, lexical weights and ColBERT vectors, and scores of all three.
 
-In: its constructor's and calls' arguments. Out: dicts of arrays, lists and floats, typed as there.
+Returns dicts of arrays, lists and floats, of the same types as FlagEmbedding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from embedq.core import vectors
 from embedq.core.checkpoint.prompts import PLAIN
 from embedq.core.errors import InvalidInput
-from embedq.core.flag.embedding import MORE, PADDING, WRITTEN, Embedder, Texts
+from embedq.core.flag.embedders import MORE, PADDING, WRITTEN, EmbedderFace, Texts
 from embedq.core.flag.face import Devices, checked, pairs_of
 from embedq.core.options import RerankOptions
 from embedq.core.results import Embeddings, Sparse
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     from embedq.core.tokenizer import Tokenizer
 
-#: Token id as a string -> NumPy float; what is missing reads as 0.
+#: NumPy floats by token id as a string; missing ids read as 0.
 Lexical = dict[str, Any]
 
 _OUTPUTS = ("dense", "sparse", "colbert")
 
 
-class BGEM3FlagModel(Embedder):
-    """BGE-M3. Always gives NumPy arrays, whatever `convert_to_numpy` says.
+class BGEM3FlagModel(EmbedderFace):
+    """BGE-M3. Always returns NumPy arrays, whatever `convert_to_numpy` is.
 
-    `score_padding` False leaves the padding of passages out of ColBERT scores. FlagEmbedding lets it take part as
-    rows of zeros, so that a negative best match counts as 0 wherever the batch holds a longer passage.
+    `score_padding=False` leaves the padding of passages out of ColBERT scores. FlagEmbedding includes it as rows of
+    zeros, so a negative best match counts as 0 if the batch has a longer passage.
     """
 
     family = "m3"
@@ -103,7 +103,7 @@ class BGEM3FlagModel(Embedder):
         return_colbert_vecs: bool | None = None,
         **given: Any,
     ) -> dict[str, Any]:
-        """Embed passages with theirs; see `encode`."""
+        """Embed passages with their instruction; see `encode`."""
         self._call(self.encode_corpus, given)
         outputs = self._outputs(return_dense, return_sparse, return_colbert_vecs)
         instruction, written = self.passage_instruction_for_retrieval, self.passage_instruction_format
@@ -122,7 +122,8 @@ class BGEM3FlagModel(Embedder):
     ) -> dict[str, Any]:
         """Embed texts as they are: "dense_vecs" (num_texts, dim), "lexical_weights" and "colbert_vecs" one per text.
 
-        What is not wanted is None; of one string each value is its own. Weights are by token id as a string, ascending.
+        Outputs not requested are None; for one string each value is the string's own. Weights are by token id as a
+        string, ascending.
         """
         asked = self._call(self.encode, given, **WRITTEN)
         outputs = self._outputs(return_dense, return_sparse, return_colbert_vecs)
@@ -139,10 +140,10 @@ class BGEM3FlagModel(Embedder):
         weights_for_different_modes: list[float] | None = None,
         **given: Any,
     ) -> dict[str, Any] | list[Any]:
-        """Score (query, passage) pairs in five ways: lists of floats, floats for one pair; [] for no pairs.
+        """Score (query, passage) pairs in five ways: lists of floats, floats for one pair, [] for no pairs.
 
-        `weights_for_different_modes` are those of dense, sparse and ColBERT. Pairs are compared in slices of
-        `batch_size` in the order given, which decides where passages are padded (see `score_padding`).
+        `weights_for_different_modes` are those of dense, sparse and ColBERT. Pairs are scored in slices of `batch_size`
+        in the given order, which decides where passages are padded (see `score_padding`).
         """
         checked(self.compute_score, given, {})
         pairs, is_one = pairs_of(sentence_pairs)
@@ -156,7 +157,10 @@ class BGEM3FlagModel(Embedder):
         return {name: scores.tolist()[0] if is_one else scores.tolist() for name, scores in found.items()}
 
     def convert_id_to_token(self, lexical_weights: Lexical | list[Lexical]) -> Lexical | list[Lexical]:
-        """Weights by what each token id reads; of one text its dict alone. Of ids that read alike the last counts."""
+        """Weights by token string, one dict per text, a bare dict for one text.
+
+        Of ids with the same string the last counts.
+        """
         texts = [lexical_weights] if isinstance(lexical_weights, dict) else lexical_weights
         read = [{self._tokenizer.decode([int(one)]): weight for one, weight in text.items()} for text in texts]
         return read[0] if len(read) == 1 else read
@@ -164,7 +168,7 @@ class BGEM3FlagModel(Embedder):
     def compute_lexical_matching_score(
         self, lexical_weights_1: Lexical | list[Lexical], lexical_weights_2: Lexical | list[Lexical]
     ) -> Any:
-        """Sum of products over the tokens that both have: a number for two dicts, (n, m) for two lists."""
+        """Sum of products over common tokens: a number for two dicts, (n, m) for two lists."""
         if isinstance(lexical_weights_1, dict) and isinstance(lexical_weights_2, dict):
             return _match(lexical_weights_1, lexical_weights_2)
         if isinstance(lexical_weights_1, list) and isinstance(lexical_weights_2, list):
@@ -172,7 +176,7 @@ class BGEM3FlagModel(Embedder):
         raise InvalidInput("lexical weights to compare must be two dicts or two lists of dicts")
 
     def colbert_score(self, q_reps: np.ndarray, p_reps: np.ndarray) -> torch.Tensor:
-        """The score, without dimensions, of (num_query_tokens, dim) against (num_passage_tokens, dim)."""
+        """Score (num_query_tokens, dim) against (num_passage_tokens, dim): a tensor without dimensions."""
         import torch
 
         return torch.tensor(vectors.max_sim(q_reps, p_reps))
@@ -188,10 +192,12 @@ class BGEM3FlagModel(Embedder):
         assert found is not None
         if found[0].shape[1] != self.colbert_dim:
             self.close()
-            raise InvalidInput(f"colbert_dim is {self.colbert_dim}; the checkpoint's layer gives {found[0].shape[1]}")
+            raise InvalidInput(
+                f"colbert_dim is {self.colbert_dim}; the checkpoint's layer has {found[0].shape[1]} outputs"
+            )
 
     def _outputs(self, dense: bool | None, sparse: bool | None, colbert: bool | None) -> tuple[str, ...]:
-        """What a call wants, where it says nothing as the constructor says."""
+        """The outputs a call requests; what it leaves open, the constructor decides."""
         flags = (
             self.return_dense if dense is None else dense,
             self.return_sparse if sparse is None else sparse,
@@ -220,7 +226,7 @@ class BGEM3FlagModel(Embedder):
         return results
 
     def _side(self, texts: list[str], max_length: int | None) -> Embeddings:
-        """The rows of one side of each pair, all of them; each different text is computed once."""
+        """All outputs of one side of each pair; computes each distinct text once."""
         different = list(dict.fromkeys(texts))
         whole: dict[str, Any] = {"max_length": max_length, "outputs": _OUTPUTS, "dimensions": None, "dtype": "float32"}
         found = self._embed(different, "document", None, PLAIN, **whole)
@@ -233,9 +239,9 @@ class BGEM3FlagModel(Embedder):
 
 
 def _scores(queries: Embeddings, passages: Embeddings, batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Dense, sparse and ColBERT scores of pair after pair, (num_pairs,) float32 each.
+    """Dense, sparse and ColBERT scores of each pair, (num_pairs,) float32 each.
 
-    In each slice of `batch_size` pairs, passages shorter than the longest count as padded.
+    In each slice of `batch_size` pairs, passages shorter than the longest are scored as padded.
     """
     assert queries.dense is not None
     assert passages.dense is not None
@@ -255,7 +261,7 @@ def _weighted(
 ) -> dict[str, np.ndarray]:
     """Each kind of score, (num_pairs,), and their two weighted means."""
     sums = weights[0] * dense + weights[1] * sparse
-    with np.errstate(invalid="ignore"):  # 0 / 0 where ColBERT alone has weight
+    with np.errstate(invalid="ignore"):  # 0 / 0 if only ColBERT has weight
         both = sums / (weights[0] + weights[1])
     return {
         "colbert": colbert,

@@ -1,7 +1,7 @@
 """FlagEmbedding's rerankers: cross-encoders, and language models with one head or many.
 
-In: its constructors' and calls' arguments. Out: a list of floats, also for one pair; of several layers a list of
-such lists. Knows no formula: a call becomes one `engine.score`.
+They take FlagEmbedding's arguments and return a list of floats, also for one pair; for several layers, a list of such
+lists. Each call is one call of `engine.score`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from embedq.core.checkpoint.prompts import PLAIN
 from embedq.core.errors import InvalidInput
 from embedq.core.flag.face import Devices, Face, checked, pairs_of
 
-#: What every `compute_score` takes; None for what the constructor said.
+#: Keywords of every `compute_score`; None takes the constructor's value.
 _CALL: Mapping[str, Any] = {"batch_size": None, "query_max_length": None, "max_length": None, "normalize": None}
 
-#: Beside it, for language models.
+#: Keywords for language models.
 _PROMPTED: Mapping[str, Any] = {**_CALL, "prompt": None}
 
-#: How FlagEmbedding may read pairs in processes of their own. We read them in Rust threads.
+#: Keywords by which FlagEmbedding encodes pairs in separate processes; ignored, because Rust threads encode ours.
 _LOADING: Mapping[str, Any] = {"use_dataloader": False, "num_workers": None}
 
 
-class Reranker(Face):
-    """The call of every reranker."""
+class RerankerFace(Face):
+    """Base of the rerankers; each call is one call of `engine.score`."""
 
-    #: What `compute_score` takes beside the pairs.
+    #: Keywords of `compute_score`.
     call_more: ClassVar[Mapping[str, Any]] = _CALL
 
     query_instruction_for_rerank: str | None
@@ -41,7 +41,7 @@ class Reranker(Face):
     def compute_score(self, sentence_pairs: Any, **given: Any) -> list[Any]:
         """Score one (query, passage) pair or a list of them: floats in the order of the pairs.
 
-        Of several layers one list for each, in ascending order of the layers. No pairs, no scores.
+        For several layers, one list per layer in ascending order. No pairs return [].
         """
         asked = checked(self.compute_score, given, self.call_more)
         pairs, _ = pairs_of(sentence_pairs)
@@ -53,7 +53,7 @@ class Reranker(Face):
     def _settings(self, device: str) -> dict[str, Any]:
         if self.peft_path is not None:
             raise InvalidInput("peft_path is not supported: merge the adapter into the checkpoint once, and load that")
-        # On a CPU FlagEmbedding takes use_fp16 back, and keeps use_bf16.
+        # On a CPU FlagEmbedding ignores use_fp16, but not use_bf16.
         is_fp16 = self._is_fp16() and device != "cpu"
         return {"precision": "float16" if is_fp16 else "bfloat16" if self.use_bf16 else "float32"}
 
@@ -61,7 +61,7 @@ class Reranker(Face):
         return self.use_fp16
 
     def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A call's keywords as options of `engine.score`. No instruction must mean none, whatever the model's is."""
+        """Translate a call's keywords into options of `engine.score`. Without an instruction none is written."""
         query, passage = self.query_instruction_for_rerank, self.passage_instruction_for_rerank
         return {
             "max_length": self._cut(asked["max_length"], self.max_length),
@@ -77,7 +77,7 @@ class Reranker(Face):
         return getattr(self, name) if asked[name] is None else asked[name]
 
 
-class FlagReranker(Reranker):
+class FlagReranker(RerankerFace):
     """An encoder that reads query and passage together."""
 
     family = "cross_encoder"
@@ -102,7 +102,7 @@ class FlagReranker(Reranker):
         self._load(locals())
 
 
-class FlagLLMReranker(Reranker):
+class FlagLLMReranker(RerankerFace):
     """A language model asked for Yes or No; the score is its logit of Yes."""
 
     family = "llm_reranker"
@@ -136,11 +136,11 @@ class FlagLLMReranker(Reranker):
         return super()._options(asked) | {"prompt": self._or_own("prompt", asked)}
 
 
-class LayerWiseFlagLLMReranker(Reranker):
+class LayerWiseFlagLLMReranker(RerankerFace):
     """A MiniCPM with a head on every layer.
 
-    Of layers that are not asked for in ascending order FlagEmbedding reads one by the head of another: states ascend,
-    heads follow the request. `heads_by` "layer" reads each by its own.
+    If layers are requested in another than ascending order, FlagEmbedding applies the head of one layer to the state of
+    another: states ascend, heads follow the request. `heads_by="layer"` applies each layer's own head.
     """
 
     family = "layerwise_reranker"
@@ -178,7 +178,7 @@ class LayerWiseFlagLLMReranker(Reranker):
         return super()._settings(device) | {"heads_by": self.heads_by}
 
     def _is_fp16(self) -> bool:
-        # Asked for no half precision FlagEmbedding takes fp16: the published checkpoint was made with it.
+        # Without a half precision FlagEmbedding uses fp16, which the published checkpoint was made with.
         return self.use_fp16 or not self.use_bf16
 
     def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -186,11 +186,11 @@ class LayerWiseFlagLLMReranker(Reranker):
         return super()._options(asked) | own
 
 
-class LightWeightFlagLLMReranker(Reranker):
-    """A Gemma-2 with heads on many layers, which may average a passage's tokens on the way.
+class LightWeightFlagLLMReranker(RerankerFace):
+    """A Gemma-2 with heads on many layers, which can average a passage's tokens between layers.
 
-    FlagEmbedding reads the first layer asked for by the first head, the second by the second, whatever layers they
-    were trained for. `heads_by` "layer" reads each by its own.
+    FlagEmbedding applies the first head to the first requested layer, the second to the second, whatever layers they
+    were trained for. `heads_by="layer"` applies each layer's own head.
     """
 
     family = "lightweight_reranker"
@@ -243,6 +243,6 @@ class LightWeightFlagLLMReranker(Reranker):
         layers = asked["compress_layer"]
         if layers is None:
             layers = self._or_own("compress_layers", asked)
-        # Layers there are not, and the first, compress nothing in FlagEmbedding.
+        # The first layer, and layers that do not exist, compress nothing in FlagEmbedding.
         own["compress_layers"] = [layer for layer in layers if 0 < layer < self.spec.config["num_hidden_layers"]]
         return super()._options(asked) | own

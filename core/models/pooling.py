@@ -1,7 +1,7 @@
-"""A text's hidden states -> its one vector: pooling, and the projections behind it. Shared by the families.
+"""Pools a text's hidden states into its vector, and applies the projections behind the pooling. Shared by the families.
 
-All in float32, whatever the network computes in: a sum of hundreds of half-precision values loses its
-last digits, and a row per text costs next to nothing.
+Computes in float32 whatever the network's precision: a sum of hundreds of half-precision values loses its last digits,
+and a row per text costs next to nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from safetensors.torch import load_file
 
 from embedq.core.checkpoint.spec import DenseModule, ModelSpec
 from embedq.core.errors import CannotLoadModel
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
-#: A Dense module's weights, in the order they are looked for; both by the names "linear.weight", "linear.bias".
+#: Files of a Dense module's weights, in the order of search; both name them "linear.weight" and "linear.bias".
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 class Pooling:
-    """`spec.pooling`, then `spec.dense_modules` one after the other."""
+    """Applies `spec.pooling`, then `spec.dense_modules` in order."""
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         self._how = spec.pooling
@@ -29,18 +29,18 @@ class Pooling:
         for module in spec.dense_modules:
             if module.in_features != width:
                 raise CannotLoadModel(
-                    f"{module.path} reads {module.in_features} values, and what is before it gives {width}"
+                    f"{module.path} takes {module.in_features} values, but the layer before it returns {width}"
                 )
             width = module.out_features
         self._dense = torch.nn.Sequential(*(_load_dense(module) for module in spec.dense_modules)).to(device).eval()
 
-    def __call__(self, states: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Hidden states of all tokens (num_tokens, hidden_dim) -> float32 (num_sequences, dim)."""
+    def __call__(self, states: torch.Tensor, layout: TokenLayout) -> torch.Tensor:
+        """Pool hidden states of all tokens (num_tokens, hidden_dim) into float32 (num_sequences, dim)."""
         how = {"cls": layout.first, "last_token": layout.last}.get(str(self._how), layout.mean)
         return self._project(how(states))
 
-    def alone(self, network: Any, layout: Layout) -> torch.Tensor:
-        """The same where nothing else is wanted: a network (`core.models.encoders.network`) may then compute fewer states."""
+    def alone(self, network: Any, layout: TokenLayout) -> torch.Tensor:
+        """Like `__call__`, for batches that need only the pooled vector; the network may skip states nobody reads."""
         if self._how == "cls":
             return self._project(network.first(layout))
         if self._how == "mean":
@@ -54,7 +54,7 @@ class Pooling:
 
 
 def read_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a small `.safetensors` or pickled file; of a pickle nothing but tensors is read."""
+    """Read the tensors of a small `.safetensors` or pickled file; a pickle with anything but tensors is refused."""
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -67,13 +67,16 @@ def read_state(file: Path) -> dict[str, torch.Tensor]:
 
 
 def read_linear(state: dict[str, torch.Tensor], file: Path, in_features: int, prefix: str = "") -> torch.nn.Linear:
-    """The linear layer in `state`, as wide as its weights are. CannotLoadModel unless it reads `in_features`."""
+    """Build the linear layer of `state`, with its own output width. CannotLoadModel unless it takes `in_features`."""
     weight, bias = state.get(f"{prefix}weight"), state.get(f"{prefix}bias")
     num_known = 1 if bias is None else 2
     if weight is None or len(state) != num_known or weight.shape[1:] != (in_features,):
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise CannotLoadModel(f"{file} must hold {prefix}weight of shape (any, {in_features}); it has {shapes!s:.200}")
-    linear = torch.nn.Linear(in_features, len(weight), bias=bias is not None)
+    # Without initial values: drawing them would change the host's random numbers.
+    linear: torch.nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        torch.nn.Linear, in_features, len(weight), bias=bias is not None
+    )
     linear.load_state_dict({name.removeprefix(prefix): value for name, value in state.items()})
     return linear
 
@@ -85,19 +88,21 @@ def _load_dense(module: DenseModule) -> torch.nn.Sequential:
     linear = read_linear(read_state(file), file, module.in_features, "linear.")
     if (linear.out_features, linear.bias is not None) != (module.out_features, module.has_bias):
         raise CannotLoadModel(
-            f"{file} gives {linear.out_features} values with{'' if linear.bias is not None else 'out'} bias; "
-            f"its config.json says {module.out_features} with{'' if module.has_bias else 'out'}"
+            f"{file} has {linear.out_features} outputs with{'' if linear.bias is not None else 'out'} bias; "
+            f"its config.json states {module.out_features} with{'' if module.has_bias else 'out'}"
         )
     return torch.nn.Sequential(linear.float(), _activation(module))
 
 
 def _activation(module: DenseModule) -> torch.nn.Module:
-    """The function by its full name. Only torch's own: a name must not run what a directory brings."""
+    """Build the activation by its full name. Only torch's own: a name must not run code from the directory."""
     package, _, name = module.activation.rpartition(".")
     found = getattr(torch.nn, name, None) if package.startswith("torch.nn") else None
     if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
-        raise CannotLoadModel(f"{module.path} asks for activation {module.activation!r:.80}, no class of torch.nn")
+        raise CannotLoadModel(
+            f"{module.path} names the activation {module.activation!r:.80}, which is no class of torch.nn"
+        )
     try:
         return found()
     except TypeError:
-        raise CannotLoadModel(f"{module.path} asks for activation {name}, which takes arguments") from None
+        raise CannotLoadModel(f"{module.path} names the activation {name}, which needs arguments") from None

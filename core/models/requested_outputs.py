@@ -1,4 +1,4 @@
-"""What a call wants of a model's forward pass, and what is refused. Shared by the families."""
+"""Turns a call's options into the outputs requested of a pass, and refuses unsupported ones. Shared by the families."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from embedq.core.errors import InvalidInput
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Wanted
 
-#: Options of a rerank that only some rerankers understand.
+#: Rerank options that only some rerankers support.
 _SPECIAL = ("prompt", "cutoff_layers", "compress_layers", "compress_ratio")
 
-#: What each way of scoring with an embedding model needs of its forward pass.
+#: Outputs that each mode of scoring with an embedding model needs.
 _MODE_OUTPUTS = {
     "dense": frozenset({"dense"}),
     "sparse": frozenset({"sparse"}),
@@ -28,7 +28,7 @@ def of_embedder(
     options: EmbedOptions | RerankOptions,
     reasons: Mapping[str, str] | None = None,
 ) -> Wanted:
-    """For a model that embeds, also when it is asked to rerank. `reasons`: why it may lack an output."""
+    """The request to an embedding model, by an embedding or a reranking call. `reasons`: why it may lack an output."""
     if isinstance(options, RerankOptions):
         refuse(spec, options, _SPECIAL)
         wanted = _MODE_OUTPUTS[options.mode or "dense"]
@@ -46,19 +46,19 @@ def of_embedder(
 
 @cache
 def _of_outputs(outputs: frozenset[str]) -> Wanted:
-    """The same object for the same outputs: what is found by it is found at once, without comparing."""
+    """One object per set of outputs, so that dictionaries find it by identity, without comparing."""
     return Wanted(outputs)
 
 
 def refuse(spec: ModelSpec, options: RerankOptions, names: tuple[str, ...]) -> None:
-    """InvalidInput if a call uses one of the options that this family does not know."""
+    """InvalidInput if a call uses one of the options `names`, which this family does not support."""
     for name in names:
         if getattr(options, name) is not None:
             raise InvalidInput(f"option {name} means nothing to model {spec.alias}, a {spec.family.replace('_', ' ')}")
 
 
 def layers_of(spec: ModelSpec, layers: tuple[int, ...], options: RerankOptions) -> tuple[int, ...]:
-    """Those of a layered model's `layers` that a call wants scores of, ascending; the last if it names none."""
+    """The layers that a call requests, ascending, out of a layered model's `layers`; the last if it names none."""
     asked = options.cutoff_layers
     if asked is None:
         return layers[-1:]
@@ -71,6 +71,6 @@ def layers_of(spec: ModelSpec, layers: tuple[int, ...], options: RerankOptions) 
 
 
 def _ranges(layers: tuple[int, ...]) -> str:
-    """Names evenly spaced numbers: "8 to 40", "20 to 40 in steps of 4"."""
+    """Describe evenly spaced numbers: "8 to 40", "20 to 40 in steps of 4"."""
     step = layers[1] - layers[0] if len(layers) > 1 else 1
     return f"{layers[0]} to {layers[-1]}" + (f" in steps of {step}" if step > 1 else "")

@@ -1,24 +1,23 @@
-"""Reads weights from a checkpoint's safetensors files into a module, one tensor at a time."""
+"""Reads a checkpoint's safetensors files: which they are, and their weights into a module, one tensor at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from embedq.core.checkpoint.files import read_json
 from embedq.core.errors import CannotLoadModel
 
 
 def load_weights(module: nn.Module, path: Path, device: str) -> None:
     """Fill `module`, built on the meta device, from the safetensors of `path`, one tensor at a time.
 
-    Each weight takes the dtype of its parameter. Files are mapped, not read: on a CPU a matrix that needs no
-    conversion stays the file's own pages, which worker processes share. CannotLoadModel names a weight that
-    is missing, has another shape, or that the network would ignore.
+    Converts each weight to the dtype of its parameter. Files are mapped, not read: on a CPU a matrix that needs no
+    conversion stays in the file's own pages, which worker processes share. CannotLoadModel names a weight that is
+    missing, has another shape, or is not part of the network.
     """
     parameters = dict(module.named_parameters())
     loaded: dict[str, Tensor] = {}
@@ -27,10 +26,10 @@ def load_weights(module: nn.Module, path: Path, device: str) -> None:
             with safe_open(file, framework="pt", device="cpu") as reader:
                 for name in reader.keys():  # noqa: SIM118 (a reader is no mapping)
                     if name.endswith("rotary_emb.inv_freq"):
-                        continue  # old checkpoints store what rope_theta says anyway
+                        continue  # old checkpoints store it, but rope_theta determines it
                     _check_weight(file, name, reader.get_slice(name).get_shape(), parameters)
                     weight = reader.get_tensor(name)
-                    # A norm left in the file would keep all of it mapped when nothing else is read from there.
+                    # A norm that stays in the file would keep the whole file mapped, even if no other weight does.
                     is_vector = weight.numel() == max(weight.shape)
                     loaded[name] = weight.to(device, parameters[name].dtype, copy=is_vector)
         except (OSError, SafetensorError) as error:
@@ -51,7 +50,7 @@ def _check_weight(file: Path, name: str, shape: list[int], parameters: Mapping[s
 
 
 def weight_files(path: Path) -> list[Path]:
-    """`model.safetensors`, or the files its index names."""
+    """Return `model.safetensors`, or the files that its index names. CannotLoadModel for names outside `path`."""
     single, index = path / "model.safetensors", path / "model.safetensors.index.json"
     if single.is_file() or not index.is_file():
         return [single]
@@ -59,11 +58,3 @@ def weight_files(path: Path) -> list[Path]:
     if any(Path(name).name != name for name in names):
         raise CannotLoadModel(f"{index} names files outside its own directory")
     return [path / name for name in sorted(names)]
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CannotLoadModel(f"{file} cannot be read as JSON: {error}") from None
-    return content

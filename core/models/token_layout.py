@@ -1,7 +1,8 @@
-"""A batch's tokens in one line, one sequence behind the other. A row is a token's place in that line.
+"""How the tokens of a batch lie in memory: in one line (`TokenLayout`), or padded (`pad`).
 
-So nothing is padded: products with weights, most of an encoder's work, see the tokens that there are.
-Attention and pooling, which need to know where a sequence begins and ends, ask here.
+In one line, one sequence behind the other, nothing is padded: products with weights, most of an encoder's work, compute
+real tokens only. A row is a token's place in that line. Attention and pooling look up here where sequences begin and
+end.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from embedq.core.models.transfer import to_device
 from embedq.core.sequence import Sequence
 
 
-class Layout:
-    """Where the sequences of `batch` lie."""
+class TokenLayout:
+    """The places of `batch`'s sequences in one line of tokens."""
 
     def __init__(self, batch: list[Sequence], device: str) -> None:
         self.batch = batch
         self.device = device
-        #: (num_sequences,) tokens of each, and its first row.
+        #: (num_sequences,) number of tokens of each, and its first row.
         self.lengths = np.array([sequence.length for sequence in batch])
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.num_tokens = int(self.lengths.sum())
@@ -33,7 +34,7 @@ class Layout:
 
     @cached_property
     def types(self) -> np.ndarray:
-        """(num_tokens,) int64 segment of each token; 0 where a sequence names none."""
+        """(num_tokens,) int64 segment of each token; 0 for sequences without segments."""
         given = ((sequence.tokens.type_ids, sequence.length) for sequence in self.batch)
         each = [np.zeros(length, np.int32) if types is None else types for types, length in given]
         return np.concatenate(each, dtype=np.int64)
@@ -45,22 +46,22 @@ class Layout:
         return places
 
     @cached_property
-    def bounds(self) -> torch.Tensor:
-        """(num_sequences + 1,) int32, on the device: each sequence's first row, and the one behind the last."""
-        (bounds,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
-        return bounds
+    def offsets(self) -> torch.Tensor:
+        """(num_sequences + 1,) int32 on the device: sequence i has the rows offsets[i] to offsets[i + 1]."""
+        (offsets,) = self.on_device(np.append(self.starts, self.num_tokens).astype(np.int32))
+        return offsets
 
     def first(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's first: (num_sequences, dim)."""
-        return rows.index_select(0, self.bounds[:-1])
+        return rows.index_select(0, self.offsets[:-1])
 
     def last(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's last: (num_sequences, dim)."""
-        return rows.index_select(0, self.bounds[1:] - 1)
+        return rows.index_select(0, self.offsets[1:] - 1)
 
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
-        lengths = self.bounds.diff()
+        lengths = self.offsets.diff()
         if self.device == "cpu" or self.device.startswith("cuda"):
             return mean_of_each(rows, lengths)
         (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
@@ -68,7 +69,7 @@ class Layout:
         return sums.index_add_(0, owners, rows.float()) / lengths.unsqueeze(1)
 
     def without_padding(self, padded: torch.Tensor) -> torch.Tensor:
-        """(num_sequences, longest, dim), padded behind -> (num_tokens, dim)."""
+        """Remove the padding behind each sequence: (num_sequences, longest, dim) to (num_tokens, dim)."""
         longest = padded.shape[1]
         rows = padded.reshape(-1, padded.shape[-1])
         if self.num_tokens == len(rows):
@@ -77,15 +78,15 @@ class Layout:
         return rows.index_select(0, *self.on_device(places))
 
     def split(self, rows: np.ndarray, num_left_out: int = 0) -> list[np.ndarray]:
-        """(num_tokens, ...) on the host -> per sequence its own, without its first `num_left_out`."""
+        """Split host rows (num_tokens, ...) by sequence, leaving out the first `num_left_out` of each."""
         return [
             rows[start + num_left_out : start + length]
             for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         ]
 
     def on_device(self, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Host arrays (n,) of one type where the batch is computed. In one copy: each costs the host the same again."""
-        if self.device == "cpu":  # no copy, and no operation that would let go of the interpreter's lock
+        """Copy host arrays (n,) of one dtype to the batch's device. One copy for all: each copy costs the host time."""
+        if self.device == "cpu":  # no copy, and no operation that releases the interpreter's lock
             return tuple(torch.from_numpy(array) for array in arrays)
         whole = to_device(torch.from_numpy(np.concatenate(arrays)), self.device)
         return torch.split(whole, [len(array) for array in arrays])
@@ -94,7 +95,30 @@ class Layout:
 def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Of `rows` (num_tokens, dim) the mean of each sequence of `lengths` (num_sequences,), in float32.
 
-    Sequence by sequence: a product with a matrix of shares would let one text's NaN into all others. Unsafe,
-    since to look at the lengths first the host would wait for all that the device has been given.
+    Sequence by sequence: a product with a matrix of shares would spread one text's NaN to all others. `unsafe` skips
+    the check of the lengths, for which the host would wait for all queued work of the device.
     """
     return torch.segment_reduce(rows.float(), "mean", lengths=lengths, axis=0, unsafe=True)
+
+
+def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Pad on the right: (ids (num_sequences, longest) int64, mask of that shape, or None if nothing is padded)."""
+    longest = max(sequence.length for sequence in batch)
+    ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
+    if all(sequence.length == longest for sequence in batch):
+        return to_device(ids, device), None
+    lengths = torch.tensor([sequence.length for sequence in batch])
+    mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
+    return to_device(ids, device), to_device(mask, device)
+
+
+def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
+    """Pad segment ids on the right: (num_sequences, longest) int64; padding is segment 0."""
+    longest = max(sequence.length for sequence in batch)
+    types = torch.zeros((len(batch), longest), dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        if sequence.tokens.type_ids is not None:
+            types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
+    return to_device(types, device)

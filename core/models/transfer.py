@@ -1,7 +1,7 @@
-"""Between host and device without waiting, where the device can: inputs to it, rows back from it.
+"""Copies inputs to a device and rows back to the host; on CUDA without blocking the host.
 
-On CUDA both ways go through pinned memory, beside the work that is queued: the host prepares the
-next batch meanwhile. Elsewhere a copy is a copy.
+On CUDA both directions use pinned memory and run beside queued work, so that the host prepares the next batch
+meanwhile. On other devices a copy blocks.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from embedq.core.models import Launched
 
 
 def to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """A host tensor on `device`; what is queued there next will find it."""
+    """Copy a host tensor to `device`; work queued there afterwards sees the copy."""
     if device.startswith("cuda"):
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy a result to the host; the function returned waits for it and gives it."""
+    """Start copying a result to the host; the returned function waits for it and returns it."""
     if tensor.device.type != "cuda":
         array = tensor.cpu().numpy()
         return lambda: array
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     copy.copy_(tensor, non_blocking=True)
-    # Blocking: the host sleeps until the event, instead of keeping a core and the interpreter busy.
+    # A blocking event: the host sleeps until it, instead of keeping a core and the interpreter busy.
     copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record()
 
@@ -40,6 +40,6 @@ def to_host(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def launched_as(output: str, tensor: torch.Tensor) -> Launched:
-    """What a model with this one output launched: `tensor` holds a row per sequence."""
+    """Build the result of `launch` for a model with one output; `tensor` has one row per sequence."""
     rows = to_host(tensor)
     return lambda: {output: rows()}

@@ -1,34 +1,29 @@
-"""Checkpoint -> transformers module on a device; batch -> padded tensors. Shared by the families."""
+"""Loads a checkpoint into transformers' module on a device, and checks that every weight was used.
+
+Shared by the families.
+"""
 
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers.utils import logging as transformers_logging
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models.safetensors_files import weight_files
-from embedq.core.models.transfer import to_device
-from embedq.core.sequence import Sequence
+from embedq.core.models.silence import without_load_report
 
-transformers_logging.disable_progress_bar()
-# Its load report lists weights we drop on purpose (an unused pooler); what matters is checked below.
-transformers_logging.set_verbosity_error()
-
-
-#: Types whose attention caps its logits, which torch's own kernels cannot do: transformers' plain
-#: implementation runs these, and takes memory for a score per pair of tokens and head.
+#: Model types whose attention caps its logits, which torch's fused kernels do not support. transformers' plain
+#: implementation runs these; it needs memory for a score per head and pair of tokens.
 CAPPED_TYPES = frozenset({"gemma2", "vaultgemma"})
 
 
-#: Weights that may stay unread, because what a network gives does not depend on them: buffers that it computes
-#: anew, and the heads of other tasks that stayed in the file. Any other unread weight means another network.
+#: Weights that may stay unused, because no output depends on them: buffers that the network recomputes, and heads of
+#: other tasks left in the file. Any other unused weight means that the file belongs to another network.
 _HARMLESS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|rotary_emb\.(inv_freq|cos_cached|sin_cached))$|^(\w+\.)?pooler\."
     r"|^(cls|lm_head|head|decoder|predictions|classifier|pre_classifier|sop_classifier|qa_outputs|score)\."
@@ -40,31 +35,29 @@ _HARMLESS = re.compile(
 def load(
     auto_class: Any, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
 ) -> torch.nn.Module:
-    """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present and read.
+    """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present and used.
 
-    Weights whose name starts with one of `unused` may be missing: the family never reads them. The files are
-    mapped, and each weight goes to the device by itself: host memory holds what a CPU computes with, of an
-    accelerator's weights one at a time. CannotLoadModel names a weight that is missing, misshapen or unread.
+    Weights whose names start with one of `unused` may be missing, because the family does not use them. Files are
+    mapped and weights copied to the device one by one, so host memory holds at most one weight of an accelerator's.
+    CannotLoadModel names a weight that is missing, has another shape, or stays unused.
     """
     target = getattr(torch, precision)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # No word on attention: transformers takes torch's fused kernel where a type has it, and
-            # asked for it by name it would refuse the types that have not (MPNet).
+        with without_load_report():
             module, info = auto_class.from_pretrained(
                 str(spec.path),
-                # As stored, a weight stays in its mapped file; transformers would convert them all in host memory.
-                # Not so with half precisions: this is also the dtype of constants, such as Gemma's scale.
+                # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights
+                # in host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's
+                # scale).
                 dtype=torch.float32 if _is_float32(spec.path) else target,
                 device_map=None,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                # Only where it must be: asked for torch's fused kernel by name, transformers refuses the types
-                # that have none (MPNet), and unasked it takes it wherever there is one.
+                # Set only where needed. By default transformers uses torch's fused kernel if a type supports it; asked
+                # for it by name, it would refuse the types that do not (MPNet).
                 **({"attn_implementation": "eager"} if spec.config.get("model_type") in CAPPED_TYPES else {}),
-                ignore_mismatched_sizes=True,  # they are refused below, by name
+                ignore_mismatched_sizes=True,  # `_check` refuses them by name
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -77,28 +70,28 @@ def load(
 
 
 def _is_float32(path: Path) -> bool:
-    """Whether all weights of a checkpoint are stored in float32."""
+    """Whether a checkpoint stores all weights in float32."""
     found: set[str] = set()
     for file in weight_files(path):
         with safe_open(file, framework="pt", device="cpu") as reader:
             found |= {reader.get_slice(name).get_dtype() for name in reader.keys()}  # noqa: SIM118 (no mapping)
-    return found - {"I64"} == {"F32"}  # old checkpoints list positions, too
+    return found - {"I64"} == {"F32"}  # old checkpoints store position ids, too
 
 
 def _check(spec: ModelSpec, info: dict[str, Any], unused: tuple[str, ...]) -> None:
-    """CannotLoadModel unless every weight was in the files, in its shape, and nothing else that matters was."""
+    """CannotLoadModel unless the files hold every weight in its shape, and no other weight that matters."""
     for name, given, needed in sorted(info["mismatched_keys"]):
         raise CannotLoadModel(f"{spec.path} has {name} of shape {[*given]}; config.json describes {[*needed]}")
     unread = sorted(name for name in info["unexpected_keys"] if not _HARMLESS.search(name))
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused or ("\0",)))
     if missing:
-        # transformers would fill them with random numbers and go on: plausible vectors, all wrong.
+        # transformers fills them with random numbers and continues: plausible vectors, all wrong.
         raise CannotLoadModel(
             f"{spec.path} lacks {len(missing)} weights the model needs, among them {missing[0]}"
             + (f"; it has {len(unread)} that the model does not use, among them {unread[0]}" if unread else "")
         )
     if unread:
-        # More layers than config.json says, an adapter, scales of quantized weights: without them, other numbers.
+        # More layers than config.json states, an adapter, scales of quantized weights: without them results differ.
         raise CannotLoadModel(
             f"{spec.path} has {len(unread)} weights that the model described by config.json does not use, "
             f"among them {unread[0]}"
@@ -106,8 +99,8 @@ def _check(spec: ModelSpec, info: dict[str, Any], unused: tuple[str, ...]) -> No
 
 
 def _place(module: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
-    """Put the weights on the device in `dtype` one by one, and the buffers in the dtype they have."""
-    placed: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # weights that are tied stay one
+    """Copy weights to the device one by one, converting them to `dtype`; buffers keep their dtype."""
+    placed: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied weights stay tied
     for part in module.modules():
         for name, weight in list(part.named_parameters(recurse=False, remove_duplicate=False)):
             if weight not in placed:
@@ -117,30 +110,7 @@ def _place(module: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
 
 
 def round_weights(module: torch.nn.Module, spec: ModelSpec) -> None:
-    """Give up the digits that `weights_rounded_to` lacks; the dtype stays, so the arithmetic is as exact as before."""
+    """Round weights to the values that `weights_rounded_to` can hold; their dtype, and so the arithmetic, stays."""
     if spec.weights_rounded_to is not None:
         for weight in module.parameters():
             weight.data = weight.data.to(getattr(torch, spec.weights_rounded_to)).to(weight.dtype)
-
-
-def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(ids (num_sequences, longest) int64, mask of the same shape, or None when nothing is padded)."""
-    longest = max(sequence.length for sequence in batch)
-    ids = torch.full((len(batch), longest), pad_token_id, dtype=torch.int64)
-    for row, sequence in enumerate(batch):
-        ids[row, : sequence.length] = torch.from_numpy(sequence.tokens.ids)
-    if all(sequence.length == longest for sequence in batch):
-        return to_device(ids, device), None
-    lengths = torch.tensor([sequence.length for sequence in batch])
-    mask = (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # (num_sequences, longest)
-    return to_device(ids, device), to_device(mask, device)
-
-
-def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
-    """(num_sequences, longest) int64 segment ids; padding counts as segment 0."""
-    longest = max(sequence.length for sequence in batch)
-    types = torch.zeros((len(batch), longest), dtype=torch.int64)
-    for row, sequence in enumerate(batch):
-        if sequence.tokens.type_ids is not None:
-            types[row, : sequence.length] = torch.from_numpy(sequence.tokens.type_ids)
-    return to_device(types, device)

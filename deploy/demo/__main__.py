@@ -1,4 +1,4 @@
-"""`python -m embedq.deploy.demo`: everything once, on real texts, on this machine.
+"""`embedq demo`, also `python -m embedq.deploy.demo`: everything once, on real texts, on this machine.
 
 Starts a server, the workers and Flower, embeds docstrings of the standard library through the
 queue, ranks the best of them for some questions, and ends all it has started. Keeps its data and
@@ -7,34 +7,39 @@ logs in `.demo/` below the working directory.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from embedq.core.errors import EmbedqError
-from embedq.deploy.demo import minilm, texts
+import click
+
+from embedq.core.command_line import CONTEXT, examples, needs, run
+from embedq.deploy.demo import minilm
+from embedq.deploy.demo import texts as demo_texts
 from embedq.deploy.demo.running import Running
 
 #: Texts embedded unless asked otherwise: about a minute on two cores.
 _NUM_TEXTS = 5_000
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the demo; returns the exit code."""
-    parser = _parser()
-    asked = parser.parse_args(arguments)
+@click.command(context_settings=CONTEXT, epilog=examples("embedq demo", "embedq demo --texts 500 --keep"))
+@click.option("--keep", is_flag=True, help="Leave everything running until Ctrl-C.")
+@click.option("--texts", type=click.IntRange(min=1), default=_NUM_TEXTS, show_default=True, help="How many to embed.")
+@needs("demo")
+def demo(keep: bool, texts: int) -> int:
+    """Run everything once, on real texts.
+
+    Starts a server, the workers and Flower, embeds docstrings of Python's standard library through the queue, ranks the
+    best of them for some questions, and ends all it has started. Its data and logs are in .demo below this directory.
+    """
     running = Running()
-    try:
-        with running:
-            _run(asked, running)
-    except (EmbedqError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 1
+    with running:
+        _run(texts, keep, running)
     return running.exit_code
 
 
-def _run(asked: argparse.Namespace, running: Running) -> None:
+def _run(num_texts: int, keep: bool, running: Running) -> None:
     directory = _prepare()
     # Only now: `tasks`, which the steps use, reads the environment when it is imported.
     from rich.console import Console
@@ -45,13 +50,13 @@ def _run(asked: argparse.Namespace, running: Running) -> None:
     url = steps.start_server(running, console)
     child = steps.start_workers(running, directory, url)
     address = steps.start_flower(running, directory, url, console)
-    found = texts.read(asked.texts)
+    found = demo_texts.read(num_texts)
     pool = steps.wait_for_workers(child, console)
     vectors, job_id = steps.embed(found, pool, running, console)
     for query in steps.QUERIES:
         steps.rerank(query, found, vectors, pool, console)
     steps.report(job_id, url, address, console)
-    if asked.keep:
+    if keep:
         steps.stay(pool, console)
 
 
@@ -64,22 +69,9 @@ def _prepare() -> Path:
     return directory
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m embedq.deploy.demo", description="Embed and rerank real texts through a queue on this machine."
-    )
-    parser.add_argument("--keep", action="store_true", help="leave everything running until Ctrl-C")
-    parser.add_argument(
-        "--texts", type=_positive, default=_NUM_TEXTS, metavar="N", help="embed N texts (default: %(default)s)"
-    )
-    return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1; given {number}")
-    return number
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(demo, "python -m embedq.deploy.demo", arguments)
 
 
 if __name__ == "__main__":

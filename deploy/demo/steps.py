@@ -88,7 +88,7 @@ def start_server(running: Running, console: Console) -> str:
 
 
 def start_workers(running: Running, directory: Path, url: str) -> Child:
-    """`python -m embedq.workers`: one worker per accelerator, or one on the CPU. They are not ready yet."""
+    """`embedq workers`: one worker per accelerator, or one on the CPU. They are not ready yet."""
     command, environment = [sys.executable, "-m", "embedq.workers"], {"EMBEDQ_REDIS_URL": url}
     return running.start(Child("the workers", command, directory / "workers.log", environment, _DRAIN_TIMEOUT_S))
 

@@ -1,7 +1,4 @@
-"""How Flower is started for embedq; the same as, from the repository root,
-
-celery -A embedq.tasks flower --conf=deploy/flower/flowerconfig.py
-"""
+"""How Flower is started for embedq: what `embedq flower` runs."""
 
 from __future__ import annotations
 
@@ -23,6 +20,7 @@ STOP_TIMEOUT_S = 5.0
 OPEN = {"FLOWER_BASIC_AUTH": "none"}
 
 
-def command(port: int) -> list[str]:
+def command(port: int, *options: str) -> list[str]:
     """The command that runs Flower on loopback; port 0 takes a free one, which it then names in its log."""
-    return [sys.executable, "-m", "celery", "-A", "embedq.tasks", "flower", f"--conf={CONFIG}", f"--port={port}"]
+    started = [sys.executable, "-m", "celery", "-A", "embedq.tasks", "flower", f"--conf={CONFIG}"]
+    return [*started, f"--port={port}", *options]

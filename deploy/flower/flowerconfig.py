@@ -1,6 +1,6 @@
 """Flower's settings for embedq, read by Flower itself; options on its command line win.
 
-    celery -A embedq.tasks flower --conf=deploy/flower/flowerconfig.py --port=5555
+    embedq flower --port=5555
 
 It never sees a text or a vector: tasks carry a summary of their arguments ("128 texts, 14,202
 characters"), and a result's repr is its shape ("128 × 384 float32").

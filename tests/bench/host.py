@@ -22,7 +22,7 @@ from embedq.core.checkpoint.read_spec import read_spec
 from embedq.core.engine import Engine
 from embedq.core.models import Launched
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import ModelSettings, Settings
@@ -68,7 +68,7 @@ class NoPass:
 
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, "cpu")
+        layout = TokenLayout(batch, "cpu")
         given = [layout.ids, layout.types, layout.places]  # what a pass is given
         assert all(len(each) == layout.num_tokens for each in given)
         rows = {"dense": np.zeros((len(batch), self.spec.dimensions), np.float32)}

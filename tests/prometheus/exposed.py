@@ -38,6 +38,7 @@ WORKER: dict[str, tuple[str, ...]] = {
     "embedq_model_info": (*_OF_MODEL, "path", "revision", "family", "precision"),
     "embedq_last_progress_timestamp_seconds": _OF_WORKER,
     "embedq_ready": _OF_WORKER,
+    "embedq_build_info": ("version",),
 }
 
 #: The same of the exporter.
@@ -51,6 +52,7 @@ EXPORTER: dict[str, tuple[str, ...]] = {
     "embedq_workers": ("model",),
     "embedq_dead_letters_kept": (),
     "embedq_dead_letters_total": (),
+    "embedq_build_info": ("version",),
 }
 
 _HISTOGRAMS = ("embedq_job_seconds", "embedq_batch_sequences")

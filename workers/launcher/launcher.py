@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from embedq import tasks
+from embedq import __version__, tasks
 from embedq.core.devices import Device, read_devices
 from embedq.core.errors import InvalidInput, InvalidSettings, OperatorError
 from embedq.core.settings import Settings, read_settings
@@ -105,7 +105,8 @@ class Launcher:
             for thread in (self._backlog, self._mailbox):
                 thread.start()
                 stack.callback(thread.close)
-            log.info("workers are being launched", extra={"action": "launching", "num_workers": self._fleet.wanted})
+            fields = {"num_workers": self._fleet.wanted, "version": __version__}
+            log.info("workers are being launched", extra={"action": "launching", **fields})
             try:
                 return self._watch()
             finally:

@@ -37,7 +37,7 @@ _PORTS_PER_ROUND = 100
 
 
 class WorkerCollector:
-    """Collects for one worker. Has no samples before its models are loaded."""
+    """Collects for one worker. Before its models are loaded it has a version and nothing else."""
 
     def __init__(self, health: Health, heart: Heart) -> None:
         self._health, self._heart = health, heart
@@ -49,6 +49,7 @@ class WorkerCollector:
     def collect(self) -> list[Any]:
         """The metrics with their present values."""
         families, jobs = Families(WORKER), self._health.jobs
+        families.add_build()
         if jobs is not None:
             engine, measured = jobs.engine, self._heart.last.models
             device = next(iter(engine.models.values())).device

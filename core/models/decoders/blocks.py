@@ -1,8 +1,8 @@
-"""The parts our own decoders share: norm, rotary positions, attention, gated MLP.
+"""Building blocks of our own decoders: norm, rotary positions, attention, gated MLP.
 
-Modules bear the names that published checkpoints give their weights. Inside a decoder padding is always on
-the right, whichever side the caller pads: under causal attention no real token sees what comes after it, so
-there is no padding mask, and a sequence's numbers do not depend on its neighbours. Knows no model's formula.
+Modules have the names that published checkpoints give their weights. Inside a decoder padding is always on the right,
+whichever side the caller pads: under causal attention no real token sees later ones, so no padding mask is needed, and
+a sequence's results do not depend on its neighbours. Knows no model's formula.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embedq.core.checkpoint.files import read_json
 from embedq.core.errors import CannotLoadModel
-from embedq.core.models.safetensors_files import load_weights, read_json
+from embedq.core.models.safetensors_files import load_weights
 
 Network = TypeVar("Network", bound=nn.Module)
 
 #: cos and sin, each (longest, head_dim / 2) float32.
 Rotation = tuple[Tensor, Tensor]
 
-#: States (num_sequences, longest, in) float32 and a weight (out, in) -> (num_sequences, longest, out).
+#: A product of states (num_sequences, longest, in) float32 with a weight (out, in): (num_sequences, longest, out).
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes every decoder's `config.json` states."""
+    """Sizes of a decoder, from its `config.json`."""
 
     vocab_size: int
     hidden_size: int
@@ -45,10 +46,10 @@ class Shape:
 
 
 class RmsNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) * (weight + offset), in float32 whatever comes in.
+    """x / sqrt(mean(x²) + eps) * (weight + offset), in float32 whatever the input's dtype.
 
-    So are the states that blocks add to: only what goes into a product of matrices is rounded to the
-    decoder's dtype. Rounding the sums too, layer after layer, doubled the error of bfloat16 scores.
+    The states between blocks are float32 too; only the inputs of matrix products are rounded to the decoder's dtype.
+    Rounding the sums as well, layer after layer, doubled the error of bfloat16 scores.
     """
 
     def __init__(self, size: int, eps: float, offset: float) -> None:
@@ -64,11 +65,11 @@ class RmsNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions; groups of query heads share a head of keys and values."""
+    """Causal attention with rotary positions; groups of query heads share a key-value head."""
 
     def __init__(self, shape: Shape, scale: float, dtype: torch.dtype, product: Product | None = None) -> None:
         super().__init__()
-        #: Gives queries and keys from states not yet rounded; None: from rounded ones, as values are.
+        #: Computes queries and keys from unrounded states; None: from rounded ones, like values.
         self.product = product
         keys = shape.num_key_heads * shape.head_dim
         self.q_proj = _linear(shape.hidden_size, shape.num_heads * shape.head_dim, dtype)
@@ -79,7 +80,7 @@ class Attention(nn.Module):
         self.scale = scale
 
     def forward(self, states: Tensor, rotation: Rotation, mask: Tensor | None = None) -> Tensor:
-        """(num_sequences, longest, hidden) -> the same; `mask` (longest, longest) is True where a query may look.
+        """Attend over states (num_sequences, longest, hidden); `mask` (longest, longest): where queries look.
 
         Without a mask every position looks at itself and all before it.
         """
@@ -92,8 +93,8 @@ class Attention(nn.Module):
         values = self._heads(self.v_proj(rounded))
         group = self.shape.num_heads // self.shape.num_key_heads
         if mask is not None and group > 1:
-            # The kernels that take a mask know no groups; torch would fall back to one that
-            # writes out (num_sequences, num_heads, longest, longest).
+            # Kernels with a mask do not support groups; torch would fall back to one that stores all scores,
+            # (num_sequences, num_heads, longest, longest).
             keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
         attended = functional.scaled_dot_product_attention(
             queries,
@@ -129,8 +130,8 @@ class GatedMlp(nn.Module):
         return mixed
 
 
-class Decoder(nn.Module):
-    """What checkpoints keep under `model.`: embedding, blocks and the final norm."""
+class Backbone(nn.Module):
+    """A decoder without its heads: embedding, blocks and final norm. Checkpoints store it under `model.`."""
 
     def __init__(self, shape: Shape, layers: list[nn.Module], norm: RmsNorm, dtype: torch.dtype) -> None:
         super().__init__()
@@ -140,7 +141,7 @@ class Decoder(nn.Module):
 
 
 class ScoreHead(nn.Module):
-    """One number from a state, in float32 whatever the decoder's dtype: bfloat16 would keep 3 digits of it."""
+    """Scores a state, in float32 whatever the decoder's dtype: bfloat16 would keep 3 digits of the score."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -153,9 +154,9 @@ class ScoreHead(nn.Module):
 
 
 def right_padded(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Padded ids and mask (num_sequences, longest) -> (ids with the padding on the right, lengths (num_sequences,)).
+    """Move the padding of ids (num_sequences, longest) to the right; returns (ids, lengths (num_sequences,)).
 
-    Takes padding on either side; without a mask nothing is padded.
+    Padding may be on either side; without a mask nothing is padded.
     """
     num_sequences, longest = ids.shape
     if mask is None:
@@ -172,7 +173,7 @@ def last_states(states: Tensor, lengths: Tensor) -> Tensor:
 
 
 def rotary_angles(longest: int, shape: Shape, device: torch.device) -> Rotation:
-    """Cosines and sines for positions 0 to `longest` - 1; in float32, because bfloat16 cannot count past 256."""
+    """Cosines and sines of positions 0 to `longest` - 1, in float32: bfloat16 cannot count past 256."""
     exponents = torch.arange(0, shape.head_dim, 2, device=device, dtype=torch.float32) / shape.head_dim
     positions = torch.arange(longest, device=device, dtype=torch.float32)
     angles = torch.outer(positions, shape.rope_theta**-exponents)  # (longest, head_dim / 2)
@@ -187,13 +188,16 @@ def build(
     required: Mapping[str, Any],
     assumed: Mapping[str, Any],
 ) -> Network:
-    """Build the `network` that `path`/config.json describes and read its weights onto `device`.
+    """Build the `network` that `path`/config.json describes and load its weights onto `device`.
 
-    `precision` is torch's name of a dtype. `required` and `assumed` hold the only values supported; a key of
-    `assumed` may be absent. CannotLoadModel says which setting is not supported or absent, or which weight is.
+    `precision` is torch's name of a dtype. `required` and `assumed` hold the only supported values; a key of `assumed`
+    may be absent. CannotLoadModel names a setting that is absent or not supported, or a weight that is missing.
     """
     file = path / "config.json"
-    config = {**assumed, **read_json(file)}
+    stated = read_json(file)
+    if stated is None:
+        raise CannotLoadModel(f"{file} does not exist")
+    config = {**assumed, **stated}
     for name, value in {**required, **assumed}.items():
         if config.get(name) != value:
             raise CannotLoadModel(f"{file} has {name} = {config.get(name)!r:.80}; supported is {value!r} only")
@@ -222,7 +226,7 @@ def _read_shape(file: Path, config: Mapping[str, Any]) -> Shape:
 
 
 def _read_rope_theta(file: Path, config: Mapping[str, Any]) -> float:
-    """The base of the rotary angles; transformers 5 writes it one level deeper."""
+    """The base of the rotary angles; transformers 5 nests it one level deeper."""
     stated = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta") or 10000.0}
     for declared in (stated, config.get("rope_scaling") or {}):
         kind = declared.get("rope_type") or declared.get("type") or "default"
@@ -232,7 +236,7 @@ def _read_rope_theta(file: Path, config: Mapping[str, Any]) -> float:
 
 
 def _rotate(states: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the pairs (i, i + head_dim / 2) of (..., longest, head_dim) by their position's angles."""
+    """Rotate the pairs (i, i + head_dim / 2) of (..., longest, head_dim) by their position's angles."""
     cos, sin = rotation
     first, second = states.float().chunk(2, dim=-1)  # (..., longest, head_dim / 2) each
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)

@@ -1,11 +1,11 @@
-"""Embedding with a decoder, mostly by its last token: Mistral, Qwen2, Qwen3, Gemma, Llama and their kin.
+"""Embeds with a decoder, mostly by its last token: Mistral, Qwen2, Qwen3, Gemma, Llama and similar models.
 
-Sequences are padded behind and no mask is given: with causal attention no token sees what is behind
-it, so padding changes nothing, and the kernels that know causal attention need no mask in memory. A
-checkpoint whose `config.json` asks for attention in both directions gets a mask.
+Sequences are padded on the right without a mask: with causal attention no token sees later ones, so padding changes
+nothing, and causal kernels need no mask in memory. A checkpoint whose `config.json` states bidirectional attention gets
+a mask.
 
-FlagEmbedding's PseudoMoE models are decoders too: what sets them apart, a `domain` that picks among
-their experts, lives in code that such a directory brings along, and that is never run here.
+FlagEmbedding's PseudoMoE models are decoders too. What distinguishes them, a `domain` that selects experts, is in code
+of the checkpoint's directory, which embedq never runs.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout, pad
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import CAPPED_TYPES, load, pad
+from embedq.core.models.weights import CAPPED_TYPES, load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
@@ -31,7 +31,7 @@ from embedq.core.tokenizer import Tokenizer
 
 
 class Decoder:
-    """A decoder, its pooling, and what sentence-transformers puts behind it."""
+    """A decoder, its pooling, and the projections behind it."""
 
     outputs = frozenset({"dense"})
     is_padded = True
@@ -57,24 +57,24 @@ class Decoder:
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
         ids, mask = pad(batch, self.spec.pad_token_id, self.device)
-        # Without a cache: nothing is generated, and it would hold keys and values of every layer.
+        # Without a cache: nothing is generated, and a cache would keep keys and values of every layer.
         hidden = self._module(input_ids=ids, attention_mask=self._seen(ids, mask), use_cache=False).last_hidden_state
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         return launched_as("dense", self._pool(layout.without_padding(hidden), layout))
 
     def _seen(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """What transformers must be told of who sees whom."""
+        """The attention mask to pass to transformers; None for causal attention."""
         if self._direction == "causal":
             return None
         mask = torch.ones_like(ids) if mask is None else mask
-        # With four axes it is the attention's own mask, which no version of transformers adds causality to.
+        # A mask with four axes is used as it is: no version of transformers adds causality to it.
         return mask if self._direction == "windows" else mask[:, None, None, :].bool()
 
 
 def _direction(spec: ModelSpec) -> Literal["causal", "both", "windows"]:
-    """Which tokens see which: those before them, all, or as transformers' own Gemma 3 has it.
+    """Whether tokens see those before them, all, or windows as in transformers' own Gemma 3.
 
-    CannotLoadModel where that is not known for sure: a wrong guess gives plausible vectors, all wrong.
+    CannotLoadModel if that is uncertain: a wrong guess would give plausible vectors, all wrong.
     """
     config, kind = spec.config, spec.config.get("model_type")
     has_windows = bool(config.get("use_sliding_window", config.get("sliding_window")))
@@ -82,7 +82,7 @@ def _direction(spec: ModelSpec) -> Literal["causal", "both", "windows"]:
         if kind == "gemma3_text":
             return "windows"
         raise CannotLoadModel(
-            f"{spec.path}/config.json has use_bidirectional_attention, which is supported for gemma3_text; it is {kind}"
+            f"{spec.path}/config.json has use_bidirectional_attention, which is supported for gemma3_text only; it is {kind}"
         )
     if config.get("is_causal") is False:
         if has_windows or kind in CAPPED_TYPES:

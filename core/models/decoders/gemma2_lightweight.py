@@ -1,13 +1,13 @@
-"""Gemma-2 with token compression, the network of bge-reranker-v2.5-gemma2-lightweight: ids -> scores.
+"""Gemma-2 with token compression, the network of bge-reranker-v2.5-gemma2-lightweight: scores token ids.
 
-Our own, because the published checkpoint brings its code along and that code fails on current transformers.
+Our own implementation: the published checkpoint contains its code, and that code fails on current transformers.
 
     x = embedding * sqrt(hidden_size)
     each block:  x += norm(attention(norm(x)));  x += norm(mlp(norm(x))),  norms multiply by 1 + weight
     score of layer L = cap(head . final_norm(x after L blocks)) at the last token,  cap(z) = tanh(z / c) * c
 
-Before a block that compresses, the passage's states are averaged in groups; query and prompt stay, and positions
-count anew. Every second block looks back over a window only. The attention soft-cap that `config.json` states is
+Before a block that compresses, the passage's states are averaged in groups; query and prompt stay, and positions are
+renumbered. Every second block looks back over a window only. The attention soft-cap that `config.json` states is
 not applied: FlagEmbedding's default attention never applied it, and published scores are without it.
 
 Knows nothing of texts or of batches of jobs.
@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from embedq.core.models.decoders.blocks import (
     Attention,
-    Decoder,
+    Backbone,
     GatedMlp,
     RmsNorm,
     Rotation,
@@ -37,14 +37,14 @@ from embedq.core.models.decoders.blocks import (
     rotary_angles,
 )
 
-#: Without it the checkpoint is a language model and has no heads that score.
+#: Without this setting the checkpoint is a language model without scoring heads.
 _REQUIRED = {"layer_wise": True}
 
 #: Other values would change the formulas above.
 _ASSUMED = {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False}
 
 
-class Block(nn.Module):
+class Gemma2Block(nn.Module):
     """One layer, with norms before and after both of its parts."""
 
     def __init__(self, shape: Shape, attention_scale: float, window: int | None, dtype: torch.dtype) -> None:
@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.pre_feedforward_layernorm = _norm(shape)
         self.mlp = GatedMlp(shape, partial(functional.gelu, approximate="tanh"), dtype)
         self.post_feedforward_layernorm = _norm(shape)
-        #: Positions a token looks back over, itself included; None: all.
+        #: Number of positions a token attends to, itself included; None: all.
         self.window = window
 
     def forward(self, states: Tensor, rotation: Rotation) -> Tensor:
@@ -75,15 +75,15 @@ class LightweightGemma2(nn.Module):
         scale = float(config["query_pre_attn_scalar"]) ** -0.5
         window = config["sliding_window"]
         blocks: list[nn.Module] = [
-            Block(shape, scale, window if depth % 2 == 0 else None, dtype) for depth in range(shape.num_layers)
+            Gemma2Block(shape, scale, window if depth % 2 == 0 else None, dtype) for depth in range(shape.num_layers)
         ]
-        self.model = Decoder(shape, blocks, _norm(shape), dtype)
-        #: The layers that can be asked for: those with a head.
+        self.model = Backbone(shape, blocks, _norm(shape), dtype)
+        #: Layers with a head, which calls can request.
         self.layers = tuple(range(int(config["start_layer"]), shape.num_layers + 1, int(config["layer_sep"])))
         self.lm_head = nn.ModuleList(ScoreHead(shape.hidden_size) for _ in self.layers)
         # Rounded to the dtype of the states, as in training.
         self.scale_emb = torch.tensor(shape.hidden_size**0.5, dtype=dtype, device="cpu").item()
-        #: Scores stay below it in absolute value; None: no cap.
+        #: Upper bound of scores in absolute value; None: no cap.
         self.score_cap: float | None = config["final_logit_softcapping"]
         self.shape = shape
 
@@ -99,17 +99,16 @@ class LightweightGemma2(nn.Module):
         compress_ratio: int = 1,
         heads: Literal["in_order", "own"] = "in_order",
     ) -> Tensor:
-        """Score padded ids (num_sequences, longest) -> (num_layers_asked, num_sequences) float32.
+        """Score padded ids (num_sequences, longest); returns (num_layers_asked, num_sequences) float32.
 
         `layers` ascend and are among `self.layers`; blocks after the last of them are not run. `mask` is 1 at
         real tokens, padding is on either side; None when nothing is padded. `query_lengths` and `prompt_lengths`
         (num_sequences,) count the tokens at a sequence's start and end that are never compressed; what lies
         between them is averaged in groups of `compress_ratio` before each block of `compress_layers`, counted
-        from 0. Block 0 is never compressed, and a layer's score is that of the state before its compression.
+        from 0. Gemma2Block 0 is never compressed, and a layer's score is that of the state before its compression.
 
-        `heads` "in_order" gives the j-th layer asked the j-th head, whatever layer that head was trained for: this
-        is FlagEmbedding's behaviour, so it is what published scores and thresholds rest on. "own" gives each layer
-        the head trained for it.
+        `heads` "in_order" applies the j-th head to the j-th requested layer, whatever layer it was trained for, as
+        FlagEmbedding does: published scores and thresholds rest on that. "own" applies each layer's own head.
         """
         assert layers == tuple(layer for layer in self.layers if layer in layers), layers
         ids, lengths = right_padded(ids, mask)
@@ -137,7 +136,7 @@ class LightweightGemma2(nn.Module):
 def compress(
     states: Tensor, lengths: Tensor, query_lengths: Tensor, prompt_lengths: Tensor, ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """Average each passage's states in groups of `ratio`: (num_sequences, longest, hidden) -> shorter, new lengths.
+    """Average each passage's states (num_sequences, longest, hidden) in groups of `ratio`; returns (states, lengths).
 
     A sequence is query, passage, prompt, padding; the last group of a passage is the mean of what is left.
     """
@@ -145,7 +144,7 @@ def compress(
     passages = (lengths - query_lengths - prompt_lengths)[:, None]
     groups = (passages + ratio - 1) // ratio
     shortened = lengths - (passages - groups)[:, 0]
-    # The only place where the host waits for the device: a tensor's width must be known.
+    # The only place where the host waits for the device: the host must know the tensor's width.
     longest, max_groups = torch.stack((shortened.max(), groups.max())).tolist()
     means = _group_means(states, query_ends, passages, max_groups, ratio)  # (num_sequences, max_groups, hidden)
 
@@ -174,10 +173,10 @@ def _group_means(states: Tensor, starts: Tensor, passages: Tensor, max_groups: i
 
 
 def unrounded_product(states: Tensor, weight: Tensor) -> Tensor:
-    """(num_sequences, longest, in) float32 and (out, in) -> (num_sequences, longest, out) float32.
+    """Multiply float32 states (num_sequences, longest, in) with a weight (out, in) without rounding the states.
 
-    For queries and keys, which are then rounded once, after they are turned. The worst golden call's scores in
-    bfloat16 have cosine 0.9993 so; 0.9976 if states and products are rounded, 0.998 if either is.
+    For queries and keys, which are then rounded once, after rotation. So the worst golden call's scores in bfloat16
+    have cosine 0.9993; 0.9976 if states and products are rounded, 0.998 if either is.
     """
     if weight.is_cpu or weight.dtype == torch.float32:
         return functional.linear(states, weight.float())
@@ -185,29 +184,29 @@ def unrounded_product(states: Tensor, weight: Tensor) -> Tensor:
 
 
 def product_in_parts(states: Tensor, weight: Tensor) -> Tensor:
-    """The same with about 16 bits, from three products in the weight's dtype.
+    """Like `unrounded_product` with about 16 bits of precision, from three products in the weight's dtype.
 
-    For accelerators: they multiply float32 ten and more times slower than bfloat16, a CPU two to three times.
+    For accelerators, which multiply float32 ten and more times slower than bfloat16; a CPU two to three times.
     """
     high = states.to(weight.dtype)
     low = (states - high).to(weight.dtype)
     rounded = functional.linear(high, weight)
-    # Its rounding error: inside one product sums are float32, so the difference is taken before it is rounded.
+    # The rounding error of `rounded`: addmm subtracts it from the float32 sum before rounding the difference.
     lost = torch.addmm(rounded.flatten(0, 1), high.flatten(0, 1), weight.T, beta=-1).view_as(rounded)
     return rounded.float() + (lost.float() + functional.linear(low, weight).float())
 
 
 def load(path: Path, device: str, precision: str) -> LightweightGemma2:
-    """Read the network from the directory `path` onto `device`; norms and heads stay float32.
+    """Load the network from the directory `path` onto `device`; norms and heads stay float32.
 
-    `precision` is torch's name of a dtype. CannotLoadModel says which setting is not supported, or which weight
-    is missing.
+    `precision` is torch's name of a dtype. CannotLoadModel names a setting that is not supported, or a weight that is
+    missing.
     """
     return build(LightweightGemma2, path, device, precision, _REQUIRED, _ASSUMED)
 
 
 def _window_mask(longest: int, window: int | None, device: torch.device) -> Tensor | None:
-    """(longest, longest) bool, True where a query may look; None where the window covers all there is."""
+    """(longest, longest) bool, True where a query may look; None if the window covers all positions."""
     if window is None or longest <= window:
         return None
     positions = torch.arange(longest, device=device)

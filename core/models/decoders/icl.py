@@ -1,11 +1,11 @@
-"""Embedding by example (bge-en-icl): a decoder that is shown solved examples before each query.
+"""Embeds with in-context examples (bge-en-icl): a decoder that reads solved examples before each query.
 
     <instruct>…\n<query>…\n<response>…      as many examples as given
 
     <instruct>…\n<query>the query\n<response>
 
-Only queries are written so; documents are embedded as they are. Ids equal those of FlagEmbedding,
-which cuts a query by tokens, turns it back into text, and tokenizes the whole.
+Only queries have examples; documents are embedded as they are. Token ids equal those of FlagEmbedding, which cuts a
+query by tokens, decodes it back into text, and tokenizes the whole.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from embedq.core.options import EmbedOptions
 from embedq.core.sequence import Tokens
 from embedq.core.tokenizer import ALL_TOKENS
 
-#: What FlagEmbedding counts as the special tokens around a query, whatever the tokenizer's own are.
+#: FlagEmbedding counts these as the special tokens around a query, whatever the tokenizer's own are.
 _BEFORE, _BEHIND = "<s>", "</s>"
 
-#: FlagEmbedding lets the whole be this much longer than its parts, rounded up to a multiple of 8.
+#: FlagEmbedding allows the whole to be this much longer than its parts, rounded up to a multiple of 8.
 _SLACK_TOKENS, _MULTIPLE = 8, 8
 
 
 class InContext(Decoder):
-    """A decoder whose queries follow examples."""
+    """A decoder that reads examples before each query."""
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """See `core.models.Embedder.encode_texts`. `max_length` is a query's, examples not counted."""
@@ -48,12 +48,12 @@ class InContext(Decoder):
         )
 
     def _lengths(self, prefix: str, max_length: int | None) -> tuple[int, int]:
-        """(tokens of a written query, tokens of all) for a call. InvalidInput if a query has no room."""
+        """(most tokens of a query, most tokens of the whole) for a call. InvalidInput if a query has no room."""
         examples, suffix, before, behind = (
             len(ids)
             for ids in self._tokenizer.ids([prefix, self.spec.suffix, _BEFORE, self.spec.suffix + _BEHIND], ALL_TOKENS)
         )
-        # The whole must fit the model. A query gives way where it must, its examples and suffix never.
+        # The whole must fit the model. Only the query is cut, never its examples and suffix.
         fitting = self.spec.max_length - examples - suffix - _SLACK_TOKENS - _MULTIPLE
         length = min(self._tokenizer.checked_length(max_length, 0), fitting)
         room = length - before - behind

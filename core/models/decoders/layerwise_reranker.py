@@ -1,7 +1,7 @@
-"""Reranking with a MiniCPM that has a scoring head on every layer: the fewer layers a call asks for, the faster.
+"""Reranks with a MiniCPM that has a scoring head on every layer; a pass stops after the last requested layer.
 
-FlagEmbedding's LayerWiseFlagLLMReranker (bge-reranker-v2-minicpm-layerwise) on our own network, `core.models.decoders.minicpm`.
-How a pair is written: `core.models.decoders.prompted_pairs`.
+FlagEmbedding's LayerWiseFlagLLMReranker (bge-reranker-v2-minicpm-layerwise) on our own network,
+`core.models.decoders.minicpm`. `core.models.decoders.prompted_pairs` writes the pairs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from embedq.core.devices import choose_precision
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.decoders import minicpm
-from embedq.core.models.decoders.llm_reranker import YES_NO_PROMPT
-from embedq.core.models.decoders.prompted_pairs import PromptedPairs
+from embedq.core.models.decoders.prompted_pairs import YES_NO_PROMPT, PromptedPairs
 from embedq.core.models.requested_outputs import layers_of, refuse
+from embedq.core.models.token_layout import pad
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import pad
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
@@ -25,7 +24,7 @@ from embedq.core.tokenizer import Tokenizer
 
 
 class LayerwiseReranker:
-    """MiniCPM with a head per layer; each layer asked for gives one score."""
+    """MiniCPM with a head per layer; returns one score per requested layer."""
 
     outputs = frozenset({"score"})
     is_padded = True
@@ -37,15 +36,15 @@ class LayerwiseReranker:
         tokenizer = Tokenizer(spec)
         bos = tokenizer.special_id("bos_token")
         if bos is None:
-            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker puts before every query")
+            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker needs before every query")
         self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
         self._network = minicpm.load(spec.path, device, self.precision)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`. No `cutoff_layers` means the last layer.
 
-        With `heads_by` "request" heads stay in the order of the request while states ascend, as in FlagEmbedding: of
-        layers that were not asked for in ascending order, one is then read by the head of another.
+        With `heads_by` "request" heads stay in the order of the request while states ascend, as in FlagEmbedding: if a
+        call requests layers in another order, the head of one layer reads the state of another.
         """
         assert isinstance(options, RerankOptions)
         refuse(self.spec, options, ("mode", "weights", "compress_layers", "compress_ratio"))

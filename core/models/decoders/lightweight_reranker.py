@@ -1,7 +1,7 @@
-"""Reranking with a Gemma-2 that has heads on many layers and can average a passage's tokens on the way.
+"""Reranks with a Gemma-2 that has heads on many layers and can average a passage's tokens between layers.
 
 FlagEmbedding's LightWeightFlagLLMReranker (bge-reranker-v2.5-gemma2-lightweight) on our own network,
-`core.models.decoders.gemma2_lightweight`. How a pair is written: `core.models.decoders.prompted_pairs`.
+`core.models.decoders.gemma2_lightweight`. `core.models.decoders.prompted_pairs` writes the pairs.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from embedq.core.models import Launched
 from embedq.core.models.decoders import gemma2_lightweight
 from embedq.core.models.decoders.prompted_pairs import PromptedPairs
 from embedq.core.models.requested_outputs import layers_of, refuse
+from embedq.core.models.token_layout import pad
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import pad
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
 from embedq.core.tokenizer import Tokenizer
 
-#: The question behind each pair, unless a call brings its own.
+#: The question to write behind each pair, unless a call has its own.
 _PROMPT = "Predict whether passage B contains an answer to query A."
 
-#: Before this layer passages are compressed if a call gives a ratio and no layers; FlagEmbedding's default.
+#: Layer before which passages are compressed if a call sets a ratio but no layers; FlagEmbedding's default.
 _COMPRESS_LAYER = 8
 
 
 class LightweightReranker:
-    """Gemma-2 with heads and compression; each layer asked for gives one score."""
+    """Gemma-2 with heads and compression; returns one score per requested layer."""
 
     outputs = frozenset({"score"})
     is_padded = True
@@ -42,7 +42,7 @@ class LightweightReranker:
         tokenizer = Tokenizer(spec)
         bos = tokenizer.special_id("bos_token")
         if bos is None:
-            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker puts before every query")
+            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker needs before every query")
         self._pairs = PromptedPairs(spec, tokenizer, _PROMPT, bos)
         self._network = gemma2_lightweight.load(spec.path, device, self.precision)
 
@@ -76,7 +76,7 @@ class LightweightReranker:
         return launched_as("score", scores.T)
 
     def _compress_layers(self, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-        """The layers to compress before, ascending. Before the first there is nothing to average yet."""
+        """The layers before which to compress, ascending. Before the first layer there is nothing to average yet."""
         last = self._network.shape.num_layers - 1
         if asked is None:
             return (_COMPRESS_LAYER,) if last >= _COMPRESS_LAYER else ()

@@ -1,6 +1,7 @@
-"""Reranking with a causal language model that is asked for Yes or No: the score is the logit of Yes.
+"""Reranks with a causal language model that answers Yes or No; the score is the logit of Yes.
 
-FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. How a pair is written: `core.models.decoders.prompted_pairs`.
+FlagEmbedding's FlagLLMReranker, as bge-reranker-v2-gemma was trained. `core.models.decoders.prompted_pairs` writes the
+pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.decoders.next_token import NextToken
-from embedq.core.models.decoders.prompted_pairs import PromptedPairs
+from embedq.core.models.decoders.prompted_pairs import YES_NO_PROMPT, PromptedPairs
 from embedq.core.models.requested_outputs import refuse
 from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -19,15 +20,9 @@ from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
 from embedq.core.tokenizer import Tokenizer
 
-#: The question behind each pair, unless a call brings its own.
-YES_NO_PROMPT = (
-    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
-    "a prediction of either 'Yes' or 'No'."
-)
-
 
 class LlmReranker:
-    """A causal language model; its logit of `Yes` behind the prompt is the score."""
+    """A causal language model whose score is the logit of `Yes` as the token after the prompt."""
 
     outputs = frozenset({"score"})
     is_padded = True
@@ -41,7 +36,7 @@ class LlmReranker:
         if bos == tokenizer.special_id("pad_token"):
             bos = None  # in FlagEmbedding such a model was trained without one
         self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
-        # Some tokenizers make two tokens of it; the first is the one the model was trained to say.
+        # Some tokenizers make two tokens of it; models are trained to answer with the first.
         yes = tokenizer.ids(["Yes"], 1)[0]
         self._next_token = NextToken(spec, device, self.precision, yes)
 

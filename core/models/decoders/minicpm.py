@@ -1,6 +1,6 @@
-"""MiniCPM with one scoring head per layer, the network of bge-reranker-v2-minicpm-layerwise: ids -> scores.
+"""MiniCPM with one scoring head per layer, the network of bge-reranker-v2-minicpm-layerwise: scores token ids.
 
-Our own, because the published checkpoint brings its code along and that code fails on current transformers.
+Our own implementation: the published checkpoint contains its code, and that code fails on current transformers.
 
     x = embedding * scale_emb
     each block:  x += r * attention(norm(x));  x += r * mlp(norm(x)),  r = scale_depth / sqrt(num_layers)
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from embedq.core.models.decoders.blocks import (
     Attention,
-    Decoder,
+    Backbone,
     GatedMlp,
     RmsNorm,
     Rotation,
@@ -33,15 +33,15 @@ from embedq.core.models.decoders.blocks import (
     rotary_angles,
 )
 
-#: The only heads that score by themselves; the others give logits over the vocabulary.
+#: The only kind of heads that score; the others compute logits over the vocabulary.
 _REQUIRED = {"head_type": "simple", "head_multi": True}
 
 #: Other values would change the formulas above.
 _ASSUMED = {"hidden_act": "silu", "attention_bias": False}
 
 
-class Block(nn.Module):
-    """One layer; what it adds to the state is scaled down by the depth of the network."""
+class MiniCpmBlock(nn.Module):
+    """One layer; scales what it adds to the state down by the depth of the network."""
 
     def __init__(self, shape: Shape, branch_scale: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class MiniCpm(nn.Module):
     def __init__(self, config: dict[str, Any], shape: Shape, dtype: torch.dtype) -> None:
         super().__init__()
         branch_scale = float(config["scale_depth"]) / math.sqrt(shape.num_layers)
-        blocks: list[nn.Module] = [Block(shape, branch_scale, dtype) for _ in range(shape.num_layers)]
-        self.model = Decoder(shape, blocks, RmsNorm(shape.hidden_size, shape.norm_eps, offset=0.0), dtype)
-        #: The layers that can be asked for: those with a head.
+        blocks: list[nn.Module] = [MiniCpmBlock(shape, branch_scale, dtype) for _ in range(shape.num_layers)]
+        self.model = Backbone(shape, blocks, RmsNorm(shape.hidden_size, shape.norm_eps, offset=0.0), dtype)
+        #: Layers with a head, which calls can request.
         self.layers = tuple(range(int(config["start_layer"]), shape.num_layers + 1))
         self.lm_head = nn.ModuleList(ScoreHead(shape.hidden_size) for _ in self.layers)
         self.scale_emb = float(config["scale_emb"])
@@ -75,7 +75,7 @@ class MiniCpm(nn.Module):
     def forward(
         self, ids: Tensor, mask: Tensor | None, layers: tuple[int, ...], *, head_layers: tuple[int, ...] | None = None
     ) -> Tensor:
-        """Score padded ids (num_sequences, longest) -> (num_layers_asked, num_sequences) float32.
+        """Score padded ids (num_sequences, longest); returns (num_layers_asked, num_sequences) float32.
 
         `layers` ascend and are among `self.layers`; blocks after the last of them are not run. `mask` is 1 at
         real tokens, padding is on either side; None when nothing is padded. `head_layers` names for each of
@@ -97,9 +97,9 @@ class MiniCpm(nn.Module):
 
 
 def load(path: Path, device: str, precision: str) -> MiniCpm:
-    """Read the network from the directory `path` onto `device`; norms and heads stay float32.
+    """Load the network from the directory `path` onto `device`; norms and heads stay float32.
 
-    `precision` is torch's name of a dtype. CannotLoadModel says which setting is not supported, or which weight
-    is missing.
+    `precision` is torch's name of a dtype. CannotLoadModel names a setting that is not supported, or a weight that is
+    missing.
     """
     return build(MiniCpm, path, device, precision, _REQUIRED, _ASSUMED)

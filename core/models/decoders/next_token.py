@@ -1,7 +1,7 @@
-"""What a causal language model thinks of a few tokens as the next: ids -> logits. Shared by rerankers that ask it.
+"""Computes a causal language model's logits of a few tokens as the next one. Shared by rerankers that read them.
 
-A vocabulary has a hundred thousand tokens and a reranker reads one or two of them, so the head keeps their rows only,
-in float32, and sees each sequence's last state only.
+A vocabulary has a hundred thousand tokens and a reranker reads one or two of them, so the head keeps only their rows,
+in float32, and reads only each sequence's last state.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from embedq.core.checkpoint.spec import ModelSpec
-from embedq.core.models.weights import load, pad
+from embedq.core.models.token_layout import pad
+from embedq.core.models.weights import load
 from embedq.core.sequence import Sequence
 
 
 class NextToken:
-    """A causal language model on a device, whose answer may be one of `token_ids`."""
+    """A causal language model on a device, with a head for `token_ids` only."""
 
     def __init__(self, spec: ModelSpec, device: str, precision: str, token_ids: list[int]) -> None:
         self._spec = spec
         self._device = device
         self._module = cast(Any, load(AutoModelForCausalLM, spec, device, precision))
         self._num_tokens = len(token_ids)
-        # What the network does to its logits (scaling, soft-caps) it goes on doing.
+        # The network still scales or caps the logits as it did.
         self._module.set_output_embeddings(_Rows(self._module.get_output_embeddings(), token_ids))
 
     def logits(self, batch: list[Sequence]) -> Tensor:
@@ -46,7 +47,7 @@ class NextToken:
 
 
 class _Rows(nn.Module):
-    """The rows of a head that belong to a few tokens."""
+    """A head reduced to the rows of a few tokens."""
 
     def __init__(self, head: Any, token_ids: list[int]) -> None:
         super().__init__()

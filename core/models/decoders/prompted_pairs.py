@@ -1,9 +1,9 @@
-"""(query, passage) pairs -> token ids with a question behind them, as FlagEmbedding writes them for language models.
+"""Encodes (query, passage) pairs with a question behind them, as FlagEmbedding does for language models.
 
     [bos] query | newline passage | newline prompt
 
-The middle gives way if the pair is too long; the prompt is added behind and never cut. Shared by the families that
-rerank with a language model. Knows of ids only; instructions around the texts are the spec's.
+If the pair is too long, the passage is cut; the prompt follows and is never cut. Shared by the families that rerank
+with a language model. The spec writes instructions around the texts.
 """
 
 from __future__ import annotations
@@ -16,24 +16,29 @@ from embedq.core.options import RerankOptions
 from embedq.core.sequence import Tokens
 from embedq.core.tokenizer import ALL_TOKENS, QUERY_SHARE, Tokenizer
 
+#: The question to write behind each pair, unless a call has its own.
+YES_NO_PROMPT = (
+    "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing "
+    "a prediction of either 'Yes' or 'No'."
+)
+
 
 class PromptedPairs:
-    """Encodes pairs for one model. Used by any number of threads at once."""
+    """Encodes pairs for one model. Any number of threads may call at once."""
 
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer, default_prompt: str, bos: int | None) -> None:
         self._spec = spec
         self._tokenizer = tokenizer
         self._default_prompt = default_prompt
         self._bos = [] if bos is None else [bos]
-        #: One id, or two where the tokenizer puts a blank before every text.
+        #: One id, or two if the tokenizer adds a blank before every text.
         self._newline = tokenizer.ids(["\n"], ALL_TOKENS)[0]
 
     def encode(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
-        """Encode `pairs` in order; the passage is cut to what `max_length` tokens leave it.
+        """Encode `pairs` in order, cutting each passage so that the pair fits `max_length`.
 
-        `max_length` counts bos, query and passage; the newlines and the prompt come on top. As in FlagEmbedding,
-        nothing is cut of a passage that is not longer than the excess. InvalidInput if the whole does not fit the
-        model's positions.
+        `max_length` counts bos, query and passage, not the newlines and the prompt. As in FlagEmbedding, a passage that
+        is not longer than the excess is not cut at all. InvalidInput if the whole exceeds the model's positions.
         """
         max_length = self._tokenizer.checked_length(options.max_length, 2)
         query_limit = options.query_max_length or max_length * QUERY_SHARE[0] // QUERY_SHARE[1]

@@ -1,4 +1,4 @@
-"""Reranking with Qwen3-Reranker: a chat in which the model judges a document, yes or no.
+"""Reranks with Qwen3-Reranker: a chat in which the model judges a document, yes or no.
 
     system: what to judge · user: <Instruct>, <Query>, <Document> · assistant: an empty thought, then yes or no
 
@@ -30,7 +30,7 @@ _BEHIND = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 class Qwen3Reranker:
-    """A Qwen3 language model; how much rather than no it says yes is the score."""
+    """A Qwen3 language model whose score is logit(yes) - logit(no)."""
 
     outputs = frozenset({"score"})
     is_padded = True
@@ -56,7 +56,8 @@ class Qwen3Reranker:
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`.
 
-        Instruction, query and document are one text to the tokenizer; cut is its end. `max_length` counts all.
+        The tokenizer encodes instruction, query and document as one text and cuts its end. `max_length` counts
+        everything.
         """
         frame = len(self._before) + len(self._behind)
         room = self._tokenizer.checked_length(options.max_length, frame) - frame

@@ -1,9 +1,9 @@
-"""Attention over sequences that lie in one line: each token sees the tokens of its own sequence, all of them.
+"""Bidirectional attention over sequences that lie in one line: each token sees all tokens of its own sequence.
 
-Comes in: queries, keys and values of all tokens, (num_rows, 3 * dim), for a CPU queries times `cpu_scale`. Goes out:
-(num_rows, dim). On CUDA torch's kernel for sequences of different lengths does it. On a CPU sequences of like
-length are taken together, with three products of matrices, which is 1.5 to 3 times as fast as torch's fused
-kernel up to 512 tokens (docs/measurements.md, "a pass without padding").
+Input: queries, keys and values of all tokens, (num_rows, 3 * dim), on a CPU with queries times `cpu_scale`. Output:
+(num_rows, dim). On CUDA torch's kernel for sequences of different lengths computes it. On a CPU sequences of like
+length are computed together by three matrix products, which is 1.5 to 3 times as fast as torch's fused kernel up to 512
+tokens (docs/measurements.md, "a pass without padding").
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
-#: Sequences whose lengths are equal when rounded up to a multiple of this are taken together on a CPU. Kernels are
-#: quickest at such widths, and it bounds how many different shapes they must be built for.
+#: On a CPU sequences are grouped by length, rounded up to a multiple of this. Kernels are fastest at such widths, and
+#: rounding bounds the number of shapes to build them for.
 _STEP = 16
 
-#: Scores that are in memory at a time: 16 MiB of bfloat16. More sequences and heads than that go in parts.
+#: Most scores in memory at a time: 16 MiB of bfloat16. Larger groups are computed in parts.
 _MAX_SCORES = 8_000_000
 
-#: Sums of powers within these are used as they are; beyond them they are made again, more slowly. bfloat16 and
+#: Sums of powers within these limits are used as they are; others are recomputed in a slower, safe way. bfloat16 and
 #: float32 reach from 1e-38 to 3e38, and values of some 100,000, weighted by powers, must fit below that too.
 _MIN_SUM, _MAX_SUM = 1e-33, 1e33
 
 
 def cpu_scale(width: int) -> float:
-    """What queries are multiplied by for `ByLength`: softmax's scale, and for powers of 2, a sixth quicker than of e."""
+    """The factor of queries for `ByLength`: softmax's scale, for powers of 2, which are a sixth faster than of e."""
     return math.log2(math.e) / math.sqrt(width)
 
 
-class Bounds(NamedTuple):
-    """Where a batch's sequences lie, for CUDA's attention."""
+class VarlenLayout(NamedTuple):
+    """The places of a batch's sequences, as CUDA's attention needs them."""
 
     num_tokens: int
-    #: (num_sequences + 1,) int32 on the device: each sequence's first row, and the one behind the last.
+    #: (num_sequences + 1,) int32 on the device; see `TokenLayout.offsets`.
     starts: torch.Tensor
     longest: int
 
 
-def bounds_of(layout: Layout) -> Bounds:
+def varlen_layout(layout: TokenLayout) -> VarlenLayout:
     """Made once for a batch."""
-    return Bounds(layout.num_tokens, layout.bounds, int(layout.lengths.max()))
+    return VarlenLayout(layout.num_tokens, layout.offsets, int(layout.lengths.max()))
 
 
 class Varlen(nn.Module):
@@ -56,40 +56,40 @@ class Varlen(nn.Module):
         super().__init__()
         self._num_heads = num_heads
 
-    def forward(self, states: torch.Tensor, plan: Bounds) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, plan: VarlenLayout) -> torch.Tensor:
         """(num_rows, 3 * dim) -> (num_rows, dim)."""
         from torch.nn.attention.varlen import varlen_attn
 
         queries, keys, values = states.view(len(states), 3, self._num_heads, -1).unbind(1)
-        # Seen through the joined rows, not copied: the kernel wants no more than a head's values side by side. And no
-        # scale of ours: torch 2.10 takes none, and its own is the right one.
+        # Views of the joined rows, not copies: the kernel only needs each head's values side by side. We pass no scale:
+        # torch 2.10 takes none, and its own is right.
         attended = varlen_attn(queries, keys, values, plan.starts, plan.starts, plan.longest, plan.longest)
         assert isinstance(attended, torch.Tensor)
         return attended.flatten(1)
 
 
-class Plan(NamedTuple):
-    """How a batch's rows are grouped for a CPU's attention."""
+class GroupedLayout(NamedTuple):
+    """A batch's rows grouped by length, as a CPU's attention needs them."""
 
-    #: Rows from here on belong to no sequence; there is one at least where a place needs it.
+    #: Rows from here on belong to no sequence; there is at least one if `needs_spare_row`.
     num_tokens: int
-    #: (num_places,) the row of each place, `num_tokens` where the sequence has ended; (num_rows,) the place of each row,
+    #: (num_places,) the row of each place, `num_tokens` behind a sequence's end; (num_rows,) the place of each row,
     #: from `num_tokens` on that of the last token.
     rows: torch.Tensor
     places: torch.Tensor
-    #: Of each group of like lengths (count, 1, length, 1): True where there is a token, False where a sequence has ended.
+    #: For each group of like lengths (count, 1, length, 1): True at tokens, False behind a sequence's end.
     is_token: list[torch.Tensor]
 
 
-def needs_spare_row(layout: Layout) -> bool:
-    """Whether some place of a plan is no token's, so that it needs a row which is nobody's."""
+def needs_spare_row(layout: TokenLayout) -> bool:
+    """Whether grouping leaves places behind a sequence's end, which need a row that belongs to no token."""
     return bool((layout.lengths % _STEP).any())
 
 
-def plan_by_length(layout: Layout, num_rows: int) -> Plan:
-    """Made once for a batch: sequences of like length together, one group's places behind the other's.
+def grouped_layout(layout: TokenLayout, num_rows: int) -> GroupedLayout:
+    """Group the sequences of a batch by length, one group's places behind the other's. Built once per batch.
 
-    By NumPy: each operation of torch's lets go of the interpreter's lock, and waits for it again while jobs are answered.
+    Uses NumPy: each torch operation releases the interpreter's lock, and waits for it again while other threads run.
     """
     sources, targets, groups, num_places = [], np.zeros(num_rows, np.int64), [], 0
     steps = -(-layout.lengths // _STEP) * _STEP
@@ -105,7 +105,9 @@ def plan_by_length(layout: Layout, num_rows: int) -> Plan:
         num_places += is_token.size
         groups.append(torch.from_numpy(is_token.reshape(-1, 1, length, 1)))
     targets[layout.num_tokens :] = targets[layout.num_tokens - 1]
-    return Plan(layout.num_tokens, torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups)
+    return GroupedLayout(
+        layout.num_tokens, torch.from_numpy(np.concatenate(sources)), torch.from_numpy(targets), groups
+    )
 
 
 class ByLength(nn.Module):
@@ -117,9 +119,12 @@ class ByLength(nn.Module):
         self._max_scores = max_scores
         self._min_sum, self._max_sum = _MIN_SUM, _MAX_SUM
 
-    def forward(self, states: torch.Tensor, plan: Plan) -> torch.Tensor:
-        """(num_rows, 3 * dim), whose rows behind the last token become 0, -> (num_rows, dim); there the last token's."""
-        states[plan.num_tokens :] = 0  # what is read where a sequence has ended: never another's, which may be NaN
+    def forward(self, states: torch.Tensor, plan: GroupedLayout) -> torch.Tensor:
+        """Attend: (num_rows, 3 * dim) -> (num_rows, dim).
+
+        Sets rows behind the last token to 0; returns the last token's there.
+        """
+        states[plan.num_tokens :] = 0  # read behind a sequence's end: never another sequence's row, which may be NaN
         placed = torch.split(states.index_select(0, plan.rows), [group.numel() for group in plan.is_token])
         found = [self._attend(part, group) for part, group in zip(placed, plan.is_token)]  # noqa: B905  (TorchScript)
         return (torch.cat(found) if len(found) > 1 else found[0]).index_select(0, plan.places)
@@ -130,8 +135,8 @@ class ByLength(nn.Module):
         width = states.size(1) // 3 // heads
         apart = states.view(count, length, 3, heads, width).permute(2, 0, 3, 1, 4)
         queries_keys = apart[:2].reshape(2, count * heads, length, width)
-        # Behind each value a 1, which counts exponentials as the product goes; where the sequence has ended, all 0: so
-        # what is there counts nothing, without a mask over the scores.
+        # A 1 behind each value makes the product sum the exponentials, too. Behind a sequence's end all are 0, so those
+        # places count nothing, without a mask over the scores.
         values = states.new_empty([count, heads, length, width + 1])
         values[..., :width] = apart[2]
         values[..., width:] = is_token
@@ -141,7 +146,7 @@ class ByLength(nn.Module):
         return found.view(count, heads, length, width).transpose(1, 2).reshape(count * length, heads * width)
 
     def _weighted(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-        """Values weighted by the softmax of scores, in parts: (n, length, width), of values (n, length, width + 1)."""
+        """Weigh values `v` (n, length, width + 1) by the softmax of scores, in parts: (n, length, width)."""
         num, length = q.size(0), q.size(1)
         num_at_once = max(1, self._max_scores // (length * length))
         rows_at_once = min(length, max(1, self._max_scores // length))
@@ -159,11 +164,11 @@ class ByLength(nn.Module):
     def _softmax_product(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor
     ) -> torch.Tensor:
-        """2^(q k) v over the sum of 2^(q k).
+        """2^(q k) v divided by the sum of 2^(q k).
 
-        Not less their largest, as is usual: that would be another pass over the scores. It only matters for
-        sums that leave the range of numbers, and it is done for the sequences and heads that have such a sum: in some
-        networks one head of a hundred.
+        Does not subtract the largest score, as is usual: that would be another pass over the scores. It only matters if
+        sums leave the range of numbers; those sequences and heads are recomputed with it, in some networks one head of
+        a hundred.
         """
         found = torch.bmm(torch.bmm(q, k.transpose(1, 2)).exp2_(), v)
         sums = found[..., -1:]
@@ -177,16 +182,16 @@ class ByLength(nn.Module):
 
 
 def _rounded(count: int) -> int:
-    """`count`, up to a quarter more: 1 to 8, 10, 12, 14, 16, 20 and so on.
+    """Round `count` up by a quarter at most: 1 to 8, 10, 12, 14, 16, 20 and so on.
 
-    Kernels are built for each number of matrices, at a millisecond and a megabyte.
+    Each number of matrices needs its own kernel, which costs a millisecond and a megabyte.
     """
     step = max(1, 1 << (count.bit_length() - 3)) if count > 3 else 1
     return -(-count // step) * step
 
 
 def _softmax_less_largest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, is_token: torch.Tensor) -> torch.Tensor:
-    """The same for any scores, in float32."""
+    """Like `_softmax_product` for any scores, in float32."""
     scores = torch.bmm(q, k.transpose(1, 2)).float() * math.log(2)
     scores.masked_fill_(~is_token.unsqueeze(1), -math.inf)
     return torch.bmm(functional.softmax(scores, dim=-1).to(v.dtype), v[..., :-1])

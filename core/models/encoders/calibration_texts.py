@@ -1,13 +1,12 @@
-"""Texts that a network is run on when it is loaded: to see how large its values become, and to check it.
+"""Texts for int8: a network runs on them at load to measure the range of its values, and to check the result.
 
-Prose, questions, code, lists and numbers, in several scripts, short and long: what is large in one of
-them need not be in the others. They are the same for every checkpoint and on every machine, so that a checkpoint's
-vectors are, too.
+Prose, questions, code, lists and numbers in several scripts, short and long, because each makes other channels large.
+They are the same for every checkpoint and on every machine, so a checkpoint's vectors are the same everywhere, too.
 """
 
 from __future__ import annotations
 
-#: What values are measured on.
+#: Texts that value ranges are measured on.
 MEASURED = [
     "harbour",
     "The ferry leaves at seven in the morning.",
@@ -35,7 +34,7 @@ MEASURED = [
     "बाज़ार सुबह आठ बजे खुलता है और शाम को बंद हो जाता है।",
 ]
 
-#: What the network is checked on: other texts than those.
+#: Texts that the quantized network is checked on; none of the measured ones.
 CHECKED = [
     "lantern",
     "How do I find out why a process was ended by the kernel?",

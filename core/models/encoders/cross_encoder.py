@@ -1,4 +1,4 @@
-"""Reranking with an encoder that reads query and passage together and gives one score."""
+"""Reranks with an encoder that reads query and passage together and computes one score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from embedq.core.devices import around_products, choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.encoders.network import packed
 from embedq.core.models.requested_outputs import refuse
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout, pad, pad_types
 from embedq.core.models.transfer import launched_as
-from embedq.core.models.weights import load, pad, pad_types
+from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
@@ -35,7 +35,7 @@ class CrossEncoder:
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
         self._tokenizer = Tokenizer(spec)
-        # BERT tells query from passage by segment; XLM-R and RoBERTa have one segment and want none.
+        # BERT distinguishes query and passage by segment; XLM-R and RoBERTa have one segment and take no segment ids.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
@@ -52,12 +52,12 @@ class CrossEncoder:
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         logits = self._from_states(layout) if self._network else self._padded(layout)  # (num_sequences, 1)
         return launched_as("score", logits.float())
 
-    def _from_states(self, layout: Layout) -> torch.Tensor:
-        """What the classifier makes of each sequence's first token, the only one it reads."""
+    def _from_states(self, layout: TokenLayout) -> torch.Tensor:
+        """Run the classifier on the state of each sequence's first token, the only one it reads."""
         assert self._network is not None
         first = self._network.first(layout).unsqueeze(1)  # (num_sequences, 1, dim)
         pooler: Any = getattr(self._module.base_model, "pooler", None)  # BERT's; others have it in their classifier
@@ -65,7 +65,7 @@ class CrossEncoder:
         logits: torch.Tensor = classifier(pooler(first) if pooler else first)
         return logits
 
-    def _padded(self, layout: Layout) -> torch.Tensor:
+    def _padded(self, layout: TokenLayout) -> torch.Tensor:
         ids, mask = pad(layout.batch, self.spec.pad_token_id, self.device)
         types = {"token_type_ids": pad_types(layout.batch, self.device)} if self._has_types else {}
         logits: torch.Tensor = self._module(input_ids=ids, attention_mask=mask, **types).logits

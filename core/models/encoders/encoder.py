@@ -1,6 +1,6 @@
-"""Embedding with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and their kin.
+"""Embeds with a bidirectional encoder: BERT, RoBERTa, XLM-R, MPNet, ModernBERT and similar models.
 
-One forward pass gives the last hidden state; "dense" pools it, "colbert" keeps it per token.
+A pass computes the last hidden states; "dense" pools them, "colbert" returns them per token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from embedq.core.models import Launched
 from embedq.core.models.encoders.network import Padded, build
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.models.transfer import launched_as, to_host
 from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -25,7 +25,7 @@ from embedq.core.tokenizer import Tokenizer
 
 
 class Encoder:
-    """An encoder, its pooling, and what sentence-transformers puts behind it."""
+    """An encoder, its pooling, and the projections behind it."""
 
     outputs = frozenset({"dense", "colbert"})
 
@@ -34,7 +34,7 @@ class Encoder:
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
-        # The pooler is BERT's next-sentence head; many embedding checkpoints do not carry it.
+        # The pooler is BERT's next-sentence head; many embedding checkpoints lack it.
         module = load(AutoModel, spec, device, around_products(device, self.precision), unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
         self.is_padded = isinstance(self._network, Padded)
@@ -51,7 +51,7 @@ class Encoder:
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         if wanted.outputs == {"dense"}:
             return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)

@@ -1,10 +1,9 @@
-"""Products of a batch's rows with a layer's weights, and what follows them in the same pass over memory.
+"""Products of a batch's rows with a layer's weights, fused with the operation that follows.
 
-On a CPU in bfloat16 the weights are laid out once as oneDNN's kernels read them: torch's own operation
-does that anew at every call, and builds a kernel for each number of rows it has not seen. The operations for it,
-and for products in int8, are those that torch's compiler uses; they are not public, and this is the one place
-that names them. `is_available` and `is_int8_available` tell whether they are there, and `core.models.encoders.network`
-compares what they compute.
+On a CPU in bfloat16 the weights are laid out once as oneDNN's kernels read them; torch's own operation does that at
+every call, and builds a kernel for each new number of rows. The operations for it, and for products in int8, are those
+of torch's compiler. They are not public, and only this file names them. `is_available` and `is_int8_available` check
+that they exist, and `core.models.encoders.network` compares their results with transformers'.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-#: Rows that the layout of weights is chosen for: a batch's usual number. Any other number is computed, too.
+#: Number of rows to choose the layout of weights for: that of a usual batch. Other numbers work, too.
 _ROWS = 1_024
 
-#: A weight's largest step: -128 is left out, so that both signs reach as far.
+#: Largest 8-bit weight; -128 is not used, so that the range is symmetric.
 _MAX_WEIGHT = 127
 
 
 class Linear(nn.Module):
-    """Rows (num_rows, in_features) -> (num_rows, out_features), bias included.
+    """A linear layer: rows (num_rows, in_features) -> (num_rows, out_features), bias included.
 
-    TorchScript reads the classes of a CPU (`core.models.encoders.packed`): what they do is in the part of Python that it knows.
+    TorchScript compiles the classes for CPUs (`core.models.encoders.packed`), so they use only the Python it supports.
     """
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -70,7 +69,7 @@ class LaidOut(Linear):
 
     def plus(self, rows: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         given = (rows, other, self._weight, self._bias, "add")
-        # TorchScript knows no names of overloads, and Python would try them in turn, for a millisecond.
+        # TorchScript cannot name overloads; Python would try them in turn, which takes a millisecond.
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(*given)
             return product
@@ -83,7 +82,7 @@ class LaidOut(Linear):
 
 
 class Steps(nn.Module):
-    """How rows of a product are written as bytes: value / (scale * factors), from `zero` on, cut at both ends.
+    """Quantizes a product's input rows to bytes: value / (scale * factors) + zero, clamped.
 
     `factors` are (in_features,), 1 where channels cannot have their own.
     """
@@ -92,22 +91,22 @@ class Steps(nn.Module):
         super().__init__()
         self.scale, self.zero, self.factors = scale, zero, factors
         self._per_value = 1 / (scale * factors)
-        # Conversion drops what is behind the point: a half more, and it rounds.
+        # Conversion truncates; adding a half makes it round.
         self._offset = torch.tensor(zero + 0.5)
 
     def write(self, rows: torch.Tensor) -> torch.Tensor:
         """(num_rows, in_features) float32 or half -> the same in uint8, rounded to the nearest step."""
         steps = torch.addcmul(self._offset, rows.float(), self._per_value)
-        # Through 16 bits: floats become bytes four times more slowly. Nothing is near 32,768 steps. NaN becomes some
-        # byte: what is added to the product keeps it.
+        # By way of int16: converting floats to bytes directly is four times slower. No value is near 32,768 steps. NaN
+        # becomes some byte; the residual added to the product keeps it.
         return steps.to(torch.int16).clamp_(0, 255).to(torch.uint8)
 
 
 class Quantized(Linear):
-    """A CPU's product in int8, of rows written as bytes and weights with a scale for each output channel.
+    """A CPU's product in int8, of rows quantized to bytes and weights with a scale per output channel.
 
-    Takes rows of any dtype, bytes of `steps` included, and adds float32 to float32. `gelu` gives the bytes of
-    the product that comes next, `following`.
+    Takes rows of any dtype, or bytes already quantized by `steps`; `plus` adds float32 to float32. `gelu` returns bytes
+    for the next product, quantized by `following`.
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class Quantized(Linear):
 
 
 def is_int8_available() -> bool:
-    """Whether this torch has the operations of `Quantized`; whether the CPU is quick at them, `core.devices` says."""
+    """Whether this torch has the operations of `Quantized`; `core.devices` decides whether the CPU is fast at them."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
         hasattr(torch.ops.onednn, name) for name in names

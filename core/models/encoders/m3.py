@@ -1,8 +1,7 @@
-"""BGE-M3: one pass of an XLM-R encoder gives dense, sparse and ColBERT rows.
+"""BGE-M3: computes dense, sparse and ColBERT rows in one pass of an XLM-R encoder.
 
-Two small layers read the last hidden states: `sparse_linear.pt` weighs each token as a word of the
-text, `colbert_linear.pt` gives each token a vector of its own. A directory without one of them
-still serves the other outputs.
+Two small layers read the last hidden states: `sparse_linear.pt` weighs each token as a word of the text,
+`colbert_linear.pt` computes a vector per token. A directory without one of them still serves the other outputs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from embedq.core.models import Launched
 from embedq.core.models.encoders.encoder import Encoder
 from embedq.core.models.pooling import read_linear, read_state
 from embedq.core.models.requested_outputs import of_embedder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 from embedq.core.models.transfer import launched_as, to_host
 from embedq.core.models.weights import round_weights
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -28,11 +27,11 @@ from embedq.core.results import Sparse
 from embedq.core.sequence import Sequence, Wanted
 from embedq.core.settings import Precision
 
-#: Output -> the file of the layer that makes it.
+#: The file of the layer behind each output.
 FILES = {"sparse": "sparse_linear.pt", "colbert": "colbert_linear.pt"}
 
-#: Tokens that say nothing of a text, with the name XLM-R gives them where a checkpoint is silent. The mask
-#: token is none of them: FlagEmbedding lets it count.
+#: Special tokens, which have no lexical weight, with XLM-R's strings for checkpoints that do not name them. The mask
+#: token is not among them: FlagEmbedding counts it.
 _SILENT_TOKENS = {"cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
 
@@ -53,7 +52,7 @@ class M3(Encoder):
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
         """See `core.models.Model.launch`."""
-        layout = Layout(batch, self.device)
+        layout = TokenLayout(batch, self.device)
         if wanted.outputs == {"dense"}:
             return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)
@@ -81,7 +80,7 @@ class M3(Encoder):
         file = self.spec.path / name
         layer = read_linear(read_state(file), file, int(self.spec.config["hidden_size"]))
         if name == FILES["sparse"] and layer.out_features != 1:
-            raise CannotLoadModel(f"{file} gives {layer.out_features} values per token; a token has 1 weight")
+            raise CannotLoadModel(f"{file} has {layer.out_features} outputs per token; a token has 1 weight")
         layer.to(getattr(torch, around_products(self.device, self.precision)))
         round_weights(layer, self.spec)
         return layer.to(self.device).eval()
@@ -94,13 +93,13 @@ class M3(Encoder):
         return np.array([one for one in ids if one is not None], np.int32)
 
 
-def _by_token(layout: Layout, values: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
-    """Weights of tokens (num_tokens,) -> per sequence each token's largest one, if above 0."""
+def _by_token(layout: TokenLayout, values: np.ndarray, silent_ids: np.ndarray) -> list[Sparse]:
+    """The largest weight of each token id per sequence, if above 0, from weights (num_tokens,)."""
     rows = np.repeat(np.arange(len(layout.lengths), dtype=np.int64), layout.lengths)
     ids = layout.ids
     # Not "above 0": that would drop NaN, and a broken model would look like a text without words.
     is_kept = ~(values <= 0) & ~np.isin(ids, silent_ids)
-    # One number for row and id: sorting by it brings together what belongs together.
+    # One number per sequence and token id: sorting by it groups equal tokens of a sequence.
     keys = (rows << 32 | ids)[is_kept]
     order = np.argsort(keys, kind="stable")
     keys, starts = np.unique(keys[order], return_index=True)

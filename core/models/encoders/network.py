@@ -1,9 +1,9 @@
-"""The network of an encoder: a batch's tokens in one line -> their last hidden states. Shared by the families.
+"""Chooses how to run an encoder's network: padded by transformers, or packed by us. Shared by the families.
 
-Two ways of running the same weights. `Padded` is transformers' own module, for every type and device. What is
-faster where it can be, without padding, is `core.models.encoders.packed`: taken for the types and devices listed here, and
-only if on a few sequences it gives what the padded way gives. In int8, which is never taken unasked, there is only
-that way: what has it not, or gives something else by it, is refused.
+Both compute the last hidden states of a batch's tokens from the same weights. `Padded` is transformers' own module, for
+every type and device. `core.models.encoders.packed` pads nothing and is faster; it is used for the types and devices
+listed here, if its results on a few sequences equal the padded ones. int8, which is never chosen by default, exists
+packed only: a model without it, or with different results, is refused.
 """
 
 from __future__ import annotations
@@ -22,68 +22,67 @@ from embedq.core.errors import CannotLoadModel, InvalidSettings
 from embedq.core.models.encoders import calibration_texts, linear
 from embedq.core.models.encoders.packed import PackedEncoder
 from embedq.core.models.encoders.quantized import quantize
-from embedq.core.models.token_layout import Layout
-from embedq.core.models.weights import pad
+from embedq.core.models.token_layout import TokenLayout, pad
 from embedq.core.sequence import Sequence, Tokens
 from embedq.core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-#: Types with BERT's layers, under BERT's names.
+#: Model types with BERT's layers under BERT's names.
 PACKED_TYPES = frozenset({"bert", "roberta", "xlm-roberta", "camembert"})
 
-#: Lengths of the sequences that both ways are compared on: alone and alike, short and long.
+#: Lengths of the sequences that both networks are compared on: single and equal ones, short and long.
 _PROBE_LENGTHS = (1, 5, 5, 17, 40, 48)
 
-#: The least cosine between both ways' states of a token. Half precisions reach 0.999; a wrong kernel nothing near it.
+#: Least cosine between both networks' states of a token. Half precisions reach 0.999; a wrong kernel is far below.
 _MIN_COSINE = 0.98
 
-#: The same for int8, mean of all tokens of texts it was not measured on; see docs/measurements.md, "int8".
+#: The same for int8, as a mean over all tokens of texts that were not measured; see docs/measurements.md, "int8".
 _MIN_INT8_COSINE = 0.97
 
 
 class Padded(nn.Module):
-    """transformers' module; what it computes for padding is dropped."""
+    """transformers' module on padded batches; drops its states of padding."""
 
     def __init__(self, module: nn.Module, pad_token_id: int) -> None:
         super().__init__()
         self._module = module
         self._pad_token_id = pad_token_id
 
-    def forward(self, layout: Layout) -> torch.Tensor:
+    def forward(self, layout: TokenLayout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
         ids, mask = pad(layout.batch, self._pad_token_id, layout.device)
         hidden: torch.Tensor = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
         return layout.without_padding(hidden)
 
-    def first(self, layout: Layout) -> torch.Tensor:
-        """Those of each sequence's first token: (num_sequences, dim)."""
+    def first(self, layout: TokenLayout) -> torch.Tensor:
+        """Last hidden state of each sequence's first token: (num_sequences, dim)."""
         return layout.first(self(layout))
 
-    def mean(self, layout: Layout) -> torch.Tensor:
+    def mean(self, layout: TokenLayout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
         return layout.mean(self(layout))
 
 
 def build(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedEncoder | Padded:
-    """The faster way to run `module`, an encoder without a head."""
+    """Return the fastest network that runs `module`, an encoder without a head."""
     return packed(module, spec, device, precision) or Padded(module, spec.pad_token_id)
 
 
 @torch.inference_mode()
 def packed(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedEncoder | None:
-    """`module` without padding, its layers' weights taken; None, and `module` as it was, where that cannot be."""
+    """Return a packed network with the layers of `module`; None, with `module` unchanged, if it cannot be packed."""
     if precision == "int8":
         return _in_int8(module, spec, device)
     if not _may_be_packed(module.config, device, precision):
         return None
-    layout = Layout(_probe(spec), device)
+    layout = TokenLayout(_probe(spec), device)
     try:
         network = PackedEncoder(module, device)
         if device == "cpu":
             network.script()
         cosine = float(_cosines(network, Padded(module, spec.pad_token_id), layout).min())
-    except Exception as error:  # a library without a kernel for this device says so in many ways; there is another way
+    except Exception as error:  # a library without a kernel for this device raises many classes; `Padded` still works
         reason = f"{type(error).__name__}: {error!s:.200}"
     else:
         if cosine >= _MIN_COSINE:
@@ -95,48 +94,50 @@ def packed(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedE
 
 
 def _in_int8(module: Any, spec: ModelSpec, device: str) -> PackedEncoder:
-    """`module` with products in int8. InvalidSettings or CannotLoadModel where it has none that are good enough."""
+    """Return `module` with products in int8. InvalidSettings or CannotLoadModel if it lacks them or loses too much."""
     if not _has_layers(module.config):
         raise InvalidSettings(
             f"precision int8 is for BERT's layers with GELU ({', '.join(sorted(PACKED_TYPES))}); {spec.path} is of type "
             f"{module.config.model_type} with {getattr(module.config, 'hidden_act', 'another activation')}; use auto"
         )
     if not linear.is_int8_available():
-        raise InvalidSettings(f"precision int8: torch {torch.__version__} has not the operations for it; use auto")
+        raise InvalidSettings(f"precision int8: torch {torch.__version__} lacks the operations for it; use auto")
     if not all(bool(torch.isfinite(weight).all()) for weight in module.parameters()):
         raise CannotLoadModel(f"{spec.path} has weights that are NaN or infinite, which int8 would hide")
     tokenizer = Tokenizer(spec)
     network = quantize(module, _sampled(calibration_texts.MEASURED, tokenizer, spec, device))
     network.script()
     exact = PackedEncoder(module, device, linear.Plain)
-    same = float(_cosines(exact, Padded(module, spec.pad_token_id), Layout(_probe(spec), device)).min())
+    same = float(_cosines(exact, Padded(module, spec.pad_token_id), TokenLayout(_probe(spec), device)).min())
     if not same >= _MIN_COSINE:
         raise CannotLoadModel(f"{spec.path} without padding has a cosine of {same:.3f} to transformers; use float32")
     cosine = float(_cosines(network, exact, _sampled(calibration_texts.CHECKED, tokenizer, spec, device)).mean())
     if not cosine >= _MIN_INT8_COSINE:  # not "below": it may be NaN
         raise CannotLoadModel(
             f"{spec.path} loses too much in int8: its tokens' states have a mean cosine of {cosine:.3f} to those in "
-            f"{str(module.dtype).removeprefix('torch.')}, and at least {_MIN_INT8_COSINE} is wanted; use auto"
+            f"{str(module.dtype).removeprefix('torch.')}, below the limit of {_MIN_INT8_COSINE}; use auto"
         )
-    log.info("products are in int8", extra={"action": "int8", "model": spec.alias, "cosine": round(cosine, 4)})
+    log.info(
+        "the model's products run in int8", extra={"action": "int8", "model": spec.alias, "cosine": round(cosine, 4)}
+    )
     network.take_weights(module)
     return network
 
 
-def _cosines(one: nn.Module, other: nn.Module, layout: Layout) -> torch.Tensor:
-    """(num_tokens,) cosine of each token's states by one network to those by the other."""
+def _cosines(one: nn.Module, other: nn.Module, layout: TokenLayout) -> torch.Tensor:
+    """(num_tokens,) cosine between both networks' states of each token."""
     return functional.cosine_similarity(one(layout).float(), other(layout).float())
 
 
-def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: str) -> Layout:
-    """One batch of `texts`; for a reranker of each with the next one."""
+def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: str) -> TokenLayout:
+    """A batch of `texts`; for a reranker, of each text paired with the next."""
     is_pairs = spec.family in RERANKERS
     tokens = tokenizer.encode_pairs(list(pairwise(texts))) if is_pairs else tokenizer.encode(texts)
-    return Layout([Sequence(one) for one in tokens], device)
+    return TokenLayout([Sequence(one) for one in tokens], device)
 
 
 def _has_layers(config: Any) -> bool:
-    """Whether these are BERT's layers, under BERT's names and with GELU."""
+    """Whether the model has BERT's layers, under BERT's names and with GELU."""
     return (
         config.model_type in PACKED_TYPES and config.hidden_act == "gelu" and not getattr(config, "is_decoder", False)
     )
@@ -151,7 +152,7 @@ def _may_be_packed(config: Any, device: str, precision: str) -> bool:
 
 
 def _probe(spec: ModelSpec) -> list[Sequence]:
-    """Sequences of `_PROBE_LENGTHS`, of any tokens but the padding's."""
+    """Sequences of `_PROBE_LENGTHS`, of random tokens except padding."""
     draw = np.random.default_rng(0)
     ids = [draw.integers(0, int(spec.config["vocab_size"]), min(length, spec.max_length)) for length in _PROBE_LENGTHS]
     other = int(spec.pad_token_id == 0)

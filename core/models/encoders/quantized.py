@@ -1,16 +1,15 @@
-"""An encoder's products in int8: what bytes stand for, chosen once from a sample of texts.
+"""Builds an encoder with products in int8, with quantization steps chosen at load from a sample of texts.
 
-Weights become 8-bit integers with a scale for each output channel. What comes into a product becomes bytes by
-steps that are fixed when the model is loaded: from the smallest to the largest value that a sample of texts
-(`core.models.encoders.calibration_texts`) brought there. So a vector does not depend on what shares its batch, and a GELU's result
-leaves its product as bytes already. Attention, norms and embeddings stay in half precision; what is added from
-layer to layer is float32.
+Weights become 8-bit integers with a scale per output channel. Inputs of a product become bytes by steps that are fixed
+at load: from the smallest to the largest value that a sample of texts (`core.models.encoders.calibration_texts`)
+produces there. So a vector does not depend on the other texts of its batch, and a product with GELU returns bytes
+directly. Attention, norms and embeddings stay in half precision; the states between layers are float32.
 
-A few channels of an encoder are ten and more times as large as the others, always the same ones. They are
-divided, and their weights multiplied, by a factor between: else the others would have but a few steps. A GELU's
-units cannot be divided so; there the largest are written as several, each of which begins where the one before it
-is at its end. In MiniLM one unit in 1,536 reaches 24 where the others stay below 6: this alone took the loss of cosine
-from 0.004 to 0.001.
+A few channels of an encoder, always the same ones, are ten and more times as large as the others. They are divided by a
+factor and their weights multiplied by it; otherwise the other channels would have only a few steps. The units of a GELU
+cannot be divided like that; the largest are split into several, each of which covers the range behind the one before
+it. In MiniLM one unit in 1,536 reaches 24 where the others stay below 6: splitting it reduced the loss of cosine from
+0.004 to 0.001.
 """
 
 from __future__ import annotations
@@ -24,32 +23,34 @@ import torch
 
 from embedq.core.models.encoders import linear
 from embedq.core.models.encoders.packed import PackedEncoder
-from embedq.core.models.token_layout import Layout
+from embedq.core.models.token_layout import TokenLayout
 
-#: How much of a channel's size is taken over by its weights. 0.4 and 0.8 were worse (mean cosine of MiniLM's vectors).
+#: Exponent of a channel's size in its factor: how much its weights absorb. 0.4 and 0.8 were worse (mean cosine of
+#: MiniLM's vectors).
 _SHARE = 0.6
 
-#: Units added to a GELU, of those it has: one in so many, filled up to a multiple that kernels are quick at.
+#: Units to add to a GELU: one per so many units it has, rounded up to a multiple at which kernels are fast.
 _UNITS_PER_ADDED, _UNITS_STEP = 96, 16
 
-#: What the end of a unit's range is tried at, each time.
+#: Factor by which the search lowers the end of a unit's range at each try.
 _LOWERED = 0.95
 
 #: Products of a layer, in the order in which they are made; see `core.models.encoders.packed._Layer`.
 _PER_LAYER = 4
 
-#: Which of them gives a GELU, and which reads it: as bytes of one scale, since a GELU cannot be divided by channel.
+#: The product before the GELU, and the one after it, which reads bytes of one scale: a GELU cannot be divided by
+#: channel.
 _WIDE, _NARROW = 2, 3
 
 #: The most steps a byte has room for.
 _MAX_BYTE = 255
 
-#: Below this a channel or a range counts as this large: it is 0 in all of the sample.
+#: Least size of a channel or range; smaller ones are 0 in the whole sample.
 _LEAST = 1e-6
 
 
 class Watched(linear.Plain):
-    """A product that remembers what came in: of each channel the smallest and the largest value."""
+    """A product that records the smallest and largest input of each channel."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         super().__init__(weight, bias)
@@ -63,7 +64,7 @@ class Watched(linear.Plain):
         return super().forward(rows)
 
     def steps(self, spread: Spread | None = None) -> linear.Steps:
-        """The steps for such rows, channels divided by factors of their own; for a GELU's units, as `spread`, not."""
+        """Steps for the recorded inputs: with a factor per channel, or for a GELU's units by `spread`."""
         factors = self._factors() if spread is None else torch.ones(len(spread.units))
         highest = float((self.highest / factors).max()) if spread is None else spread.end
         lowest = float((self.lowest / factors).min()) if spread is None else float(self.lowest.min())
@@ -77,8 +78,8 @@ class Watched(linear.Plain):
         return factors / factors.log().mean().exp()
 
 
-def watched(module: Any, sample: Layout) -> list[Watched]:
-    """The products of all layers after a pass over `sample`, in the order in which an encoder makes them."""
+def watched(module: Any, sample: TokenLayout) -> list[Watched]:
+    """Run `module` over `sample`; returns the recording products in the order in which an encoder builds them."""
     found: list[Watched] = []
 
     def product(weight: torch.Tensor, bias: torch.Tensor) -> Watched:
@@ -92,25 +93,26 @@ def watched(module: Any, sample: Layout) -> list[Watched]:
 
 @dataclass(frozen=True)
 class Spread:
-    """A GELU's units, the largest of them written as several: gelu(x) as gelu(x) + gelu(x - end) + ..., each cut at `end`.
+    """A GELU's units, the largest split into several: gelu(x) as gelu(x) + gelu(x - end) + ..., each clamped at `end`.
 
-    That is off by 0.17 at most, near a multiple of `end`, where a step of bytes up to the largest was nearly as wide.
+    The error is at most 0.17, near multiples of `end`; without splitting, one step of the bytes would be nearly as
+    wide.
     """
 
-    #: (num_units,) which unit each is a part of, and what is taken off before its GELU.
+    #: (num_units,) the original unit of each, and what to subtract before its GELU.
     units: torch.Tensor
     shifts: torch.Tensor
     end: float
 
 
 def spread(highest: torch.Tensor) -> Spread:
-    """For units that reach `highest` (num_units,): the lowest end for which the units that are added suffice."""
+    """Split units that reach `highest` (num_units,), with the lowest `end` for which the added units suffice."""
     num_added = -(-len(highest) // (_UNITS_PER_ADDED * _UNITS_STEP)) * _UNITS_STEP
     end = float(highest.max())
     while end > _LEAST and int(_parts(highest, end * _LOWERED).sum()) <= len(highest) + num_added:
         end *= _LOWERED
     parts = _parts(highest, end)
-    # What is left over goes to the largest: another text may take it further than the sample did.
+    # The largest unit gets the remaining ones: other texts may exceed the sample's range.
     parts[highest.argmax()] += len(highest) + num_added - int(parts.sum())
     units = torch.repeat_interleave(torch.arange(len(highest)), parts)
     return Spread(units, end * (torch.arange(len(units)) - (parts.cumsum(0) - parts)[units]), end)
@@ -120,13 +122,13 @@ def _parts(highest: torch.Tensor, end: float) -> torch.Tensor:
     return torch.ceil(highest / max(end, _LEAST) - _LEAST).clamp_(min=1).long()
 
 
-def quantize(module: Any, sample: Layout) -> PackedEncoder:
-    """The encoder `module` with products in int8, their steps chosen from a pass over `sample`."""
+def quantize(module: Any, sample: TokenLayout) -> PackedEncoder:
+    """Build the encoder `module` with products in int8, choosing their steps from a pass over `sample`."""
     return PackedEncoder(module, "cpu", _products(watched(module, sample), module.dtype), is_wide=True)
 
 
 def _products(seen: list[Watched], dtype: torch.dtype) -> Callable[[torch.Tensor, torch.Tensor], linear.Quantized]:
-    """Makes products in int8 in the order of those `seen`."""
+    """Return a function that builds int8 products in the order of the recorded ones."""
     indices = count()
     spreads = {index: spread(one.highest) for index, one in enumerate(seen) if index % _PER_LAYER == _NARROW}
 

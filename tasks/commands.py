@@ -1,0 +1,270 @@
+"""A producer's commands: what the pool serves, texts and passages from files, dead letters, metrics of the queues.
+
+They need what a producer has, and the exporter its extra. What a command prints for people goes to standard error where
+standard output holds its result.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import numpy as np
+import redis
+from celery.exceptions import CeleryError
+from celery.exceptions import TimeoutError as NoAnswer
+from kombu.exceptions import OperationalError
+
+from embedq import tasks
+from embedq.core.command_line import CONTEXT, examples, needs
+from embedq.core.errors import InvalidInput, OperatorError, ServerUnavailable
+from embedq.tasks.dead import DeadLetters, Letter, dead_letters
+
+#: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
+_TEXTS_PER_JOB = 256
+
+#: Jobs sent ahead of the answers, so that every worker is busy and the queue stays short for others.
+_MAX_JOBS_AHEAD = 32
+
+#: A bulk load gives way to interactive jobs.
+_BULK_PRIORITY = 9
+
+#: Seconds without an answer after which a command gives up.
+_TIMEOUT_S = 600
+
+#: Characters of one value of a dead letter that are printed.
+_MAX_SHOWN = 200
+
+_FILE = click.Path(path_type=Path)
+
+
+@contextmanager
+def _server() -> Iterator[None]:
+    """Convert what the libraries below raise without a server, or without an answer, into errors of one line."""
+    try:
+        yield
+    except NoAnswer:
+        raise OperatorError(
+            f"a job had no answer for {_TIMEOUT_S} s; `embedq status` shows whether workers run, `embedq models` what they serve"
+        ) from None
+    except CeleryError as error:
+        raise OperatorError(f"a job was not done: {type(error).__name__}") from None
+    except (redis.RedisError, OperationalError) as error:
+        raise ServerUnavailable(f"the server does not answer; is EMBEDQ_REDIS_URL right? {error}") from None
+
+
+@click.command(context_settings=CONTEXT, epilog=examples("embedq models"))
+def models() -> None:
+    """List the models that workers serve.
+
+    A line for each: its alias, what it can do, the dimensions of its vectors, the longest sequence, where it was loaded
+    from, whether it takes jobs that name no model, and the version of its workers. A model stays listed when its workers
+    stop: its queues outlive them.
+    """
+    with _server():
+        announced = tasks.embed.registry.all()
+    for alias, model in sorted(announced.items()):
+        default = f"  default for {' and '.join(model.default_for)}" if model.default_for else ""
+        version = f"  embedq {_shown(model.version)}" if model.version else ""
+        kinds = " and ".join(model.kinds)
+        click.echo(
+            f"{alias}  {kinds}  {model.dimensions} dimensions  {model.max_length} tokens  {model.source}{default}{version}"
+        )
+    if not announced:
+        click.echo("no worker has announced a model; `embedq workers` starts one", err=True)
+
+
+@click.command(context_settings=CONTEXT, epilog=examples("embedq forget minilm"))
+@click.argument("alias")
+def forget(alias: str) -> None:
+    """Withdraw a model that no worker will serve again.
+
+    Producers are then refused at the call, and another model may be the default. A worker that still serves ALIAS
+    announces it again when it starts.
+    """
+    with _server():
+        found = tasks.embed.registry.forget(alias)
+    click.echo(f"{alias}: forgotten" if found else f"{alias}: no worker had announced it")
+
+
+@click.command(
+    context_settings=CONTEXT,
+    epilog=examples("embedq embed texts.txt vectors.npy", "embedq embed texts.txt vectors.npy --model bge-m3"),
+)
+@click.argument("texts", type=_FILE)
+@click.argument("vectors", type=_FILE)
+@click.option("--model", metavar="ALIAS", help="The model to use.  [default: the pool's default]")
+def embed(texts: Path, vectors: Path, model: str | None) -> None:
+    """Embed a file of texts into a .npy file.
+
+    TEXTS is UTF-8, one text per line. VECTORS becomes an array (texts, dimensions); it appears whole or not at all.
+    """
+    lines = _lines(texts)
+    # Opened before the work begins: a folder that cannot be written to must not cost an hour of computing.
+    part = vectors.with_name(vectors.name + ".part")
+    try:
+        with part.open("wb") as file, _server():
+            _embed_into(file, lines, model)
+        part.replace(vectors)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _embed_into(file: BinaryIO, texts: list[str], model: str | None) -> None:
+    rows: list[np.ndarray] = []
+    for embeddings in _embed_in_order(texts, model):
+        rows.extend(embeddings.dense)
+        click.echo(f"\r{len(rows):,} of {len(texts):,} texts", err=True, nl=False)
+    click.echo(err=True)
+    np.save(file, np.stack(rows) if rows else np.empty((0, 0), np.float32))
+
+
+def _embed_in_order(texts: list[str], model: str | None) -> Iterator[Any]:
+    """Send jobs ahead of the answers, and return the answers in the order of the texts."""
+    options = {"model": model} if model else {}
+    waiting: deque[Any] = deque()
+    for start in range(0, len(texts), _TEXTS_PER_JOB):
+        part = texts[start : start + _TEXTS_PER_JOB]
+        waiting.append(tasks.embed.apply_async((part,), options, priority=_BULK_PRIORITY))
+        if len(waiting) >= _MAX_JOBS_AHEAD:
+            yield _answer(waiting.popleft())
+    while waiting:
+        yield _answer(waiting.popleft())
+
+
+@click.command(context_settings=CONTEXT, epilog=examples('embedq rerank "how do plants drink?" passages.txt --top-k 3'))
+@click.argument("query")
+@click.argument("passages", type=_FILE)
+@click.option("--model", metavar="ALIAS", help="The model to use.  [default: the pool's default]")
+@click.option("--top-k", type=int, default=10, show_default=True, metavar="K", help="Print the best K passages.")
+def rerank(query: str, passages: Path, model: str | None, top_k: int) -> None:
+    """Rank a file of passages for a query.
+
+    PASSAGES is UTF-8, one passage per line. Prints score and passage, the best first.
+    """
+    lines = _lines(passages)
+    with _server():
+        ranking = _answer(tasks.rerank.delay(query, lines, model=model, top_k=top_k))
+    for index, score in ranking:
+        click.echo(f"{score:8.4f}  {lines[index]}")
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file. InvalidInput if it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{path} is not UTF-8: the byte at {error.start:,} cannot be read") from None
+
+
+def _answer(job: Any) -> Any:
+    """The job's result, taken out of Redis once it is here."""
+    result = job.get(timeout=_TIMEOUT_S)
+    job.forget()
+    return result
+
+
+@click.command(
+    context_settings=CONTEXT, epilog=examples("embedq exporter", "embedq exporter --host 0.0.0.0 --port 9808")
+)
+@click.option("--port", type=int, default=9808, show_default=True, help="Port to listen at; 0 takes a free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@needs("exporter")
+def exporter(port: int, host: str) -> None:
+    """Serve metrics of the queues to Prometheus.
+
+    Run one for each server, also while no worker runs: two would count everything twice. Metrics are at /metrics,
+    health at /healthz/live and /healthz/ready.
+    """
+    from embedq.tasks.exporter import run
+
+    run(host, port)
+
+
+@click.group(context_settings=CONTEXT, epilog=examples("embedq dead list", "embedq dead replay 1795264840084-0"))
+def dead() -> None:
+    """List, show, send again or drop dead letters.
+
+    A dead letter is a message that no worker could read, or a job that ended every worker that took it.
+    """
+
+
+@dead.command("list")
+def list_letters() -> None:
+    """Print one line per dead letter: id, time, list, job, reason."""
+    with _letters() as letters:
+        is_empty = True
+        for letter in letters.all():
+            is_empty = False
+            job, source, reason = map(_shown, (letter.headers.get("id", "no job id"), letter.source, letter.reason))
+            click.echo(f"{letter.id}  {letter.buried:%Y-%m-%d %H:%M:%S}  {source}  {job}  {reason}")
+    if is_empty:
+        click.echo("there are no dead letters", err=True)
+
+
+@dead.command("show", epilog=examples("embedq dead show 1795264840084-0", "embedq dead show all"))
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def show_letters(ids: tuple[str, ...]) -> None:
+    """Print everything about dead letters but their texts.
+
+    ID is what `dead list` shows, or `all`.
+    """
+    with _letters() as letters:
+        for letter in map(letters.get, _ids(letters, ids)):
+            _print_letter(letter)
+
+
+def _print_letter(letter: Letter) -> None:
+    click.echo(f"{letter.id}: {_shown(letter.reason)}")
+    click.echo(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {_shown(letter.source)}")
+    click.echo(f"  message    {len(letter.message):,} bytes")
+    for name, value in letter.headers.items():
+        click.echo(f"  {name:<10} {_shown(value)}")
+    for delivery in letter.deliveries:
+        click.echo(f"  delivered  {delivery.taken:%Y-%m-%d %H:%M:%S} UTC to {_shown(delivery.worker)}")
+    for line in letter.detail.splitlines():
+        click.echo(f"  {_shown(line)}")
+
+
+@dead.command("replay", epilog=examples("embedq dead replay 1795264840084-0", "embedq dead replay all"))
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def replay_letters(ids: tuple[str, ...]) -> None:
+    """Send dead letters again, with all their attempts.
+
+    ID is what `dead list` shows, or `all`. Each goes to the end of the list it came from.
+    """
+    with _letters() as letters:
+        for letter_id in _ids(letters, ids):
+            click.echo(f"{letter_id}: sent again to {_shown(letters.replay(letter_id).source)}")
+
+
+@dead.command("drop", epilog=examples("embedq dead drop 1795264840084-0", "embedq dead drop all"))
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def drop_letters(ids: tuple[str, ...]) -> None:
+    """Drop dead letters for good.
+
+    ID is what `dead list` shows, or `all`.
+    """
+    with _letters() as letters:
+        for letter_id in _ids(letters, ids):
+            letters.drop(letter_id)
+            click.echo(f"{letter_id}: dropped")
+
+
+@contextmanager
+def _letters() -> Iterator[DeadLetters]:
+    with _server(), dead_letters() as letters:
+        yield letters
+
+
+def _ids(letters: DeadLetters, given: tuple[str, ...]) -> list[str]:
+    return [letter.id for letter in letters.all()] if given == ("all",) else list(given)
+
+
+def _shown(value: Any) -> str:
+    """At most so much, on one line, and nothing that a terminal obeys: anybody may have written it."""
+    return "".join(char if char.isprintable() else "?" for char in str(value)[:_MAX_SHOWN])
