@@ -1,7 +1,7 @@
 """Messages that no worker can do anything with, and jobs that killed every worker that took them.
 
 In goes a fetched job; out goes a dead letter with its reason, kept on the server (`transport.lua`
-says how, `python -m embedq.tasks dead` shows them), and for a poisoned job also a failure for its producer.
+says how, `embedq dead` shows them), and for a poisoned job also a failure for its producer.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def poisoned(deliveries: list[str], max_attempts: int) -> Poisoned:
         deaths.append(f"{worker} (taken {taken:%Y-%m-%d %H:%M:%S} UTC)")
     return Poisoned(
         f"{len(deaths)} workers died while they held the job, at most {max_attempts} may: {', '.join(deaths)}. "
-        "It is not tried again; `python -m embedq.tasks dead` lists it."
+        "It is not tried again; `embedq dead` lists it."
     )
 
 
