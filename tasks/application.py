@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any
+
 from celery import Celery
 
 from embedq import celeryconfig as config
+from embedq.tasks import stock_workers
 
-__all__ = ["app", "config", "key_prefix"]
+__all__ = ["Application", "app", "config", "key_prefix"]
+
+
+class Application(Celery):
+    """A Celery application none of whose workers lacks an engine.
+
+    `celery -A embedq.tasks worker`, `app.worker_main(...)` and `app.Worker(...).start()` run one embedq worker, as
+    `python -m embedq.workers.worker` does.
+    """
+
+    @cached_property
+    def Worker(self) -> Any:  # noqa: N802  # Celery's name
+        """Stands for Celery's stock worker, and runs one of ours: see `embedq.tasks.stock_workers.EngineWorkerStart`."""
+        return self.subclass_with_self(stock_workers.EngineWorkerStart, name="Worker")
+
+    @cached_property
+    def EngineWorker(self) -> Any:  # noqa: N802  # beside Celery's
+        """Celery's worker class for a process that has an engine: the only one that may take embedq's jobs."""
+        return self.subclass_with_self("celery.apps.worker:Worker", name="EngineWorker", has_engine=True)
+
 
 # Not the current app: `shared_task`s of the application must stay with the application's own.
-app = Celery("embedq", set_as_current=False)
+app = Application("embedq", set_as_current=False)
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
+stock_workers.protect(app)
 
 
 def key_prefix(of: Celery) -> str:
