@@ -8,8 +8,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from celery import Celery
 
 from embedq import tasks
 from embedq.tasks.stock_workers import is_ours
@@ -197,32 +199,32 @@ def test_no_worker_starts_with_a_producers_packages(load: Load, worker: dict[str
 def test_an_application_that_imports_us_works_on_its_own_queue_and_cannot_be_turned_to_ours(
     load: Load, worker: dict[str, str]
 ) -> None:
+    app, name = application("plain"), f"plain@{socket.gethostname()}"
     with Running(of_application("plain", "-n", "plain@%h"), worker) as running:
         running.wait_for(" ready.")
-        name = f"plain@{socket.gethostname()}"
-        answer = asked(name, "add_consumer", queue="embed")
-        assert "is a queue of embedq" in answer["error"]
-        assert asked(name, "add_consumer", queue="more") == {"ok": "add consumer more"}
+        assert "is a queue of embedq" in asked(name, "add_consumer", app, queue="embed")["error"]
+        assert asked(name, "add_consumer", app, queue="more") == {"ok": "add consumer more"}
         load.last_rounds()
-        assert queues_of(name) == {stock_applications.QUEUE, "more"}
-        assert added("plain", stock_applications.QUEUE) == added("plain", "more") == 3
+        assert added(app, stock_applications.QUEUE) == added(app, "more") == 3
+        assert queues_of(name, app) == {stock_applications.QUEUE, "more"}
         assert running.stop() == 0
 
 
 def test_a_worker_whose_own_code_turns_it_to_our_queue_leaves_it_alone(load: Load, worker: dict[str, str]) -> None:
+    app, name = application("late"), f"late@{socket.gethostname()}"
     with Running(of_application("late", "-n", "late@%h"), worker) as running:
-        running.wait_for(" ready.")
         running.wait_for("leaves embedq's queue alone: embed")
+        running.wait_for(" ready.")
         load.last_rounds()
-        assert queues_of(f"late@{socket.gethostname()}") == {stock_applications.QUEUE}
-        assert added("late", stock_applications.QUEUE) == 3
+        assert queues_of(name, app) == {stock_applications.QUEUE}
+        assert added(app, stock_applications.QUEUE) == 3
         assert running.stop() == 0
 
 
 def test_a_queue_of_another_database_may_have_our_name(load: Load, worker: dict[str, str]) -> None:
     with Running(of_application("elsewhere"), worker) as running:
         running.wait_for(" ready.")
-        assert added("elsewhere", "embed") == 3
+        assert added(application("elsewhere", "7"), "embed") == 3
         assert running.stop() == 0
     load.last_rounds()
 
@@ -252,13 +254,11 @@ def name_in(ready: str) -> str:
     return ready.partition("worker=")[2].split()[0]
 
 
-def asked(worker: str, command: str, **arguments: str) -> dict[str, str]:
-    """What a worker answers to a command of remote control."""
-    (answer,) = tasks.app.control.broadcast(
-        command, arguments, destination=[worker], reply=True, timeout=TIMEOUT_S, limit=1
-    )
-    found: dict[str, str] = answer[worker]
-    return found
+def asked(worker: str, command: str, app: Celery = tasks.app, **arguments: str) -> Any:
+    """What a worker of `app` answers to a command of remote control."""
+    options = {"destination": [worker], "reply": True, "timeout": TIMEOUT_S, "limit": 1}
+    (answer,) = app.control.broadcast(command, arguments, **options)
+    return answer[worker]
 
 
 def has_engine(worker: str) -> bool:
@@ -266,14 +266,19 @@ def has_engine(worker: str) -> bool:
     return "max_batch_tokens" in asked(worker, "embedq_stats")
 
 
-def queues_of(worker: str) -> set[str]:
+def queues_of(worker: str, app: Celery) -> set[str]:
     """The queues a worker consumes from."""
-    return {str(queue["name"]) for queue in asked(worker, "active_queues")}  # type: ignore[index]
+    return {queue["name"] for queue in asked(worker, "active_queues", app)}
 
 
-def added(application: str, queue: str) -> int:
+def application(name: str, number: str = "0") -> Celery:
+    """One of the applications, in this process, on the database of that number."""
+    app: Celery = getattr(stock_applications, name)
+    url = f"{tasks.app.conf.broker_url.rpartition('/')[0]}/{number}"
+    app.conf.update(broker_url=url, result_backend=tasks.app.conf.result_backend)
+    return app
+
+
+def added(app: Celery, queue: str) -> int:
     """The answer to a job of an application's own."""
-    app = getattr(stock_applications, application)
-    url = tasks.app.conf.broker_url
-    app.conf.update(broker_url=url.replace("/0", "/7") if application == "elsewhere" else url, result_backend=url)
     return int(app.send_task("stock.add", args=[1, 2], queue=queue).get(timeout=TIMEOUT_S))
