@@ -31,8 +31,9 @@ class Application(Celery):
         return self.subclass_with_self("celery.apps.worker:Worker", name="EngineWorker", has_engine=True)
 
 
-# Not the current app: `shared_task`s of the application must stay with the application's own.
-app = Application("embedq", set_as_current=False)
+# Not the current app: `shared_task`s of the application must stay with the application's own. And without Celery's
+# fix-up for Django, which would make the first application of a process, ours, the default one of every other thread.
+app = Application("embedq", set_as_current=False, fixups=())
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 stock_workers.protect(app)

@@ -12,6 +12,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,9 @@ EXAMPLES = Path(__file__).parent / "examples"
 
 #: Names that users' own projects have at their top.
 TAKEN = ("tasks", "core", "workers", "deploy", "celeryconfig", "tests")
+
+#: A module of theirs, which nothing of ours may import.
+OWN = 'raise RuntimeError("the user\'s own {} was imported")\n'
 
 #: Packages that are shipped whole, and modules at the top.
 PACKAGES, MODULES = (
@@ -83,14 +87,12 @@ def test_types_are_found_by_type_checkers(installed: Installed) -> None:
     assert (installed.site_packages / "embedq" / "py.typed").is_file()
 
 
-@pytest.fixture(scope="module", params=["modules", "packages"])
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder in which our old names are modules, or packages, which none of ours may import."""
-    folder = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder in which modules have our old names."""
+    folder = tmp_path_factory.mktemp("modules")
     for name in TAKEN:
-        file = folder / f"{name}.py" if request.param == "modules" else folder / name / "__init__.py"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(f'raise RuntimeError("the user\'s own {name} was imported")\n')
+        (folder / f"{name}.py").write_text(OWN.format(name))
     (folder / "texts.txt").write_text("a cat sits on the mat\nthe stock market fell\n")
     return folder
 
@@ -105,10 +107,13 @@ def variables(tmp_path_factory: pytest.TempPathFactory, minilm: Path) -> Iterato
 @pytest.fixture(scope="module")
 def pool(installed: Installed, folder: Path, variables: dict[str, str]) -> Iterator[Running]:
     """A launcher with one worker, started in the user's folder."""
-    with installed.start(folder, "-m", "embedq.workers", "--cpu-workers", "1", **variables) as running:
+    with installed.start(folder, *WORKERS, **variables) as running:
         running.wait_for("action=worker_ready")
         yield running
 
+
+#: How workers are started, and scaled by a command.
+WORKERS = ("-m", "embedq.workers", "--cpu-workers", "1", "--min", "1", "--max", "1")
 
 #: Commands that end by themselves, and what they print.
 COMMANDS = {
@@ -121,9 +126,9 @@ COMMANDS = {
     "status": (["-m", "embedq.workers", "status"], "minilm.cpu"),
     "scale": (["-m", "embedq.workers", "scale", "auto"], ""),
     "drain": (["-m", "embedq.workers", "drain", "--help"], "usage"),
-    "convert": (["-m", "embedq.core.convert", "--help"], "usage"),
+    "convert": (["-c", "from embedq.core import convert; print(convert.__doc__)"], "convert"),
     "demo": (["-m", "embedq.deploy.demo", "--help"], "usage"),
-    "inspect": (["-m", "celery", "-A", "embedq.tasks", "inspect", "--timeout", "20", "ping"], "pong"),
+    "inspect": (["-m", "celery", "-A", "embedq.tasks", "inspect", "--timeout", "5", "ping"], "pong"),
 }
 
 
@@ -145,13 +150,23 @@ def test_a_producer_works_where_our_old_names_are_taken(
     assert "the user's own" not in pool.output
 
 
+def test_a_producer_works_where_our_old_names_are_packages(
+    installed: Installed, variables: dict[str, str], pool: Running, tmp_path: Path
+) -> None:
+    for name in TAKEN:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(OWN.format(name))
+    assert installed.says(tmp_path, "len(tasks.embed.delay(['a']).get(timeout=60))", **variables) == "1"
+    assert "computes in" in installed.run(tmp_path, "-m", "embedq.workers", "devices", **variables)
+
+
 def test_the_exporter_works_where_our_old_names_are_taken(
     installed: Installed, folder: Path, variables: dict[str, str]
 ) -> None:
     with installed.start(folder, "-m", "embedq.tasks", "exporter", "--port", "0", **variables) as running:
-        found = re.search(r"port=(\d+)", running.wait_for("port=")[0])
+        found = re.search(r"http://\S+/metrics", running.wait_for("/metrics")[0])
         assert found
-        with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/metrics", timeout=30) as answer:
+        with urllib.request.urlopen(found[0], timeout=30) as answer:
             assert "embedq_" in answer.read().decode()
 
 
@@ -215,7 +230,7 @@ def test_a_django_project_with_apps_called_core_and_tasks(
         web.wait_for("Quit the server")
         texts = ["The cat sleeps on the sofa.", "Shares fell in early trading."]
         assert answer(f"http://127.0.0.1:{port}/add?wait=1", texts) == {"stored": 2}
-        assert answer(f"http://127.0.0.1:{port}/search?q=a+pet")["text"] == texts[0]  # type: ignore[call-overload, index]
+        assert answer(f"http://127.0.0.1:{port}/search?q=a+pet")["text"] == texts[0]
         working.wait_for("tasks.tasks.store")
 
 
@@ -230,23 +245,24 @@ def test_a_fastapi_service(example: Path, installed: Installed, variables: dict[
         working.wait_for(" ready.")
         web.wait_for("Uvicorn running")
         url = f"http://127.0.0.1:{port}"
-        vectors = answer(f"{url}/embed", ["a", "b"])
-        assert isinstance(vectors, list)
-        assert [len(vector) for vector in vectors] == [384, 384]
+        assert [len(vector) for vector in answer(f"{url}/embed", ["a", "b"])] == [384, 384]
         passages = ["Shares fell.", "The cat sleeps."]
         assert answer(f"{url}/rank", {"query": "a pet", "passages": passages}) == passages[::-1]
         assert answer(f"{url}/count", ["a", "b", "c"]) == 3
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            answer(f"{url}/embed", ["\\ud800"])
-        assert caught.value.code == 422
+        assert "unknown model 'none'" in answer(f"{url}/embed?model=none", ["a"], status=422)["error"]
 
 
-def answer(url: str, sent: object = None) -> object:
+def answer(url: str, sent: object = None, status: int = 200) -> Any:
     """What a web server answers, to JSON if something is sent."""
     data = None if sent is None else json.dumps(sent).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            found, text = response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        found, text = error.code, error.read().decode()
+    assert found == status, text
+    return json.loads(text)
 
 
 def test_tasks_of_the_checkout_are_the_installed_ones(worker: dict[str, str]) -> None:

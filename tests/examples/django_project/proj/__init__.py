@@ -1,5 +1,5 @@
 """The project: its Celery application is loaded with Django, so that `shared_task` finds it."""
 
-from .celery import app as celery_app
+from proj.celery import app as celery_app
 
 __all__ = ("celery_app",)

@@ -27,9 +27,9 @@ async def refuse(request: Request, error: ProducerError) -> JSONResponse:
 
 
 @api.post("/embed")
-async def embed(texts: list[str]) -> list[list[float]]:
+async def embed(texts: list[str], model: str | None = None) -> list[list[float]]:
     """The texts' vectors. Sending is a round trip to Redis, which must not hold up the event loop."""
-    job = await run_in_threadpool(tasks.embed.delay, texts)
+    job = await run_in_threadpool(tasks.embed.delay, texts, model=model)
     vectors = await tasks.aget(job, timeout=30)
     return [vector.tolist() for vector in vectors.dense]
 
