@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-from celery import Celery, Task
+from celery import Celery, Signature, Task, current_task
 from celery.signals import before_task_publish
 
 from embedq.core.errors import InvalidSettings
@@ -34,7 +34,8 @@ _OF_SENTINELS = ("master_name", "sentinel_kwargs")
 #: Where signatures stand within one of Celery's own: chain, group and chord.
 _PARTS = ("tasks", "header", "body")
 
-_connected: WeakSet[Celery] = WeakSet()
+#: The applications, in the order in which they were connected.
+_connected: WeakKeyDictionary[Celery, None] = WeakKeyDictionary()
 
 
 def connect(app: Celery, *, share_serializer: bool = False) -> None:
@@ -60,7 +61,7 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     InvalidSettings, at once or when the configuration is read: the application's broker is another server or database
     than ours, its default queue is one of ours, or its transport options name other lists. For the main thread.
     """
-    _connected.add(app)
+    _connected[app] = None
     if app.configured:
         _complete(app, share_serializer)
         return
@@ -160,9 +161,10 @@ def _name_queues(body: Any = None, **_: Any) -> None:
         return
     for signature in _signatures(list(body[2].values())):
         options = signature.setdefault("options", {})
-        is_addressed = not {"queue", "exchange", "routing_key"}.isdisjoint(options)
-        if not is_addressed and (queue := _queue_of(signature["task"], signature.get("args"), signature.get("kwargs"))):
-            options["queue"] = queue
+        if {"queue", "exchange", "routing_key"}.isdisjoint(options) and (task := _task_of(signature)):
+            given = {"queue": task.queue} if getattr(task, "queue", None) else {}
+            call = (task.name, signature.get("args") or (), signature.get("kwargs") or {})
+            options["queue"] = str(task.app.amqp.router.route(given, *call, task)["queue"].name)
 
 
 def _signatures(parts: Any) -> Iterator[Any]:
@@ -178,11 +180,26 @@ def _signatures(parts: Any) -> Iterator[Any]:
             yield from _signatures([kwargs.get(name) for name in _PARTS])
 
 
-def _queue_of(name: str, args: Any, kwargs: Any) -> str | None:
-    """The queue to which the application that has this task sends it; None for a task of nobody connected."""
-    for app in _connected:
-        task = app.tasks.get(name)
-        if task is not None and not name.startswith("celery."):
-            options = {"queue": task.queue} if getattr(task, "queue", None) else {}
-            return str(app.amqp.router.route(options, name, args or (), kwargs or {}, task)["queue"].name)
-    return None
+def _task_of(signature: Mapping[str, Any]) -> Any:
+    """The task of a connected application that a signature means; None for one of ours, of Celery's, or of nobody.
+
+    Celery copies each task into every other application of the process: the original's is the one that knows its queue.
+    """
+    name = signature["task"]
+    if name.startswith("celery.") or name in (embed.name, rerank.name):
+        return None
+    if isinstance(signature, Signature) and (original := _made_from(signature)):
+        return original
+    apps = sorted(
+        _connected, key=lambda app: not current_task or current_task.app is not app
+    )  # this worker's own first
+    return next((app.tasks[name] for app in apps if name in app.tasks), None)
+
+
+def _made_from(signature: Signature) -> Any:
+    """The task from which a program made a signature, as `store.s()`; None for one by name or out of a message."""
+    try:
+        task = signature.type
+    except KeyError:
+        return None
+    return task if task.app in _connected else None
