@@ -30,6 +30,12 @@ class Application(Celery):
         """Celery's worker class for a process that has an engine: the only one that may take embedq's jobs."""
         return self.subclass_with_self("celery.apps.worker:Worker", name="EngineWorker", has_engine=True)
 
+    def _warn_duplicate_task_name(self, *_: Any) -> None:
+        """Say nothing: Celery copies tasks of all applications here, and one named as ours is right where it is.
+
+        The first `embed` of any module `tasks.py` is called `tasks.embed`. Ours stays ours here, as theirs does there.
+        """
+
 
 # Not the current app: `shared_task`s of the application must stay with the application's own. And without Celery's
 # fix-up for Django, which would make the first application of a process, ours, the default one of every other thread.

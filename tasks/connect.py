@@ -54,9 +54,9 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     A task of the application that follows one of ours, as the next of a chain, a chord's body or a callback, is sent by
     our worker: its queue is written into the signature when the job is sent, as the application routes it.
 
-    With `share_serializer`, the application's messages and results travel in our serializer too (msgpack: no dates, no
-    sets). Its tasks can then return and pass on `Embeddings`, and groups and chords may mix jobs of both: Celery reads
-    all results of a group by one serializer. Otherwise its own, JSON by default, is kept.
+    With `share_serializer`, the application's messages and results travel in our serializer too (`core.codec`).
+    Its tasks can then return and pass on `Embeddings`, and groups and chords may mix jobs of both: Celery reads all
+    results of a group by one serializer. Otherwise its own, JSON by default, is kept.
 
     InvalidSettings, at once or when the configuration is read: the application's broker is another server or database
     than ours, its default queue is one of ours, or its transport options name other lists. For the main thread.

@@ -15,7 +15,8 @@ from embedq import tasks
 from embedq.core.errors import InvalidSettings
 from embedq.tasks.connect import route
 from tests import application, json_application
-from tests.running import Running
+from tests.running import ROOT, Running
+from tests.wheels import run
 
 TIMEOUT_S = 60.0
 
@@ -171,6 +172,21 @@ def test_our_jobs_go_to_our_queues_and_the_applications_own_stay_with_it(url: st
     assert app.amqp.router.route({}, "tasks.rerank", (), {}, app.tasks["tasks.rerank"])["queue"].name == "slow"
     assert queue_of(app, "tasks.other") == "slow"
     assert queue_of(app, "other") == "mine"
+
+
+def test_a_task_with_our_name_stays_the_applications_and_ours_stays_ours() -> None:
+    code = """
+from celery import Celery
+mine = Celery("mine")
+@mine.task(name="tasks.embed")
+def embed(number): return number
+from embedq import tasks
+mine.finalize()
+tasks.app.finalize()
+assert mine.tasks["tasks.embed"](3) == 3
+assert isinstance(tasks.app.tasks["tasks.embed"], tasks.EngineTask)
+"""
+    run([sys.executable, "-W", "error", "-c", code], ROOT)
 
 
 def queue_of(app: Celery, name: str, **kwargs: Any) -> str:
