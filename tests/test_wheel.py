@@ -115,7 +115,7 @@ def pool(installed: Installed, folder: Path, variables: dict[str, str]) -> Itera
 #: How workers are started, and scaled by a command.
 WORKERS = ("-m", "embedq.workers", "--cpu-workers", "1", "--min", "1", "--max", "1")
 
-#: Commands that end by themselves, and what they print.
+#: Commands that end by themselves, and what they print. A new one needs a line here.
 COMMANDS = {
     "models": (["-m", "embedq.tasks", "models"], "minilm  embed and rerank  384 dimensions"),
     "embed": (["-m", "embedq.tasks", "embed", "texts.txt", "vectors.npy"], ""),
@@ -137,6 +137,18 @@ def test_a_command_works_where_our_old_names_are_taken(
     command: list[str], printed: str, installed: Installed, folder: Path, variables: dict[str, str], pool: Running
 ) -> None:
     assert printed in installed.run(folder, *command, **variables)
+
+
+def test_every_command_of_embedq_shows_its_help_where_our_old_names_are_taken(
+    installed: Installed, folder: Path
+) -> None:
+    code = "from embedq import __main__; print(*(name for part in __main__.COMMANDS.values() for name in part))"
+    if "COMMANDS" not in (installed.site_packages / "embedq" / "__main__.py").read_text():
+        pytest.skip("the command `embedq` is not in this tree")
+    names = installed.run(folder, "-c", code).split()
+    assert "workers" in names
+    for name in names:
+        assert name in installed.run(folder, "-m", "embedq", name, "--help")
 
 
 def test_a_producer_works_where_our_old_names_are_taken(
