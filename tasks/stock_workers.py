@@ -9,8 +9,8 @@ Three ways lead to a stock Celery worker on our queues from a process that impor
     the same, at run time    by remote control (`add_consumer`) or by code of its own: the queue is left alone, with an
                              error in the log and as the answer
 
-Such workers on queues of their own are not touched. A program that never imports us and consumes `embed` cannot be seen
-from here: only the server's access rules keep it out (`deploy/acl`).
+Such workers on queues of their own are not touched. A program that consumes `embed` and never imports us, or only once its
+worker runs, cannot be seen from here, nor can `celery migrate`: the server's access rules keep them out (`deploy/acl`).
 """
 
 from __future__ import annotations
