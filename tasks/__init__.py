@@ -6,6 +6,7 @@
     ranking = tasks.rerank.delay("a question", ["a text", "another"]).get()  # Ranking
     jobs = tasks.embed_many([["a text"], ["another"]])                       # many jobs, few round trips
     vectors = await tasks.aget(jobs[0], timeout=30)                          # in asyncio
+    tasks.connect(app)                                 # chains, groups and chords with tasks of your own application
 
 Arguments are checked here, at the call, and never reach the queue if they are wrong. Loads no
 torch, transformers or tokenizers: a producer needs celery, redis, msgpack and numpy.
@@ -20,6 +21,7 @@ import sys
 from embedq.core.results import Embeddings, Ranking
 from embedq.tasks.application import app, config, key_prefix
 from embedq.tasks.calls import aget, embed, embed_many, rerank, rerank_many
+from embedq.tasks.connect import connect
 from embedq.tasks.engine_task import EngineTask, ready_answer
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "aget",
     "app",
     "config",
+    "connect",
     "embed",
     "embed_many",
     "key_prefix",

@@ -1,7 +1,6 @@
 """An application with tasks and a worker of its own, which combines them with ours.
 
-Started by tests as `celery -A tests.application worker`. Its settings are what an application needs
-to share a server with us: our queue names, our routes, and our serializer where arrays travel.
+Started by tests as `celery -A tests.application worker`. `tasks.connect` does what it takes to share a server with us.
 """
 
 from __future__ import annotations
@@ -14,18 +13,9 @@ from embedq import tasks
 
 QUEUE = "application"
 
-app = Celery(QUEUE, broker=tasks.config.redis_url(), backend=tasks.config.redis_url(), set_as_current=False)
-app.conf.update(
-    broker_transport_options=tasks.config.broker_transport_options,
-    task_default_queue=QUEUE,
-    task_routes=(tasks.config.route,),
-    task_serializer="embedq",
-    result_serializer="embedq",
-    accept_content=["embedq"],
-    result_accept_content=["embedq"],
-    broker_connection_retry_on_startup=True,
-    worker_hijack_root_logger=False,
-)
+app = Celery(QUEUE, set_as_current=False)
+app.conf.update(task_default_queue=QUEUE, broker_connection_retry_on_startup=True, worker_hijack_root_logger=False)
+tasks.connect(app, share_serializer=True)
 
 
 class Unsteady(Exception):
@@ -56,6 +46,12 @@ def shape(vectors: tasks.Embeddings) -> list[int]:
 def shapes(parts: list[tasks.Embeddings]) -> list[list[int]]:
     """(num_texts, dim) of each part, in their order."""
     return [list(part.dense.shape) for part in parts]
+
+
+@app.task(name="application.texts_of")
+def texts_of(shape: list[int]) -> list[str]:
+    """As many texts as there were vectors."""
+    return ["a text"] * shape[0]
 
 
 @app.task(name="application.note")

@@ -21,13 +21,15 @@ START_TIMEOUT_S = 90.0
 class Running:
     """A child process whose output is collected; a context manager that stops it."""
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str] | None = None, directory: Path = ROOT
+    ) -> None:
         self.process = spawn(
             command,
             {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=ROOT,
+            cwd=directory,
         )
         self.lines: list[str] = []
         self._changed = threading.Condition()

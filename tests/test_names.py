@@ -1,4 +1,4 @@
-"""Every setting, metric, key and command that the README and `deploy/` name exists."""
+"""Every setting, metric, key and command that the README, `docs/` and `deploy/` name exists."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ from tests.prometheus.exposed import EXPORTER, WORKER
 from tests.running import ROOT
 from tests.told_commands import misfit, told
 
-#: What people are told, by path. Python files in `deploy/` are held to their names by the type checker.
+#: What people are told, by path. Python files in `deploy/` are held to their names by the type checker; measurements tell
+#: of what was.
 TOLD = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", *sorted((ROOT / "deploy").rglob("*"))]
-    if path.is_file() and path.suffix not in (".py", ".pyc")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*"))]
+    if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("measurements")
 }
-
-#: More of it, for the commands alone.
-DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 
 #: The source that reads settings and writes keys.
 SOURCE = "\n".join(
@@ -129,7 +127,7 @@ def test_every_module_that_is_run_exists() -> None:
 
 
 def test_every_command_and_every_option_exists() -> None:
-    lines = [(path, words) for path, text in (TOLD | DOCS).items() for words in told(text)]
+    lines = [(path, words) for path, text in TOLD.items() for words in told(text)]
     assert {path: words for path, words in lines if misfit(words)} == {}
     assert len(lines) > 15
 

@@ -58,7 +58,13 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 _INFLATED_PER_JOB = 2
 
 #: Environment variables that are neither settings of a worker nor of the wire.
-_OTHER_VARIABLES = {"EMBEDQ_CONFIG", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_LOG_LEVEL", heartbeat_line.VARIABLE}
+_OTHER_VARIABLES = {
+    "EMBEDQ_CONFIG",
+    "EMBEDQ_DEVICE_LABEL",
+    "EMBEDQ_LOG_LEVEL",
+    "EMBEDQ_WORKER_NAME",
+    heartbeat_line.VARIABLE,
+}
 
 
 def main() -> int:
@@ -116,7 +122,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     setup_logging.connect(_keep_our_logging)
     on_ready = _ready(heart, held)
     worker_ready.connect(on_ready)
-    worker = tasks.app.Worker(
+    worker = tasks.app.EngineWorker(
         hostname=context.name,
         pool=pool_for(context, held),
         concurrency=settings.max_jobs,
@@ -154,7 +160,9 @@ def spare_the_garbage_collector() -> None:
 
 
 def worker_name(engine: Engine) -> str:
-    """`<models>.<device>@<host>`, unique on a host because the launcher numbers CPU workers too."""
+    """`<models>.<device>@<host>`, unique on a host because the launcher numbers CPU workers too; or as `celery -n` names it."""
+    if name := os.environ.get("EMBEDQ_WORKER_NAME"):
+        return name
     device = os.environ.get("EMBEDQ_DEVICE_LABEL") or next(iter(engine.models.values())).device.replace(":", "")
     return f"{'+'.join(engine.models)}.{device}@{socket.gethostname()}"
 

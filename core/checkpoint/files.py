@@ -41,7 +41,7 @@ def check_weights(path: Path, sha256: str | None) -> None:
     if not any((path / name).is_file() for name in _WEIGHTS):
         raise CannotLoadModel(
             f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
-            "never served; turn a local one into safetensors once with `python -m embedq.core.convert DIRECTORY`"
+            "never served; turn a local one into safetensors once with `embedq convert DIRECTORY`"
         )
     if sha256 is None:
         return

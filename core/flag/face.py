@@ -135,7 +135,7 @@ def one_device(devices: Devices) -> str:
         if len(devices) > 1:
             warnings.warn(
                 f"of {len(devices)} devices only {devices[0]!r:.40} is used: one process uses one device, and "
-                "`python -m embedq.workers` starts a process per device",
+                "`embedq workers` starts a process per device",
                 stacklevel=4,
             )
         devices = devices[0]

@@ -1,7 +1,7 @@
 """Buries messages that no worker can read, and jobs that killed every worker that held them.
 
 Input: a fetched job. Output: a dead letter with its reason, kept on the server (`transport.lua` writes it,
-`python -m embedq.tasks dead` shows it), and for a poisoned job also a failure for its producer.
+`embedq dead` shows it), and for a poisoned job also a failure for its producer.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def poisoned(deliveries: list[str], max_attempts: int) -> Poisoned:
         deaths.append(f"{worker} (taken {taken:%Y-%m-%d %H:%M:%S} UTC)")
     return Poisoned(
         f"{len(deaths)} workers died while they held the job, at most {max_attempts} may: {', '.join(deaths)}. "
-        "It is not tried again; `python -m embedq.tasks dead` lists it."
+        "It is not tried again; `embedq dead` lists it."
     )
 
 

@@ -81,7 +81,7 @@ def drain(worker: str) -> str:
 
 def _answer(name: str, answers: dict[str, dict[str, Any]]) -> str:
     if name not in answers:
-        raise InvalidInput(f"nobody named {name!r:.200} answers; `python -m embedq.workers status` lists who does")
+        raise InvalidInput(f"nobody named {name!r:.200} answers; `embedq status` lists who does")
     if "error" in answers[name]:
         raise InvalidInput(f"{name}: {answers[name]['error']}")
     return str(answers[name]["ok"])

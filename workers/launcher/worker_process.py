@@ -80,6 +80,7 @@ class Child:
         environment |= {
             "EMBEDQ_DEVICE": self.device.kind,
             "EMBEDQ_DEVICE_LABEL": self.label,
+            "EMBEDQ_WORKER_NAME": "",  # a name for one worker is not for all of a launcher
             VARIABLE: str(writing),
         }
         try:

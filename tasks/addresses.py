@@ -1,0 +1,50 @@
+"""Which server and database a broker's URL means, without its user and password."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+from urllib.parse import parse_qs, unquote, urlsplit
+
+#: Schemes of URLs that lead to Redis or Valkey; the first word of `rediss+…` and of `redis+socket` counts as well.
+_SCHEMES = ("redis", "rediss", "valkey", "valkeys", "sentinel")
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+_PORTS = {"sentinel": 26379}
+
+
+class Address(NamedTuple):
+    """A Redis or Valkey database."""
+
+    #: `host:port` of the server, of each Sentinel, or the path of a socket.
+    hosts: frozenset[str]
+    database: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(sorted(self.hosts))}, database {self.database}"
+
+
+def address_of(url: str | Iterable[str] | None) -> Address | None:
+    """The database behind a broker's URL, or several as Celery takes them; None for brokers of another kind.
+
+    Two addresses that differ may still be one database, known by two names.
+    """
+    parts = [part for one in ([url] if isinstance(url, str) else url or []) for part in one.split(";")]
+    found = [address for part in parts if (address := _address(part))]
+    if not found or len(found) < len(parts):
+        return None
+    return Address(frozenset().union(*(one.hosts for one in found)), found[0].database)
+
+
+def _address(url: str) -> Address | None:
+    parts = urlsplit(url.strip())
+    scheme = parts.scheme.partition("+")[0]
+    if scheme not in _SCHEMES:
+        return None
+    if not parts.hostname:  # a socket: its path is the server, and a query names the database
+        database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+        return Address(frozenset([unquote(parts.path)]), database.strip("/") or "0")
+    host = "localhost" if parts.hostname in _LOOPBACK else parts.hostname
+    port = parts.port or _PORTS.get(scheme, 6379)
+    return Address(frozenset([f"{host}:{port}"]), parts.path.strip("/") or "0")

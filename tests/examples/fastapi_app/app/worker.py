@@ -1,0 +1,15 @@
+"""The service's own Celery application and its tasks: `celery -A app.worker worker`."""
+
+from celery import Celery
+
+from embedq.tasks import Embeddings, connect
+
+app = Celery("service")
+app.conf.update(task_default_queue="service", broker_connection_retry_on_startup=True)
+connect(app)
+
+
+@app.task
+def count(vectors: Embeddings) -> int:
+    """What a service does with vectors: here it counts them."""
+    return len(vectors)
