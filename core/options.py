@@ -148,17 +148,21 @@ class RerankOptions(_Options):
     max_length: int | None = None
     #: Most tokens of the query among them; None for three quarters.
     query_max_length: int | None = None
-    #: Instructions to write around query and passages; None for those the model was trained with.
+    #: Instruction to write around the query; None for the one the model was trained with.
     query_instruction: str | None = None
+    #: Contains {} twice, for instruction and query; None for the model's own format.
     query_instruction_format: str | None = None
+    #: Instruction to write around each passage; None for the one the model was trained with.
     passage_instruction: str | None = None
+    #: Contains {} twice, for instruction and passage; None for the model's own format.
     passage_instruction_format: str | None = None
     #: Language models: the question to write behind each pair; None for the model's own.
     prompt: str | None = None
     #: Layered models: layers whose scores to return; None for the last.
     cutoff_layers: tuple[int, ...] | None = None
-    #: Compressing models: layers before which to compress passages, and how many tokens become one.
+    #: Compressing models: layers before which to compress passages; None for the published one.
     compress_layers: tuple[int, ...] | None = None
+    #: Compressing models: how many tokens become one; None compresses nothing.
     compress_ratio: int | None = None
     #: Whether the result carries its `Timings`.
     timings: bool = False
