@@ -29,7 +29,7 @@ TOLD = {
     if path.is_file() and path.suffix not in (".py", ".pyc")
 }
 
-#: More of it, for the commands alone.
+#: More of it; its `python -m` commands are checked by `tests/test_docs.py`.
 DOCS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
 
 #: The source that reads settings and writes keys.
@@ -63,7 +63,7 @@ MADE = {"deploy/compose/.env"}
 def named(pattern: str) -> dict[str, set[str]]:
     """Where each name that fits `pattern` stands."""
     found: dict[str, set[str]] = {}
-    for path, text in TOLD.items():
+    for path, text in (TOLD | DOCS).items():
         for name in re.findall(pattern, text):
             found.setdefault(name, set()).add(path)
     return found
