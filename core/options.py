@@ -160,9 +160,9 @@ class RerankOptions(_Options):
     prompt: str | None = None
     #: Layered models: layers whose scores to return; None for the last.
     cutoff_layers: tuple[int, ...] | None = None
-    #: Compressing models: layers before which to compress passages; None for the model's own.
+    #: Compressing models: layers before which to compress passages; None for the published one.
     compress_layers: tuple[int, ...] | None = None
-    #: Compressing models: how many of a passage's tokens become one; None for the model's own.
+    #: Compressing models: how many tokens become one; None compresses nothing.
     compress_ratio: int | None = None
     #: Whether the result carries its `Timings`.
     timings: bool = False
