@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from embedq.core.engine import Engine
+    from tests.checkpoints import FakeModel
     from tests.encoders import Encoder
-    from tests.engines import FakeModel
     from tests.kustomizing import Object
     from tests.own_server import OwnServer
 
@@ -103,7 +103,7 @@ def objects(overlay: str) -> list[Object]:
 
 @pytest.fixture
 def model() -> FakeModel:
-    from tests.engines import FakeModel
+    from tests.checkpoints import FakeModel
 
     return FakeModel()
 

@@ -82,7 +82,7 @@ def test_the_last_attempt_is_made_alone(url: str, client: redis.Redis) -> None:
     send(url, "a", 4)
     with heir(url, "a") as third:
         for number in range(4):
-            third.run_until(lambda number=number: len(third.got) == number + 1)
+            third.run_until(lambda number=number: len(third.got) == number + 1)  # type: ignore[misc]
             third.turn()
             assert (third.numbers(), in_flight(client)) == (list(range(number + 1)), 1)
             third.got[-1].ack()
@@ -121,7 +121,7 @@ def test_a_poisoned_message_that_cannot_be_read_is_buried_all_the_same(
     for _ in range(2):
         worker = Consuming(url, ["a"], visibility_timeout=0.01, max_attempts=2)
         monkeypatch.setattr(worker.channel, "_deliver", lambda job: None)
-        worker.run_until(lambda worker=worker: worker.channel.qos.taken)
+        worker.run_until(lambda worker=worker: worker.channel.qos.taken)  # type: ignore[misc]
         worker.abandon()
         time.sleep(0.02)
         heir(url, "b").close()

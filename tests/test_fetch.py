@@ -12,7 +12,8 @@ import kombu
 import pytest
 import redis
 
-from embedq.workers.broker.transport import Channel, Room, wake
+from embedq.workers.broker.fetch import Room
+from embedq.workers.broker.transport import Channel, wake
 from tests.consuming import OURS, STOCK, Consuming, calls, dead_letters, in_flight, send, waiting
 
 
@@ -111,7 +112,7 @@ def test_what_is_recorded_is_what_kombu_records(url: str, client: redis.Redis) -
         send(url, "a", 7, priority=3)
         raw = json.loads(client.lindex("a:3", 0))
         with Consuming(url, ["a"], transport) as worker:
-            worker.run_until(lambda worker=worker: worker.got)
+            worker.run_until(lambda worker=worker: worker.got)  # type: ignore[misc]
             ((tag, value),) = client.hgetall("unacked").items()
             ((indexed, score),) = client.zrange("unacked_index", 0, -1, withscores=True)
             worker.got[0].ack()
@@ -170,7 +171,7 @@ def latencies_ms(url: str, transport: str) -> list[float]:
                 0.01, lambda sent=sent, number=number: (sent.append(time.perf_counter()), send(url, "a", number))
             )
             timer.start()
-            worker.run_until(lambda number=number: len(worker.got) > number)
+            worker.run_until(lambda number=number: len(worker.got) > number)  # type: ignore[misc]
             timer.join()
             found.append(1000 * (worker.got[-1] - sent[0]))
     return found
