@@ -162,7 +162,7 @@ def test_a_network_is_what_transformers_makes_of_it_whatever_dtype_its_file_has(
     change_weights(tmp_path, lambda tensors: tensors.update({name: one.to(stored) for name, one in tensors.items()}))
     reference = AutoModel.from_pretrained(tmp_path, dtype=getattr(torch, precision), local_files_only=True).eval()
     spec = read_spec("m", ModelSettings(path=str(tmp_path), family="decoder" if model_type == "gemma2" else "encoder"))
-    network = weights.load(AutoModel, spec, "cpu", precision)
+    network = weights.load("AutoModel", spec, "cpu", precision)
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         assert torch.equal(network(input_ids=ids).last_hidden_state, reference(input_ids=ids).last_hidden_state)
