@@ -1,5 +1,5 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
-# make test    the whole suite, against a real server and real workers
+# make test    the whole suite, against a real server and real workers (ARGS="tests/test_scheduler.py -q" runs a part)
 # make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
 # make check   formatter, linter, type checker, documentation
 # make docs    the reference pages from the code, and the documentation as a site in site/
@@ -26,8 +26,17 @@ PEERS  := sentence-transformers onnx openvino flagembedding infinity
 demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
 
+# All: what measures no time side by side, a process for each core; then, one at a time, what is marked `timing`.
 test: $(VENV)/.test
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	status=0; \
+	$(BIN)/python -m pytest -m "not timing" -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder --durations=10 \
+	  || status=$$?; \
+	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 || status=$$?; \
+	exit $$status
+endif
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

@@ -185,6 +185,7 @@ def test_a_pass_is_one_call_and_elsewhere_says_that_it_is_not(
     assert "no TorchScript on this Python" in record.getMessage()
 
 
+@pytest.mark.timing
 def test_a_pass_goes_on_while_another_thread_has_the_interpreter(minilm: Path) -> None:
     with load(minilm) as engine:
         batch = layout((60,) * 150)  # a second on one core

@@ -61,6 +61,7 @@ def run_batch(app: Celery, num_jobs: int, max_outage_s: float) -> None:
             run(app, "embed_one")
 
 
+@pytest.mark.timing
 def test_an_outage_beyond_the_bound_is_an_error_and_the_next_batch_is_clean(app: Celery, own: OwnServer) -> None:
     own.client.config_set("maxmemory", 1)
     begun_s = time.monotonic()
@@ -90,6 +91,7 @@ def test_a_large_batch_is_written_early_and_in_several_calls(
     assert own.client.dbsize() == 21
 
 
+@pytest.mark.timing
 def test_memory_pressure_during_an_outage_never_reaches_a_job(
     app: Celery, own: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

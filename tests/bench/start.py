@@ -57,17 +57,18 @@ def main(arguments: list[str]) -> int:
     model = asked.model or minilm.directory()
     seen: dict[str, list[Start]] = {name: [] for name in checkouts}
     with server() as url, tempfile.TemporaryDirectory(prefix="embedq-start-") as directory:
-        for number in range(asked.rounds + 1):
+        for number in range(1 if asked.quick else asked.rounds + 1):
             for name, checkout in checkouts.items():
                 one = start(checkout, Path(directory) / name, model, asked.precision, url)
-                if number:
+                if number or asked.quick:
                     seen[name].append(one)
     figures = [figure for name, starts in seen.items() for figure in _figures(name, starts)]
     if asked.against:
         figures.append(Figure("cpu_ratio", "processor time: this to the other", _ratio(seen), ""))
-    report.show(f"start of a worker, {asked.rounds} rounds, {asked.precision}", figures)
+    num_rounds = len(seen["this"])
+    report.show(f"start of a worker, {num_rounds} rounds, {asked.precision}", figures)
     if asked.json:
-        report.write(asked.json, {"command": "start", "arguments": arguments, "rounds": asked.rounds}, figures)
+        report.write(asked.json, {"command": "start", "arguments": arguments, "rounds": num_rounds}, figures)
     return 0
 
 
@@ -140,6 +141,7 @@ def _ratio(seen: dict[str, list[Start]]) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench start", description=__doc__)
     parser.add_argument("--rounds", type=whole(), default=5, help="starts, of which the median counts (5)")
+    parser.add_argument("--quick", action="store_true", help="one start, and none before it: shows that it runs")
     parser.add_argument("--against", type=Path, help="root of another checkout, whose workers take turns")
     parser.add_argument("--model", type=Path, help="directory of the model (all-MiniLM-L6-v2)")
     parser.add_argument("--precision", default="auto", help="the model's precision (auto)")
