@@ -18,6 +18,9 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 # Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
 SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+# Processes of the tests that run side by side.
+PROCESSES = $(shell $(BIN)/python -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
@@ -26,13 +29,14 @@ PEERS  := sentence-transformers onnx openvino flagembedding infinity
 demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
 
-# All: what measures no time side by side, a process for each core; then, one at a time, what is marked `timing`.
+# All: what measures no time side by side, in one process more than there are cores, because many tests wait for other
+# processes; then, one at a time, what is marked `timing`.
 test: $(VENV)/.test
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	status=0; \
-	$(BIN)/python -m pytest -m "not timing" -n auto --maxprocesses=8 --dist loadfile --no-loadscope-reorder --durations=10 \
+	$(BIN)/python -m pytest -m "not timing" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10 \
 	  || status=$$?; \
 	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 || status=$$?; \
 	exit $$status

@@ -40,13 +40,21 @@ GOLDEN = Path(__file__).parent / "golden"
 
 #: Files that take longest. Side by side, a file is one process's: begun last, one of them would keep the others waiting.
 LONGEST_FIRST = [
-    "test_workers",
     "test_launcher",
+    "test_workers",
+    "test_bench_peers",
     "test_transport",
-    "test_acl",
     "test_bench",
+    "test_minilm",
+    "test_bench_jobs",
+    "test_demo",
+    "test_quantized",
+    "test_acl",
     "test_failover",
-    "test_models",
+    "test_tls",
+    "test_metrics",
+    "test_bench_accelerator",
+    "test_end_to_end",
 ]
 
 #: Kinds of devices that have an overlay in `deploy/kubernetes`.

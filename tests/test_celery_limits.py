@@ -23,7 +23,7 @@ from tests.events import TIMEOUT_S, Events
 WORKER = f"minilm+reranker.cpu0@{socket.gethostname()}"
 
 #: Computing time of the bulk job; many times what the test needs of it.
-BUSY_S = 10.0
+BUSY_S = 6.0
 
 #: A batch or two, and what a busy machine adds: within this a worker is free again after a job was ended.
 FREE_S = BUSY_S / 3
