@@ -140,7 +140,9 @@ def test_int8_is_taken_where_it_is_asked_for_and_never_else(flag: str, monkeypat
 @needs_int8
 def test_a_family_without_it_is_refused() -> None:
     directory = GOLDEN / "flagllmmodel_last_token" / "model"
-    with pytest.raises(InvalidSettings, match=r"int8 is for the families cross_encoder, encoder, m3; .* is of family decoder"):
+    with pytest.raises(
+        InvalidSettings, match=r"int8 is for the families cross_encoder, encoder, m3; .* is of family decoder"
+    ):
         load(directory, model={"family": "decoder"})
 
 
@@ -177,7 +179,9 @@ def test_a_checkpoint_that_loses_too_much_is_refused_with_its_cosine(tmp_path: P
     change_weights(save_encoder(tmp_path), change)
     with load(tmp_path, "bfloat16") as rounded:
         assert np.isfinite(np.asarray(rounded.embed(TEXTS[:1]))).all()
-    with pytest.raises(CannotLoadModel, match=r"loses too much in int8: .* mean cosine of 0\.\d+ .* below the limit of 0.97"):
+    with pytest.raises(
+        CannotLoadModel, match=r"loses too much in int8: .* mean cosine of 0\.\d+ .* below the limit of 0.97"
+    ):
         load(tmp_path)
 
 
