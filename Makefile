@@ -1,5 +1,5 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
-# make test    the whole suite, against a real server and real workers
+# make test    the whole suite, against a real server and real workers (ARGS="tests/test_scheduler.py -q" runs a part)
 # make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
 # make check   formatter, linter, type checker, documentation
 # make docs    the reference pages from the code, and the documentation as a site in site/
@@ -18,6 +18,9 @@ PIP    := $(BIN)/pip --disable-pip-version-check install --quiet
 # Strict: a page that nothing leads to, or a link or an anchor that is not there, fails.
 SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+# Processes of the tests that run side by side.
+PROCESSES = $(shell $(BIN)/python -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
@@ -26,8 +29,18 @@ PEERS  := sentence-transformers onnx openvino flagembedding infinity
 demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
 
+# All: what measures no time side by side, in one process more than there are cores, because many tests wait for other
+# processes; then, one at a time, what is marked `timing`.
 test: $(VENV)/.test
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	status=0; \
+	$(BIN)/python -m pytest -m "not timing" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10 \
+	  || status=$$?; \
+	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 || status=$$?; \
+	exit $$status
+endif
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .

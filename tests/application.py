@@ -39,13 +39,14 @@ def unsteady(self: Task, texts: list[str]) -> list[str]:
 @app.task(name="application.shape")
 def shape(vectors: tasks.Embeddings) -> list[int]:
     """(num_texts, dim) of what came with the message."""
+    assert vectors.dense is not None
     return list(vectors.dense.shape)
 
 
 @app.task(name="application.shapes")
 def shapes(parts: list[tasks.Embeddings]) -> list[list[int]]:
     """(num_texts, dim) of each part, in their order."""
-    return [list(part.dense.shape) for part in parts]
+    return [shape(part) for part in parts]
 
 
 @app.task(name="application.texts_of")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from embedq.core.engine import Engine
+    from tests.checkpoints import FakeModel
     from tests.encoders import Encoder
-    from tests.engines import FakeModel
     from tests.kustomizing import Object
     from tests.own_server import OwnServer
 
@@ -26,6 +27,10 @@ for _name in [name for name in os.environ if name.startswith("EMBEDQ_")] + ["RED
     os.environ.pop(_name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["EMBEDQ_DATA_DIR"] = os.devnull
+# Side by side with other tests (`pytest -n`) each process has its share of the cores: torch's threads, two for each core,
+# would wait for each other longer than they compute.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
 # Under nohup launchers rightly take no notice of SIGHUP, nor programs that a shell put into the background of SIGINT,
 # which the tests send them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -33,8 +38,40 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 
+#: Files that take longest. Side by side, a file is one process's: begun last, one of them would keep the others waiting.
+LONGEST_FIRST = [
+    "test_launcher",
+    "test_workers",
+    "test_bench_peers",
+    "test_transport",
+    "test_bench",
+    "test_minilm",
+    "test_bench_jobs",
+    "test_demo",
+    "test_quantized",
+    "test_acl",
+    "test_failover",
+    "test_tls",
+    "test_metrics",
+    "test_bench_accelerator",
+    "test_end_to_end",
+]
+
 #: Kinds of devices that have an overlay in `deploy/kubernetes`.
 OVERLAYS = sorted(path.name for path in (Path(__file__).parents[1] / "deploy" / "kubernetes" / "overlays").iterdir())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first, in the same order in every process."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector never look at libraries and tests again: where memory runs out a device's cache is emptied
+    behind a full collection, which took half a second of each try."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +140,7 @@ def objects(overlay: str) -> list[Object]:
 
 @pytest.fixture
 def model() -> FakeModel:
-    from tests.engines import FakeModel
+    from tests.checkpoints import FakeModel
 
     return FakeModel()
 

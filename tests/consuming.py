@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import time
@@ -38,19 +39,17 @@ OPTIONS: dict[str, Any] = {
 
 def context(**fields: Any) -> WorkerContext:
     """A worker with room for everything, that computes nothing and is well; `fields` are those that differ."""
-    return WorkerContext(
-        **{
-            "name": "consuming@test",
-            "process": f"consuming@test/{os.getpid()}",
-            "lifecycle": Lifecycle(),
-            "room": Room,
-            "running": tuple,
-            "is_alive": lambda: True,
-            "fail": lambda message, error: None,
-            "last_beat": Beat,
-        }
-        | fields
+    usual = WorkerContext(
+        name="consuming@test",
+        process=f"consuming@test/{os.getpid()}",
+        lifecycle=Lifecycle(),
+        room=Room,
+        running=tuple,
+        is_alive=lambda: True,
+        fail=lambda message, error: None,
+        last_beat=Beat,
     )
+    return dataclasses.replace(usual, **fields)
 
 
 @contextmanager

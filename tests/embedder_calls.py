@@ -13,6 +13,7 @@ from embedq import core
 from embedq.core.engine import Engine
 from embedq.core.options import EmbedOptions
 from embedq.core.results import Embeddings
+from embedq.core.settings import Precision
 from tests.golden_cases import Call, difference
 
 #: FlagEmbedding's classes -> our families. The directories of two of them would not tell.
@@ -49,7 +50,7 @@ def translate(call: Call) -> Ours:
 
 
 @contextmanager
-def load(call: Call, precision: str = "float32", **settings: Any) -> Iterator[Engine]:
+def load(call: Call, precision: Precision = "float32", **settings: Any) -> Iterator[Engine]:
     """An engine with the model of `call`, on the CPU."""
     with core.load(
         str(call.model), model=translate(call).model, precision=precision, device="cpu", **settings
@@ -66,7 +67,8 @@ def embed(engine: Engine, call: Call, texts: list[str] | None = None, **more: An
 
 def token_ids(engine: Engine, call: Call) -> list[list[int]]:
     """The ids that reach the network for the texts of `call`."""
-    encoded = engine.models["model"].encode_texts(call.inputs, EmbedOptions(**translate(call).options))
+    model: Any = engine.models["model"]
+    encoded = model.encode_texts(call.inputs, EmbedOptions(**translate(call).options))
     return [tokens.ids.tolist() for tokens in encoded]
 
 

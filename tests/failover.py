@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -110,7 +111,7 @@ class Failover:
             state = client.sentinel_master(MASTER)
             return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
 
-    def _until(self, holds: object) -> None:
+    def _until(self, holds: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + _TIMEOUT_S
         while not holds():
             assert time.monotonic() < deadline_s

@@ -44,7 +44,9 @@ def make(face: Any, call: Call) -> Any:
 def recorded(face: Any) -> Iterator[dict[tuple[int, int], Tokens]]:
     """What reaches the network, by (number of the job, row): a call may be several jobs, one after the other."""
     model = face.engine.models["model"]
-    launch, seen, jobs = model.launch, {}, []
+    launch = model.launch
+    seen: dict[tuple[int, int], Tokens] = {}
+    jobs: list[Any] = []
 
     def record(batch: list[Sequence], wanted: Wanted) -> Any:
         jobs.extend({job for sequence in batch for job, _ in sequence.rows}.difference(jobs))
@@ -61,7 +63,7 @@ def recorded(face: Any) -> Iterator[dict[tuple[int, int], Tokens]]:
 def check_ids(seen: dict[tuple[int, int], Tokens], call: Call) -> None:
     """The ids (and segments) are those that reached FlagEmbedding's network, in the order of the inputs."""
     if "query_input_ids" in call.token_ids:  # we compute each different text once: queries first, then passages
-        expected = []
+        expected: list[list[int]] = []
         for place, side in enumerate(("query_", "passage_")):
             texts = [pair[place] for pair in call.inputs]
             expected += dict(zip(texts, call.token_ids[f"{side}input_ids"], strict=True)).values()
@@ -69,7 +71,7 @@ def check_ids(seen: dict[tuple[int, int], Tokens], call: Call) -> None:
         expected = call.token_ids["input_ids"]
     assert [seen[place].ids.tolist() for place in sorted(seen)] == expected
     if "token_type_ids" in call.token_ids:
-        given = [seen[place].type_ids.tolist() for place in sorted(seen)]
+        given = [np.asarray(seen[place].type_ids).tolist() for place in sorted(seen)]
         assert given == call.token_ids["token_type_ids"]
 
 
@@ -107,7 +109,7 @@ def _compare_kinds(given: Any, call: Call) -> list[Row]:
     assert list(given) == ["colbert", "sparse", "dense", "sparse+dense", "colbert+sparse+dense"]
     for scores in given.values():
         assert type(scores) is (float if call.is_bare else list)
-        assert call.is_bare or {type(score) for score in scores} == {float}
+        assert isinstance(scores, float) or {type(score) for score in scores} == {float}
     return [_row(call, name, scores, call.expected[name]) for name, scores in given.items()]
 
 

@@ -52,6 +52,11 @@ def command(**fields: Any) -> bytes:
     return message(json.dumps({"method": "ping", "arguments": {}} | fields).encode())
 
 
+def _named(changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes whose names are no identifiers."""
+    return changes
+
+
 #: Messages to workers' ears that make no sense, by what is wrong with them.
 COMMANDS: dict[str, bytes] = {
     "nested beyond reason": b"[" * 100_000,
@@ -63,9 +68,9 @@ COMMANDS: dict[str, bytes] = {
     "no base64": message(PING).replace(b'"body": "', b'"body": "a'),
     "an unknown body encoding": message(PING, properties={"body_encoding": "rot13"}),
     "a type nobody knows": message(PING, "application/x-unknown"),
-    "a type that is a number": message(PING, **{"content-type": 7}),
-    "an encoding that is a number": message(PING, **{"content-encoding": 7}),
-    "a codec as encoding": message(PING, "application/data", **{"content-encoding": "zip"}),
+    "a type that is a number": message(PING, **_named({"content-type": 7})),
+    "an encoding that is a number": message(PING, **_named({"content-encoding": 7})),
+    "a codec as encoding": message(PING, "application/data", **_named({"content-encoding": "zip"})),
     "a body nested beyond reason": message(b"[" * 100_000),
     "msgpack nested beyond reason": message(b"\x91" * 100_000, "application/x-embedq-msgpack"),
     "a body that claims gigabytes": message(b"\xdd\xff\xff\xff\xff", "application/x-embedq-msgpack"),

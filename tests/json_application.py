@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from celery import Celery
 
 from embedq import tasks
@@ -26,13 +27,13 @@ def split(text: str) -> list[str]:
 @app.task(name="json.shape")
 def shape(vectors: tasks.Embeddings) -> list[int]:
     """(num_texts, dim) of what came with the message."""
-    return list(vectors.dense.shape)
+    return list(np.shape(vectors))
 
 
 @app.task(name="json.shapes")
 def shapes(parts: list[tasks.Embeddings]) -> list[list[int]]:
     """(num_texts, dim) of each part, in their order."""
-    return [list(part.dense.shape) for part in parts]
+    return [list(np.shape(part)) for part in parts]
 
 
 @app.task(name="json.texts_of")

@@ -33,7 +33,7 @@ def main() -> int:
 
 def _printer(name: str) -> Any:
     def note(sender: Any, **fields: Any) -> None:
-        request = fields.get("request") or getattr(sender, "request", None)
+        request: Any = fields.get("request") or getattr(sender, "request", None)
         job_id = fields.get("task_id") or request.id
         kind = type(fields.get("result", fields.get("exception"))).__name__
         print(f"signal={name} job={job_id} sender={getattr(sender, 'name', '-')} kind={kind} ", flush=True)

@@ -55,7 +55,8 @@ def pairs(call: Call) -> list[tuple[str, str]]:
 
 def encode(engine: Engine, pairs: list[tuple[str, str]], **given: Any) -> list[list[int]]:
     """The ids that the model would get."""
-    tokens = engine.models["model"].encode_pairs(pairs, RerankOptions.checked(given))
+    model: Any = engine.models["model"]
+    tokens = model.encode_pairs(pairs, RerankOptions.checked(given))
     return [one.ids.tolist() for one in tokens]
 
 

@@ -31,7 +31,7 @@ def states_of(num_rows: int, seed: int, scale: float = 1.0) -> torch.Tensor:
 def one_by_one(states: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """torch's attention for each sequence by itself."""
     found = []
-    for own in states[: sum(lengths)].split(lengths):
+    for own in states[: sum(lengths)].split(lengths):  # type: ignore[no-untyped-call]
         queries, keys, values = own.view(len(own), 3, HEADS, WIDTH).permute(1, 2, 0, 3)
         found.append(functional.scaled_dot_product_attention(queries, keys, values, scale=1.0).transpose(0, 1))
     return torch.cat(found).reshape(-1, HEADS * WIDTH)

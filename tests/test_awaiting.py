@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ async def until(happens: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def warm(own: OwnServer) -> Iterator[OwnServer]:
+def warm(own: OwnServer) -> OwnServer:
     """The server, which saw these commands before: their first use counts for more."""
     own.client.mget(["x"])
     return own

@@ -259,6 +259,7 @@ def test_a_done_job_is_freed_without_a_garbage_collection(backlog: Backlog) -> N
         gc.enable()
 
 
+@pytest.mark.timing
 def test_withdrawing_takes_time_by_the_different_texts_of_a_job(backlog: Backlog) -> None:
     num_rows = 20_000
     kept = added(backlog, tokens_of(3) * num_rows)

@@ -12,7 +12,8 @@ import pytest
 
 from tests.bench import backlog, real_texts, usage
 from tests.bench.report import Figure
-from tests.running import Running
+from tests.benches import figures_of
+from tests.running import ROOT, Running
 
 #: What a busy machine may need for a quick run.
 TIMEOUT_S = 110
@@ -49,12 +50,24 @@ def test_the_engine_is_measured_and_every_figure_is_told(tmp_path: Path) -> None
         assert figure["what"].strip() in running.output
 
 
+def test_a_start_is_measured_by_its_phases_and_against_another_checkout(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "start", "--quick", "--against", str(ROOT))
+    for name in ("this", "other"):
+        phases = [figures[f"{name}_{phase}_s"] for phase in ("imports", "warm", "ready", "answered")]
+        assert phases[0] > 0
+        assert phases == sorted(phases)
+        assert figures[f"{name}_imports_s"] + figures[f"{name}_loading_s"] == pytest.approx(figures[f"{name}_warm_s"])
+        assert figures[f"{name}_cpu_s"] > 0.5  # torch alone
+    assert figures["cpu_ratio"] == pytest.approx(figures["this_cpu_s"] / figures["other_cpu_s"])
+
+
 def test_a_command_that_does_not_exist_is_told_what_does() -> None:
     with Running([sys.executable, "-m", "tests.bench", "nothing"]) as running:
         assert running.wait(TIMEOUT_S) == 2
     assert "engine    batching across jobs" in running.output
 
 
+@pytest.mark.timing
 def test_memory_is_the_most_that_a_process_and_those_it_started_ever_had() -> None:
     child = "block = b'x' * 100_000_000; del block; print('freed', flush=True); input()"
     command = [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"]

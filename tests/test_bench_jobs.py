@@ -21,6 +21,7 @@ from tests.running import Running
 LEAST_RATIO = 1.5
 
 
+@pytest.mark.timing
 def test_a_worker_of_ours_does_more_jobs_than_stock_and_every_figure_is_told(tmp_path: Path) -> None:
     figures = figures_of(tmp_path, "jobs", "--quick")
     assert all(value > 0 for value in figures.values())
@@ -65,6 +66,7 @@ def echo() -> Iterator[int]:
         thread.join(TIMEOUT_S)
 
 
+@pytest.mark.timing
 def test_the_proxy_delays_each_way_and_passes_on_many_messages_at_once(echo: int) -> None:
     delay_ms, num_messages = 20.0, 50
     with delaying(echo, delay_ms) as port, socket.create_connection(("127.0.0.1", port)) as connection:

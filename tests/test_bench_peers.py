@@ -16,7 +16,7 @@ from tests.bench.peers.comparing import Case, Compared, Row
 from tests.bench.peers.models import Model
 from tests.bench.peers.process import CannotMeasure
 from tests.bench.peers.table import best_peer, figures
-from tests.running import Running
+from tests.running import ROOT, Running
 
 #: What a busy machine may need for a quick run; a quiet one needs a fifth of it.
 TIMEOUT_S = 110
@@ -183,7 +183,7 @@ def test_every_peers_environment_has_its_requirements_and_its_rule() -> None:
     wanted = {peer.environment for peer in systems.all_peers(1, models.PEERS).values()}
     files = {file.stem for file in (Path(systems.__file__).parent / "requirements").glob("*.txt")}
     assert files == wanted
-    rule = next(line for line in (models.ROOT / "Makefile").read_text().splitlines() if line.startswith("PEERS "))
+    rule = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("PEERS "))
     assert set(rule.partition(":=")[2].split()) == wanted
     programs = {peer.program for peer in systems.all_peers(1, models.PEERS).values()}
     assert all((Path(systems.__file__).parent / "programs" / f"{name}.py").is_file() for name in programs)

@@ -83,6 +83,6 @@ def test_a_wrong_call_is_refused_before_anything_is_encoded(ask: Any) -> None:
         raise AssertionError("encoded")
 
     embedder, reranker = FakeModel(), FakeModel("reranker", "cross_encoder")
-    embedder.encode_texts = reranker.encode_pairs = encode  # type: ignore[method-assign]
+    embedder.encode_texts = reranker.encode_pairs = encode  # type: ignore[assignment,method-assign]
     with pytest.raises((InvalidInput, UnknownModel)):
         ask(calls_of(embedder, reranker))

@@ -23,7 +23,7 @@ from tests.events import TIMEOUT_S, Events
 WORKER = f"minilm+reranker.cpu0@{socket.gethostname()}"
 
 #: Computing time of the bulk job; many times what the test needs of it.
-BUSY_S = 10.0
+BUSY_S = 6.0
 
 #: A batch or two, and what a busy machine adds: within this a worker is free again after a job was ended.
 FREE_S = BUSY_S / 3
@@ -55,6 +55,7 @@ def assert_free() -> None:
     assert time.monotonic() - started_s < FREE_S
 
 
+@pytest.mark.timing
 def test_a_job_that_waits_for_the_device_can_be_revoked(running: Any, events: Events) -> None:
     job, neighbour = bulk.send(20, seed=2), bulk.send(20, seed=3)
     bulk.is_taken(job, events)
@@ -68,6 +69,7 @@ def test_a_job_that_waits_for_the_device_can_be_revoked(running: Any, events: Ev
     assert neighbour.get(timeout=TIMEOUT_S).dense.shape == (20, 384)
 
 
+@pytest.mark.timing
 def test_a_job_that_waits_for_the_device_can_be_terminated(running: Any, events: Events) -> None:
     job = bulk.send(20, seed=4)
     bulk.is_taken(job, events)
@@ -79,6 +81,7 @@ def test_a_job_that_waits_for_the_device_can_be_terminated(running: Any, events:
     assert events.types(job.id)[-1] == "revoked"
 
 
+@pytest.mark.timing
 def test_a_job_whose_rows_are_being_computed_can_be_terminated(running: Any, events: Events) -> None:
     neighbour = bulk.send(20, seed=5)
     bulk.is_taken(neighbour, events)
@@ -116,6 +119,7 @@ def test_a_job_that_has_expired_on_arrival_is_never_started(events: Events) -> N
     assert "started" not in events.types(job.id)
 
 
+@pytest.mark.timing
 def test_a_job_that_expires_while_it_waits_for_the_device_is_given_up(running: Any, events: Events) -> None:
     job, neighbour = bulk.send(20, seed=6, expires=2.0), bulk.send(20, seed=7, expires=600)
     is_taken = bulk.is_taken(job, events)
@@ -127,6 +131,7 @@ def test_a_job_that_expires_while_it_waits_for_the_device_is_given_up(running: A
     assert neighbour.get(timeout=TIMEOUT_S).dense.shape == (20, 384)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("limit", "error"),
     [({"soft_time_limit": 1.0}, SoftTimeLimitExceeded), ({"time_limit": 1.0}, TimeLimitExceeded)],

@@ -24,6 +24,7 @@ PATIENCE_S = 10.0
 SILENCE_S = 0.3
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("run", ["storm", "fuzz", "poison"])
 def test_the_shorter_run_keeps_every_promise(run: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"

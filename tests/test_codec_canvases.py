@@ -141,7 +141,7 @@ def test_what_derives_from_a_plain_type_travels_as_that_type(value: Any, expecte
 
 MALFORMED = [
     *[(marker, written) for marker in ("datetime", "date", "time", "uuid") for written in (None, "nonsense", 1.5, [[1]], {"hex": 3}, "9" * 5000)],
-    *[("decimal", written) for written in (None, "nonsense", [[1]], {})],
+    *[("decimal", written) for written in (None, "nonsense", [[1]], {})],  # type: ignore[var-annotated]
     *[("set", written) for written in (None, 1.5, [[1]])],
     *[("int", written) for written in (None, "nonsense", 1.5, [1])],
 ]  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -142,7 +143,7 @@ def test_each_extra_installs_what_its_commands_import() -> None:
     extras = project["optional-dependencies"]
 
     def modules(extra: str) -> set[str]:
-        found = set()
+        found: set[str] = set()
         for one in extras[extra]:
             own = re.match(r"embedq\[(.*)\]", one)
             below = own[1].split(",") if own else []
@@ -193,7 +194,7 @@ def test_a_mistake_has_its_exit_code_and_is_said_without_a_traceback(
 
 
 def test_a_wrong_setting_is_one_line_and_keeps_nobody_from_the_help() -> None:
-    wrong = {"EMBEDQ_LEASE_S": "soon"}
+    wrong: dict[str, Any] = {"EMBEDQ_LEASE_S": "soon"}
     done = run("models", **wrong)
     assert (done.returncode, done.stderr) == (
         EXIT_FAILED,

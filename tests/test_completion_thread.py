@@ -15,7 +15,7 @@ def test_work_is_done_in_order_on_one_thread_and_close_waits_for_it() -> None:
     done: list[tuple[int, str]] = []
     completion = CompletionThread()
     for number in range(100):
-        completion.submit(lambda number=number: done.append((number, threading.current_thread().name)))
+        completion.submit(lambda number=number: done.append((number, threading.current_thread().name)))  # type: ignore[misc]
     completion.close()
     assert done == [(number, "completion") for number in range(100)]
     completion.close()  # a second time: nothing happens

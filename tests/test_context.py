@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import kombu
 import pytest
@@ -46,7 +46,7 @@ def test_parts_that_nobody_wired_fail_as_they_are_built_and_name_what_is_missing
     with pytest.raises(AttributeError, match="jobs"):
         EnginePool(limit=1)
     with pytest.raises(AttributeError, match="context"):
-        Readiness(None)
+        Readiness(cast(Any, None))
     assert issubclass(EnginePool, PoolBase)
 
 

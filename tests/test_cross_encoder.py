@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,8 @@ def test_bfloat16_stays_close(rounded: dict[str, Engine], call: Call) -> None:
 @pytest.mark.parametrize("call", [*calls("flagreranker_bert"), *calls(ST_CASE)], ids=str)
 def test_query_and_passage_have_segments_of_their_own(engines: dict[str, Engine], call: Call) -> None:
     given = rerankers.options(call)
-    tokens = engines[call.case].models["model"].encode_pairs(st_pairs(call), RerankOptions.checked(given))
+    model: Any = engines[call.case].models["model"]
+    tokens = model.encode_pairs(st_pairs(call), RerankOptions.checked(given))
     assert [one.type_ids.tolist() for one in tokens if one.type_ids is not None] == call.token_ids["token_type_ids"]
 
 
@@ -158,7 +160,7 @@ def test_a_query_that_fills_the_model_is_refused_with_the_numbers(engines: dict[
 
 @pytest.mark.parametrize("option", ["prompt", "cutoff_layers", "compress_layers", "compress_ratio", "mode", "weights"])
 def test_options_of_other_rerankers_are_refused(engines: dict[str, Engine], option: str) -> None:
-    value = {"prompt": "?", "mode": "dense", "weights": (1, 1, 1)}.get(option, 2)
+    value: Any = {"prompt": "?", "mode": "dense", "weights": (1, 1, 1)}.get(option, 2)
     with pytest.raises(InvalidInput, match=f"option {option} means nothing to model model, a cross encoder"):
         engines["flagreranker_bert"].score([("ferry", "boat")], **{option: value})
 

@@ -79,6 +79,7 @@ def assert_each_is_answered_or_waits(jobs: list[Any], server: str) -> tuple[int,
     return len(done), len(back)
 
 
+@pytest.mark.timing
 def test_a_deep_backlog_of_small_jobs_is_given_back(worker: Running, server: str) -> None:
     texts = bulk.texts(1_500, seed=20)
     jobs = [send([text], priority=0 if index % 10 == 0 else 9) for index, text in enumerate(texts)]
@@ -89,6 +90,7 @@ def test_a_deep_backlog_of_small_jobs_is_given_back(worker: Running, server: str
     assert num_back > num_done
 
 
+@pytest.mark.timing
 def test_many_signals_in_one_moment_end_a_worker_as_one_does(worker: Running, server: str) -> None:
     jobs = [send([text], priority=9) for text in bulk.texts(200, seed=22)]
     jobs[0].get(timeout=TIMEOUT_S)
@@ -97,6 +99,7 @@ def test_many_signals_in_one_moment_end_a_worker_as_one_does(worker: Running, se
     assert worker.output.count("action=draining") == 1
 
 
+@pytest.mark.timing
 def test_a_job_too_large_to_be_finished_is_given_back(worker: Running, server: str) -> None:
     small = send(["x"], priority=9)
     small.get(timeout=TIMEOUT_S)
@@ -109,6 +112,7 @@ def test_a_job_too_large_to_be_finished_is_given_back(worker: Running, server: s
     assert assert_each_is_answered_or_waits([small, large, *small_too], server) == (6, 1)
 
 
+@pytest.mark.timing
 def test_a_cold_shutdown_waits_for_nothing_and_loses_nothing(worker: Running, server: str) -> None:
     large = send(bulk.texts(10_000, seed=23), priority=9)
     small = send(["z"], priority=0)

@@ -92,7 +92,7 @@ def test_outputs_dimensions_types_and_scaling_are_as_asked(engine: Engine) -> No
     np.testing.assert_array_equal(engine.embed(texts, dimensions=1).dense, expected_rows(texts)[:, :1])
     np.testing.assert_allclose(np.linalg.norm(engine.embed(texts, normalize=True), axis=1), 1, atol=1e-6)
     quantised = engine.embed(texts, dtype="int8")
-    assert (repr(quantised), np.shape(quantised.int8_ranges)) == ("2 × 2 int8", (2, 2))
+    assert (repr(quantised), np.asarray(quantised.int8_ranges).shape) == ("2 × 2 int8", (2, 2))
     assert engine.embed(texts).model == "fake"
     instructed = engine.embed(texts, instruction="find: ").dense
     np.testing.assert_array_equal(instructed, expected_rows(["find: abc", "find: de"]))
@@ -232,7 +232,7 @@ def test_a_model_without_padding_takes_the_oldest_on_an_accelerator_and_like_len
         model.device, model.is_padded = device, False
         with running(model, max_batch_tokens=600) as engine:
             with busy(engine, model):
-                job = engine.submit(lambda engine=engine: engine.calls.embed(texts))
+                job = engine.submit(lambda engine=engine: engine.calls.embed(texts))  # type: ignore[misc]
                 wait_for_waiting(engine.backlog, len(texts))
             assert len(job.answer.result(PATIENCE_S)) == len(texts)
             stats = engine.stats()

@@ -56,7 +56,7 @@ def test_a_cancelled_job_that_waits_to_be_encoded_frees_its_bytes_at_once(model:
         assert gate.wait(PATIENCE_S)
         return encode(*given)
 
-    model.encode_texts = held  # type: ignore[method-assign]
+    model.encode_texts = held  # type: ignore[assignment,method-assign]
     with running(model, encode_threads=1) as engine:
         first, second, third = (
             engine.submit(lambda text=text: engine.calls.embed([text]), num_bytes=10_000)  # type: ignore[misc]
@@ -115,7 +115,7 @@ def test_a_caller_that_is_interrupted_withdraws_its_job(engine: Engine, model: F
             has_job.set()
             return result()
 
-        job.answer.result = result_that_tells  # type: ignore[method-assign]
+        job.answer.result = result_that_tells  # type: ignore[assignment,method-assign]
         return job
 
     def interrupt_once_it_waits() -> None:
@@ -127,7 +127,7 @@ def test_a_caller_that_is_interrupted_withdraws_its_job(engine: Engine, model: F
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with busy(engine, model), ThreadPoolExecutor(1) as other:
-            engine.submit = submit  # type: ignore[method-assign]
+            engine.submit = submit  # type: ignore[assignment,method-assign]
             interrupted = other.submit(interrupt_once_it_waits)
             with pytest.raises(Interrupted):
                 engine.embed(["a", "b"])

@@ -76,6 +76,7 @@ def test_the_prefetch_count_of_celery_bounds_what_is_held(url: str, client: redi
         assert in_flight(client) == 2
 
 
+@pytest.mark.timing
 def test_room_that_appears_in_another_thread_is_used_at_once(url: str, client: redis.Redis) -> None:
     room = [Room(max_jobs=0)]
     send(url, "a", 1)
@@ -105,7 +106,7 @@ def test_what_is_recorded_is_what_kombu_records(url: str, client: redis.Redis) -
         send(url, "a", 7, priority=3)
         raw = json.loads(client.lindex("a:3", 0))
         with Consuming(url, ["a"], transport) as worker:
-            worker.run_until(lambda worker=worker: worker.got)
+            worker.run_until(lambda worker=worker: worker.got)  # type: ignore[misc]
             ((tag, value),) = client.hgetall("unacked").items()
             ((indexed, score),) = client.zrange("unacked_index", 0, -1, withscores=True)
             worker.got[0].ack()
@@ -143,6 +144,7 @@ def test_whoever_only_asks_workers_something_takes_no_job_from_them(url: str, cl
         assert (in_flight(client), client.llen("a")) == (1, 0)
 
 
+@pytest.mark.timing
 def test_an_idle_worker_asks_once_a_second(url: str, client: redis.Redis) -> None:
     with Consuming(url, [f"queue-{number}" for number in range(6)], unacked_restore_interval=2) as worker:
         worker.run_for(0.5)
@@ -164,12 +166,13 @@ def latencies_ms(url: str, transport: str) -> list[float]:
                 0.01, lambda sent=sent, number=number: (sent.append(time.perf_counter()), send(url, "a", number))
             )
             timer.start()
-            worker.run_until(lambda number=number: len(worker.got) > number)
+            worker.run_until(lambda number=number: len(worker.got) > number)  # type: ignore[misc]
             timer.join()
             found.append(1000 * (worker.got[-1] - sent[0]))
     return found
 
 
+@pytest.mark.timing
 def test_being_told_of_a_job_adds_less_than_two_milliseconds(url: str, client: redis.Redis) -> None:
     found: dict[str, list[float]] = {STOCK: [], OURS: []}
     for _ in range(5):  # in turn, so that a slow moment of the machine meets both
@@ -180,6 +183,7 @@ def test_being_told_of_a_job_adds_less_than_two_milliseconds(url: str, client: r
     assert ours - stock < 2, f"latency {ours:.2f} ms, of stock kombu {stock:.2f} ms"
 
 
+@pytest.mark.timing
 def test_a_server_that_does_not_tell_is_asked_a_few_times_a_second(
     url: str, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,6 +27,13 @@ TEXTS = ["what does a lighthouse do", "", "a lamp in a tower that ships can see 
 PAIRS = [(TEXTS[0], text) for text in TEXTS]
 
 
+def scores_of(face: flag.BGEM3FlagModel, pairs: Any, **given: Any) -> dict[str, Any]:
+    """Scores of some pairs by their name."""
+    scores = face.compute_score(pairs, **given)
+    assert isinstance(scores, dict)
+    return scores
+
+
 @pytest.fixture(scope="module")
 def encoder() -> Iterator[flag.FlagModel]:
     with flag.FlagModel(ENCODER, use_fp16=False, devices="cpu") as face:
@@ -75,7 +82,7 @@ def test_no_pairs_give_no_scores(reranker: flag.FlagReranker, m3: flag.BGEM3Flag
 def test_one_pair_may_be_written_in_any_way(reranker: flag.FlagReranker, m3: flag.BGEM3FlagModel, pair: Any) -> None:
     (score,) = reranker.compute_score(pair)
     assert type(score) is float
-    scores = m3.compute_score(pair)["dense"]
+    scores = scores_of(m3, pair)["dense"]
     assert type(scores) is (float if isinstance(pair[0], str) else list)
 
 
@@ -176,7 +183,7 @@ def rounded_copy(source: str, directory: Path, dtype: torch.dtype) -> Path:
 def test_without_padding_in_scores_a_pair_s_score_is_its_own() -> None:
     batched, alone = (call for call in read("bge_m3") if call.id.startswith("score_short_passages"))
     with flag.BGEM3FlagModel(str(batched.model), **batched.constructor, score_padding=False) as face:
-        given = face.compute_score(batched.inputs, **batched.kwargs)
+        given = scores_of(face, batched.inputs, **batched.kwargs)
     assert max(difference(scores, alone.expected[name]) for name, scores in given.items()) <= 1
     assert np.abs(alone.expected["colbert"] - batched.expected["colbert"]).max() > 1e-3  # the switch does something
 
@@ -208,7 +215,7 @@ def test_layers_and_compression_of_the_constructor_are_those_of_calls_that_name_
 def test_m3_s_helpers_agree_with_its_scores(m3: flag.BGEM3FlagModel) -> None:
     given = m3.encode(TEXTS, return_sparse=True, return_colbert_vecs=True)
     lexical, colbert = given["lexical_weights"], given["colbert_vecs"]
-    scores = m3.compute_score(PAIRS, batch_size=1)
+    scores = scores_of(m3, PAIRS, batch_size=1)
     matrix = m3.compute_lexical_matching_score(lexical, lexical)
     assert matrix.shape == (4, 4)
     np.testing.assert_allclose(matrix[0], scores["sparse"], atol=1e-5)
@@ -222,7 +229,7 @@ def test_m3_s_helpers_agree_with_its_scores(m3: flag.BGEM3FlagModel) -> None:
 
 def test_ids_become_tokens(m3: flag.BGEM3FlagModel) -> None:
     weights = m3.encode([TEXTS[3]] * 2, return_sparse=True)["lexical_weights"]
-    read_back = m3.convert_id_to_token(weights)
+    read_back: Any = m3.convert_id_to_token(weights)
     assert len(read_back) == 2
     assert list(read_back[0].values()) == list(weights[0].values())
     assert all(token and token in TEXTS[3] for token in read_back[0])
@@ -230,7 +237,7 @@ def test_ids_become_tokens(m3: flag.BGEM3FlagModel) -> None:
 
 
 def test_colbert_alone_may_have_weight(m3: flag.BGEM3FlagModel) -> None:
-    given = m3.compute_score(PAIRS, weights_for_different_modes=[0, 0, 1])
+    given = scores_of(m3, PAIRS, weights_for_different_modes=[0, 0, 1])
     assert given["colbert+sparse+dense"] == pytest.approx(given["colbert"])
     assert np.isnan(given["sparse+dense"]).all()
     with pytest.raises(InvalidInput, match="three numbers from 0"):
@@ -239,7 +246,7 @@ def test_colbert_alone_may_have_weight(m3: flag.BGEM3FlagModel) -> None:
 
 def test_the_engine_can_be_asked_for_what_faces_give(m3: flag.BGEM3FlagModel) -> None:
     weights = [0.4, 0.2, 0.4]
-    given = m3.compute_score(PAIRS, batch_size=1, weights_for_different_modes=weights)
+    given = scores_of(m3, PAIRS, batch_size=1, weights_for_different_modes=weights)
     with core.load(M3, device="cpu", precision="float32") as engine:
         for mode, name in {"dense": "dense", "weighted": "colbert+sparse+dense"}.items():
             np.testing.assert_allclose(engine.score(PAIRS, mode=mode, weights=weights), given[name], atol=1e-5)

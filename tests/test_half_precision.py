@@ -21,6 +21,7 @@ from embedq.core.models.encoders.m3 import FILES
 from embedq.core.models.token_layout import TokenLayout
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence
+from embedq.core.settings import Precision
 from tests import tiny_models
 from tests.checkpoints import PATIENCE_S
 from tests.conftest import GOLDEN
@@ -113,11 +114,12 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(params=["bfloat16", "float16"])
-def precision(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def precision(request: pytest.FixtureRequest) -> Precision:
+    chosen: Precision = request.param
+    return chosen
 
 
-def on(path: str, device: str, precision: str, **settings: Any) -> Engine:
+def on(path: str, device: str, precision: Precision, **settings: Any) -> Engine:
     if device == "cpu" and (precision != "bfloat16" or not linear.is_available()):
         pytest.skip("a CPU does without padding in bfloat16 alone, where it has products in it")
     return core.load(path, device=device, precision=precision, **settings)
@@ -125,7 +127,7 @@ def on(path: str, device: str, precision: str, **settings: Any) -> Engine:
 
 @DEVICES
 def test_without_padding_the_answers_are_those_of_float32(
-    saved: tuple[str, list[np.ndarray]], device: str, precision: str
+    saved: tuple[str, list[np.ndarray]], device: str, precision: Precision
 ) -> None:
     path, expected = saved
     with on(path, device, precision) as engine:
@@ -158,7 +160,7 @@ def test_a_batch_that_does_not_fit_runs_in_parts(saved: tuple[str, list[np.ndarr
 
 @CUDA
 @pytest.mark.parametrize("case", GOLDEN_CASES)
-def test_golden_models_answer_on_cuda_as_on_a_cpu(case: str, precision: str) -> None:
+def test_golden_models_answer_on_cuda_as_on_a_cpu(case: str, precision: Precision) -> None:
     """Padded: their heads are too narrow for the kernel."""
     path = str(GOLDEN / case / "model")
     with core.load(path, device="cpu", precision="float32") as engine:

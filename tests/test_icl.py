@@ -25,7 +25,7 @@ def load(**model: Any) -> Any:
 
 def written(engine: Engine, text: str, **options: Any) -> str:
     """The text that the model reads, without the special tokens around it."""
-    model = engine.models["model"]
+    model: Any = engine.models["model"]
     (tokens,) = model.encode_texts([text], EmbedOptions(**options))
     return model._tokenizer.decode(tokens.ids.tolist()[1:-1])
 

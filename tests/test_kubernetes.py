@@ -81,7 +81,9 @@ def test_one_accelerator_per_pod_and_its_kind_is_asked_for(objects: list[Object]
 
 def test_a_pod_has_longer_to_end_than_its_worker_to_drain(objects: list[Object]) -> None:
     pod, container = worker(objects)
-    drain_s = Settings(drain_timeout_s=environment(container, objects)["EMBEDQ_DRAIN_TIMEOUT_S"]).drain_timeout_s
+    drain_s = Settings.model_validate(
+        {"drain_timeout_s": environment(container, objects)["EMBEDQ_DRAIN_TIMEOUT_S"]}
+    ).drain_timeout_s
     assert pod["terminationGracePeriodSeconds"] >= 1.5 * drain_s
 
 

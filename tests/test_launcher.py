@@ -42,6 +42,7 @@ def send(texts: list[str], model: str = "tiny") -> Any:
     return tasks.embed.apply_async((texts,), {"model": model})
 
 
+@pytest.mark.timing
 def test_a_burst_brings_a_second_worker_and_its_end_sends_it_away(server: str, minilm: Path, tmp_path: Path) -> None:
     bounds = ["--cpu-workers", "2", "--min", "1", "--max", "2"]
     scaling = [*bounds, "--backlog-s", "1", "--up-delay-s", "0.5", "--down-delay-s", "2"]

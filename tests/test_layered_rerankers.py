@@ -18,6 +18,7 @@ from embedq.core.errors import CannotLoadModel, InvalidInput
 from embedq.core.options import RerankOptions
 from embedq.core.settings import ModelSettings
 from tests import rerankers
+from tests.conftest import GOLDEN
 from tests.decoders import changed_copy
 from tests.golden_cases import Call, calls, read
 
@@ -159,7 +160,7 @@ def deep_copy(target: Path) -> Path:
     """The lightweight case with its four blocks thrice over, and a head behind the last."""
     from safetensors.torch import load_file
 
-    weights = load_file(rerankers.GOLDEN / "lightweight_reranker" / "model" / "model.safetensors")
+    weights = load_file(GOLDEN / "lightweight_reranker" / "model" / "model.safetensors")
     blocks = {
         name.replace(f"layers.{depth}.", f"layers.{depth + 4 * turn}."): weight.clone()
         for turn in (1, 2)

@@ -56,6 +56,7 @@ def test_a_rejected_job_becomes_a_dead_letter(url: str, client: redis.Redis) -> 
     assert '"delivery_tag"' in letter["message"]
 
 
+@pytest.mark.timing
 def test_a_dead_workers_jobs_are_elsewhere_within_a_lease_and_a_half(url: str, client: redis.Redis) -> None:
     send(url, "a", *range(4))
     worker = took(url, "a", 4, visibility_timeout=LEASE_S)

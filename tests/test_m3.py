@@ -137,7 +137,7 @@ def test_each_token_keeps_its_largest_weight() -> None:
     for num_sequences in (1, 2, 17):
         lengths = draw.integers(1, 30, num_sequences)
         batch = [
-            Sequence(Tokens(draw.integers(0, 12, length).astype(np.int32)), None, row)
+            Sequence(Tokens(draw.integers(0, 12, length).astype(np.int32)), rows=[(None, row)])
             for row, length in enumerate(lengths)
         ]
         layout = TokenLayout(batch, "cpu")

@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.models.encoders import bert
 from embedq.core.models.weights import load
 from embedq.core.settings import ModelSettings
 
@@ -61,16 +62,21 @@ def peak_bytes(read):
 
 ways = {
     "a copy": lambda: {name: one.clone() for name, one in load_file(directory / "model.safetensors").items()},
-    "cpu float32": lambda: load(transformers.AutoModel, spec, "cpu", "float32"),
-    "cpu bfloat16": lambda: load(transformers.AutoModel, spec, "cpu", "bfloat16"),
-    "elsewhere float32": lambda: load(transformers.AutoModel, spec, "meta", "float32"),
-    "elsewhere bfloat16": lambda: load(transformers.AutoModel, spec, "meta", "bfloat16"),
+    "cpu float32": lambda: load("AutoModel", spec, "cpu", "float32"),
+    "cpu bfloat16": lambda: load("AutoModel", spec, "cpu", "bfloat16"),
+    "elsewhere float32": lambda: load("AutoModel", spec, "meta", "float32"),
+    "elsewhere bfloat16": lambda: load("AutoModel", spec, "meta", "bfloat16"),
+    "bert float32": lambda: bert.load(spec, "cpu", "float32"),
+    "bert bfloat16": lambda: bert.load(spec, "cpu", "bfloat16"),
+    "bert elsewhere": lambda: bert.load(spec, "meta", "bfloat16"),
 }
+assert isinstance(ways["bert elsewhere"](), bert.Bert)
 ways["elsewhere bfloat16"]()  # what a first time imports is no weight
 print(json.dumps({name: peak_bytes(read) / size_bytes for name, read in ways.items()}))
 """
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not say what a process takes")
 def test_loading_takes_no_more_host_memory_than_the_weights_the_cpu_computes_with(tmp_path: Path) -> None:
     """Shares of the float32 checkpoint. "Elsewhere" is torch's device without memory, for an accelerator's."""
@@ -90,4 +96,7 @@ def test_loading_takes_no_more_host_memory_than_the_weights_the_cpu_computes_wit
         "cpu bfloat16": pytest.approx(0.5, abs=0.05),  # half as wide, once
         "elsewhere float32": pytest.approx(0, abs=0.05),
         "elsewhere bfloat16": pytest.approx(0, abs=0.05),
+        "bert float32": pytest.approx(0, abs=0.05),  # the same without transformers
+        "bert bfloat16": pytest.approx(0.5, abs=0.05),
+        "bert elsewhere": pytest.approx(0, abs=0.05),
     }

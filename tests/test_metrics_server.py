@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -28,7 +29,7 @@ NAME = f"seen.cpu0@{socket.gethostname()}"
 
 
 #: How a job comes to the worker under test, and to no other of the run.
-SEEN = {"model": "seen"}
+SEEN: dict[str, Any] = {"model": "seen"}
 
 
 @pytest.fixture(scope="module")

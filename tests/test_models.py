@@ -27,6 +27,11 @@ def load(directory: Path, **settings: Any) -> Engine:
     return core.load(str(directory), device="cpu", precision="float32", **settings)
 
 
+def model_of(engine: Engine) -> Any:
+    """Its one model, of whichever family."""
+    return engine.models["model"]
+
+
 @pytest.mark.parametrize("model_type", sorted(ENCODER_TYPES))
 def test_every_supported_type_gives_what_transformers_gives_up_to_its_longest_sequence(
     model_type: str, tmp_path: Path
@@ -34,7 +39,7 @@ def test_every_supported_type_gives_what_transformers_gives_up_to_its_longest_se
     texts = ["the ferry garden", "island " * 100, "", "a map"]
     with load(save_encoder(tmp_path, model_type)) as engine:
         vectors = np.asarray(engine.embed(texts, normalize=False))
-        tokens = engine.models["model"].encode_texts(texts, EmbedOptions())
+        tokens = model_of(engine).encode_texts(texts, EmbedOptions())
     assert max(len(one.ids) for one in tokens) == 64
     reference = AutoModel.from_pretrained(tmp_path, local_files_only=True).eval()
     for vector, one in zip(vectors, tokens, strict=True):
@@ -50,7 +55,7 @@ def test_a_cross_encoder_of_every_supported_type_gives_the_logits_of_transformer
     passages = ["a garden", "", "the island " * 50]
     with load(save_cross_encoder(tmp_path, model_type)) as engine:
         scores = engine.rerank("the ferry", passages).scores
-        tokens = engine.models["model"].encode_pairs([("the ferry", passage) for passage in passages], RerankOptions())
+        tokens = model_of(engine).encode_pairs([("the ferry", passage) for passage in passages], RerankOptions())
     reference = AutoModelForSequenceClassification.from_pretrained(tmp_path, local_files_only=True).eval()
     has_types = getattr(reference.config, "type_vocab_size", 0) == 2
     for score, one in zip(scores, tokens, strict=True):
@@ -157,7 +162,7 @@ def test_a_network_is_what_transformers_makes_of_it_whatever_dtype_its_file_has(
     change_weights(tmp_path, lambda tensors: tensors.update({name: one.to(stored) for name, one in tensors.items()}))
     reference = AutoModel.from_pretrained(tmp_path, dtype=getattr(torch, precision), local_files_only=True).eval()
     spec = read_spec("m", ModelSettings(path=str(tmp_path), family="decoder" if model_type == "gemma2" else "encoder"))
-    network = weights.load(AutoModel, spec, "cpu", precision)
+    network = weights.load("AutoModel", spec, "cpu", precision)
     ids = torch.arange(5, 25)[None]
     with torch.inference_mode():
         assert torch.equal(network(input_ids=ids).last_hidden_state, reference(input_ids=ids).last_hidden_state)

@@ -21,6 +21,7 @@ from embedq.core.models.encoders.network import Padded
 from embedq.core.models.encoders.packed import PackedEncoder
 from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
+from embedq.core.settings import Precision
 from tests import tiny_models
 from tests.conftest import GOLDEN
 
@@ -50,7 +51,7 @@ def save(directory: Path, kind: str = "bert", **more: Any) -> Path:
     return tiny_models.add_modules(tiny_models.save(directory, config(**sizes), case), "mean")
 
 
-def load(directory: Path, precision: str = "bfloat16") -> Engine:
+def load(directory: Path, precision: Precision = "bfloat16") -> Engine:
     return core.load(str(directory), device="cpu", precision=precision)
 
 
@@ -184,6 +185,7 @@ def test_a_pass_is_one_call_and_elsewhere_says_that_it_is_not(
     assert "no TorchScript on this Python" in record.getMessage()
 
 
+@pytest.mark.timing
 def test_a_pass_goes_on_while_another_thread_has_the_interpreter(minilm: Path) -> None:
     with load(minilm) as engine:
         batch = layout((60,) * 150)  # a second on one core

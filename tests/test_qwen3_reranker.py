@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_ids_and_probabilities_are_those_of_the_published_recipe(
     tokenizer, network = write_tokenizer(tmp_path), write_model(tmp_path, is_tied)
     rows = published_rows(tokenizer, instruction or INSTRUCTION, max_length)
     expected = published_probabilities(network, tokenizer, rows)
-    given = {"max_length": max_length, "query_instruction": instruction}
+    given: dict[str, Any] = {"max_length": max_length, "query_instruction": instruction}
     with load(tmp_path) as engine:
         assert rerankers.encode(engine, PAIRS, **given) == rows
         together = engine.score(PAIRS, normalize=True, **given)
@@ -159,7 +160,7 @@ def test_a_length_that_leaves_no_room_for_the_pair_is_refused(tmp_path: Path) ->
 def test_options_of_other_rerankers_are_refused(tmp_path: Path, option: str) -> None:
     write_tokenizer(tmp_path)
     write_model(tmp_path, is_tied=True)
-    value = {"prompt": "?", "mode": "dense"}.get(option, 2)
+    value: Any = {"prompt": "?", "mode": "dense"}.get(option, 2)
     with load(tmp_path) as engine, pytest.raises(InvalidInput, match=f"option {option} means nothing"):
         engine.score(PAIRS, **{option: value})
 

@@ -55,7 +55,7 @@ def order_of_commands(own: OwnServer, act: Callable[[], Any]) -> list[str]:
     with redis.Redis.from_url(own.url) as watching, watching.monitor() as monitor:
         act()
         own.client.echo("end")
-        seen = []
+        seen: list[Any] = []
         for entry in monitor.listen():
             if entry["command"].upper().startswith("ECHO"):
                 return seen

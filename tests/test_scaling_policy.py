@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -150,7 +151,7 @@ def test_nothing_is_decided_before_a_speed_is_measured() -> None:
 
 
 @pytest.mark.parametrize("wrong", [(-1, 1), (2, 1), (0, 0), (1, 1, 0.0), (1, 1, 10.0, -1.0), (1, 1, 10.0, 1.0, -1.0)])
-def test_bounds_and_delays_that_mean_nothing_are_refused(wrong: tuple[float, ...]) -> None:
+def test_bounds_and_delays_that_mean_nothing_are_refused(wrong: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidSettings, match="given"):
         Policy(*wrong)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from embedq.core.sequence import Sequence
 from tests.waiting import MAX_BULK_WAIT_S, SPARSE, add_all, drain, scheduler_of, sequence
 
 
@@ -69,7 +70,7 @@ def test_full_batches_of_younger_ones_do_not_keep_the_oldest_waiting(is_bulk: bo
     scheduler = scheduler_of()
     oldest = sequence(7, is_bulk=is_bulk)
     scheduler.add(oldest)
-    batches = []
+    batches: list[list[Sequence]] = []
     while oldest not in (batches[-1] if batches else []) and len(batches) < 100:
         add_all(scheduler, (sequence(50, is_bulk=is_bulk) for _ in range(4)))
         batches.append(scheduler.next_batch(0.0))

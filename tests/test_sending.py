@@ -64,7 +64,7 @@ def test_options_and_how_to_send_are_shared_by_all(client: redis.Redis) -> None:
 
 def test_nothing_is_sent_if_one_is_wrong(client: redis.Redis) -> None:
     with pytest.raises(InvalidInput, match="given str"):
-        tasks.embed_many([["fine"], "a bare string"], {"queue": "unread"})
+        tasks.embed_many([["fine"], "a bare string"], {"queue": "unread"})  # type: ignore[list-item]
     with pytest.raises(JobTooLarge):
         tasks.embed_many([["fine"], ["x"] * 10_001], {"queue": "unread"})
     assert sent(client) == []
@@ -100,7 +100,8 @@ def test_a_write_that_fails_is_repeated_with_the_same_ids(client: redis.Redis, m
 def test_jobs_whose_write_was_not_confirmed_are_sent_again_as_the_same_jobs(
     client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute, has_failed = redis.client.Pipeline.execute, []
+    execute = redis.client.Pipeline.execute
+    has_failed: list[bool] = []
 
     def loses_its_first_answer(pipeline: Any, *args: Any) -> Any:
         answers = execute(pipeline, *args)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
@@ -17,7 +20,7 @@ def progress(*beats: tuple[float, Beat], is_server_up: bool = True) -> Progress:
     return made
 
 
-def beats(**counts: int) -> list[tuple[float, Beat]]:
+def beats(**counts: Any) -> list[tuple[float, Beat]]:
     """One each second for 200 seconds; the event loop turns."""
     return [(now, Beat(READY, num_turns=now, **counts)) for now in range(201)]
 
@@ -42,7 +45,9 @@ def test_one_whose_event_loop_hangs_stands_still() -> None:
 
 @pytest.mark.parametrize("counted", ["num_jobs", "num_batches"])
 def test_one_that_computes_or_answers_gets_on(counted: str) -> None:
-    seen = progress(*((now, Beat(READY, num_turns=now, num_held=3, **{counted: now // 90})) for now in range(201)))
+    held = Beat(READY, num_held=3)
+    changes: list[tuple[int, dict[str, Any]]] = [(now, {"num_turns": now, counted: now // 90}) for now in range(201)]
+    seen = progress(*((now, replace(held, **counts)) for now, counts in changes))
     assert seen.standstill(200, PATIENCE) is None
 
 

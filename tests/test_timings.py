@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -40,6 +41,7 @@ def test_they_are_the_seconds_that_passed(model: FakeModel) -> None:
         begun_s = time.monotonic()
         timings = engine.embed(["a text"], timings=True).timings
         took_s = time.monotonic() - begun_s
+    assert timings is not None
     assert timings.computed_s >= 0.02
     assert timings.waited_s + timings.encoded_s + timings.computed_s <= took_s
     assert min(timings.waited_s, timings.encoded_s) >= 0
@@ -56,7 +58,7 @@ def test_a_job_behind_another_has_waited_for_it(engine: Engine, model: FakeModel
 def test_the_largest_batch_counts_and_those_of_others_with_it(engine: Engine, model: FakeModel) -> None:
     with busy(engine, model):
         jobs = [
-            engine.submit(lambda text=text: engine.calls.embed([text], timings=True))
+            engine.submit(lambda text=text: engine.calls.embed([text], timings=True))  # type: ignore[misc]
             for text in ("one text", "two text", "six text")
         ]
         wait_for_waiting(engine.backlog, 3)
@@ -64,9 +66,11 @@ def test_the_largest_batch_counts_and_those_of_others_with_it(engine: Engine, mo
 
 
 def test_rankings_and_scores_carry_them_too(engine: Engine) -> None:
-    assert engine.rerank("q", ["a", "b"], timings=True).timings.batch_size >= 1
+    timings = engine.rerank("q", ["a", "b"], timings=True).timings
+    assert timings is not None
+    assert timings.batch_size >= 1
     assert engine.rerank("q", ["a"]).timings is None
-    scores = engine.score([("q", "a"), ("q", "b")], timings=True)
+    scores: Any = engine.score([("q", "a"), ("q", "b")], timings=True)
     assert scores.timings.computed_s >= 0
     plain = engine.score([("q", "a"), ("q", "b")])
     assert type(plain) is np.ndarray
@@ -79,7 +83,7 @@ def test_a_job_of_no_texts_has_taken_no_time(engine: Engine) -> None:
 
 @pytest.mark.parametrize("options", [EmbedOptions, RerankOptions])
 @pytest.mark.parametrize("given", [1, "yes", None])
-def test_only_a_flag_asks_for_them(options: type, given: object) -> None:
+def test_only_a_flag_asks_for_them(options: type[EmbedOptions | RerankOptions], given: object) -> None:
     with pytest.raises(InvalidInput, match="timings must be one of True, False"):
         options.checked({"timings": given})
 

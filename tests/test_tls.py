@@ -89,6 +89,7 @@ def test_a_lease_is_renewed_through_tls(producer: Producing, worker: Running, se
     assert "jobs_returned" not in worker.output
 
 
+@pytest.mark.timing
 def test_an_idle_worker_is_told_of_a_job_through_tls(producer: Producing) -> None:
     """What TLS has decrypted already is not readable on the socket: a job must not wait there for the next look."""
     once = "(lambda sent_s: (tasks.embed.delay(['a']).get(timeout=60), time.monotonic() - sent_s)[1])(time.monotonic())"
@@ -124,6 +125,7 @@ def test_dead_letters_are_listed_through_tls(environment: dict[str, str], server
     assert "not a JSON object" in running.output
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("reason", ["another authority", "another host name"])
 def test_a_worker_ends_at_once_and_says_whom_it_does_not_trust(
     proxy: TlsProxy, authority: Authority, stranger: Authority, minilm: Path, reason: str
@@ -141,6 +143,7 @@ def test_a_worker_ends_at_once_and_says_whom_it_does_not_trust(
     assert time.monotonic() - started_s < REFUSAL_S
 
 
+@pytest.mark.timing
 def test_a_producer_that_does_not_trust_the_server_says_so_and_sends_nothing(
     proxy: TlsProxy, stranger: Authority, server: OwnServer
 ) -> None:

@@ -67,7 +67,7 @@ def test_a_batch_is_a_span_with_links_to_its_jobs(engine: Engine, model: FakeMod
     with busy(engine, model):
         jobs = [
             engine.submit(
-                lambda text=f"text {number}": engine.calls.embed([text, text, "and one more"]),
+                lambda text=f"text {number}": engine.calls.embed([text, text, "and one more"]),  # type: ignore[misc]
                 origin=request_of(number),
             )
             for number in (1, 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_what_goes_to_the_device_comes_back_as_it_was(device: str) -> None:
 @DEVICES
 def test_a_copy_is_of_what_was_queued_before_it_and_not_of_what_comes_after(device: str) -> None:
     tensor = to_device(torch.ones(1000, 1000), device)
-    waits = []
+    waits: list[Callable[[], np.ndarray]] = []
     for _ in range(10):
         tensor = tensor @ to_device(torch.full((1000, 1000), 1e-3), device)
         waits.append(to_host(tensor * len(waits)))

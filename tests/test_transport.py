@@ -70,7 +70,8 @@ def test_a_job_sent_to_a_worker_that_never_wakes_up_again_is_not_lost(url: str, 
 
 def test_no_kill_loses_a_job(url: str, client: redis.Redis) -> None:
     chance = random.Random(5)
-    jobs, killed = [], 0
+    jobs: list[Any] = []
+    killed = 0
     running = start(url, EMBEDQ_MAX_ATTEMPTS="1000")
     try:
         while killed < 5:
@@ -174,7 +175,7 @@ MALFORMED = {
 
 
 def test_rubbish_is_buried_one_by_one_and_its_neighbours_are_answered(url: str, client: redis.Redis) -> None:
-    good = []
+    good: list[Any] = []
     for raw, _ in MALFORMED.values():
         good.append(echo.delay(len(good)))
         client.lpush("echo", raw)

@@ -109,7 +109,7 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
     num_heads, lengths = 3, list(LENGTHS)
     states = torch.randn(sum(lengths), 3 * num_heads * width, generator=torch.Generator().manual_seed(1))
     expected = []
-    for own in states.split(lengths):
+    for own in states.split(lengths):  # type: ignore[no-untyped-call]
         q, k, v = own.view(len(own), 3, num_heads, width).permute(1, 2, 0, 3).double()
         weights = torch.softmax(q @ k.transpose(1, 2) / width**0.5, -1)
         expected.append((weights @ v).transpose(0, 1).flatten(1))
@@ -117,12 +117,12 @@ def test_each_token_sees_its_own_sequence_alone(width: int, device: str, monkeyp
     found = Varlen(num_heads)(states.to(device, TYPES[device]), varlen_layout(there))
     assert found.shape == (sum(lengths), num_heads * width)
     assert found.is_contiguous()
-    within = {"rtol": TOLERANCE[device], "atol": TOLERANCE[device]}
-    torch.testing.assert_close(found.cpu().double(), torch.cat(expected), **within)
+    within = TOLERANCE[device]
+    torch.testing.assert_close(found.cpu().double(), torch.cat(expected), rtol=within, atol=within)
     states = functional.pad(states, (0, 0, 0, 1))  # a row that is nobody's
     states[:, : num_heads * width] *= cpu_scale(width)  # what the weights do for a CPU
     by_length = ByLength(num_heads)(states, grouped_layout(TokenLayout(batch_of(), "cpu"), len(states)))
-    torch.testing.assert_close(found.cpu().float(), by_length[:-1], **within)
+    torch.testing.assert_close(found.cpu().float(), by_length[:-1], rtol=within, atol=within)
 
 
 @DEVICES
@@ -170,7 +170,7 @@ def test_what_a_pass_needs_is_copied_twice_however_many_layers_there_are(
 def test_poolings_are_of_each_sequence_alone() -> None:
     there = TokenLayout(batch_of(), "cpu")
     rows = torch.randn(sum(LENGTHS), 4, generator=torch.Generator().manual_seed(2))
-    each = rows.split(list(LENGTHS))
+    each = rows.split(list(LENGTHS))  # type: ignore[no-untyped-call]
     torch.testing.assert_close(there.first(rows), torch.stack([one[0] for one in each]))
     torch.testing.assert_close(there.last(rows), torch.stack([one[-1] for one in each]))
     torch.testing.assert_close(there.mean(rows), torch.stack([one.mean(0) for one in each]))

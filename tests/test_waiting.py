@@ -170,7 +170,7 @@ def test_a_result_that_is_published_again_is_not_kept(app: Celery, producer: Cel
 
 @pytest.mark.parametrize("is_stock", [False, True])
 def test_failures_arrive_as_what_they_were(app: Celery, own: OwnServer, is_stock: bool) -> None:
-    stock = {"override_backends": {}} if is_stock else {}
+    stock: dict[str, Any] = {"override_backends": {}} if is_stock else {}
     with application(own.url, is_worker=False, **stock) as producer:
         assert (type(producer.backend).__name__ == "RedisBackend") == is_stock
         thread, came = waiting(producer, producer.AsyncResult("job"))

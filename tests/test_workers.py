@@ -22,6 +22,7 @@ from embedq.workers.processes import spawn, stop
 from tests.events import Events
 from tests.own_server import OwnServer
 from tests.running import Running, children_of, is_alive, start_workers
+from tests.test_transport import wait_until
 
 TIMEOUT_S = 60
 
@@ -135,8 +136,8 @@ def test_killing_the_launcher_ends_its_workers(own: dict[str, str]) -> None:
     running = start_workers(own, "--cpu-workers", "1")
     (child,) = children_of(running.process.pid)
     running.process.kill()
-    running.wait()  # the worker holds the same output pipe: its end is the worker's end
-    assert not is_alive(child)
+    running.wait()  # the worker holds the same output pipe, and closes it at its end
+    wait_until(lambda: not is_alive(child))
     assert "action=draining" in running.output
 
 
@@ -210,7 +211,7 @@ def test_a_server_that_goes_away_while_a_worker_starts_is_waited_for(tmp_path: P
 
 
 def test_an_error_nobody_expected_is_no_refusal_to_start(own: dict[str, str]) -> None:
-    broken = "import sys, embedq.core as core, embedq.workers.worker as worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
+    broken = "import sys; from embedq import core; from embedq.workers import worker; core.load_all = lambda settings: 1 / 0; sys.exit(worker.main())"
     with Running([sys.executable, "-c", broken], own) as running:
         assert running.wait() == EXIT_BROKEN
     assert "action=worker_broken" in running.output

@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import trustme
+
+Waited = TypeVar("Waited")
 
 #: Bytes passed on at a time.
 _CHUNK_BYTES = 64 * 1024
@@ -71,7 +75,7 @@ class TlsProxy:
         query = "&".join(f"{name}={quote(value, safe='/')}" for name, value in queries.items())
         return f"rediss://:{password}@{host}:{self.port}/0?{query}"
 
-    def _wait(self, coroutine: object) -> object:
+    def _wait(self, coroutine: Coroutine[Any, Any, Waited]) -> Waited:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _close(self) -> None:

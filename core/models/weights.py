@@ -24,7 +24,7 @@ CAPPED_TYPES = frozenset({"gemma2", "vaultgemma"})
 
 #: Weights that may stay unused, because no output depends on them: buffers that the network recomputes, and heads of
 #: other tasks left in the file. Any other unused weight means that the file belongs to another network.
-_HARMLESS = re.compile(
+HARMLESS = re.compile(
     r"(^|\.)(position_ids|token_type_ids|rotary_emb\.(inv_freq|cos_cached|sin_cached))$|^(\w+\.)?pooler\."
     r"|^(cls|lm_head|head|decoder|predictions|classifier|pre_classifier|sop_classifier|qa_outputs|score)\."
     r"|^(vocab_transform|vocab_layer_norm|vocab_projector)\."
@@ -33,18 +33,20 @@ _HARMLESS = re.compile(
 
 
 def load(
-    auto_class: Any, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
+    auto_class: str, spec: ModelSpec, device: str, precision: str, unused: tuple[str, ...] = ()
 ) -> torch.nn.Module:
-    """Build `auto_class` from the checkpoint: safetensors only, no remote code, every weight present and used.
+    """Build transformers' `auto_class` from the checkpoint: safetensors only, no remote code, every weight there and used.
 
     Weights whose names start with one of `unused` may be missing, because the family does not use them. Files are
     mapped and weights copied to the device one by one, so host memory holds at most one weight of an accelerator's.
     CannotLoadModel names a weight that is missing, has another shape, or stays unused.
     """
     target = getattr(torch, precision)
+    import transformers  # takes seconds, and the commonest types do without (core.models.encoders.bert)
+
     try:
         with without_load_report():
-            module, info = auto_class.from_pretrained(
+            module, info = getattr(transformers, auto_class).from_pretrained(
                 str(spec.path),
                 # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights
                 # in host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's
@@ -63,7 +65,7 @@ def load(
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
     _check(spec, info, unused)
-    _place(module, device, target)
+    place(module, device, target)
     round_weights(module, spec)
     loaded: torch.nn.Module = module.eval()
     return loaded
@@ -82,7 +84,7 @@ def _check(spec: ModelSpec, info: dict[str, Any], unused: tuple[str, ...]) -> No
     """CannotLoadModel unless the files hold every weight in its shape, and no other weight that matters."""
     for name, given, needed in sorted(info["mismatched_keys"]):
         raise CannotLoadModel(f"{spec.path} has {name} of shape {[*given]}; config.json describes {[*needed]}")
-    unread = sorted(name for name in info["unexpected_keys"] if not _HARMLESS.search(name))
+    unread = sorted(name for name in info["unexpected_keys"] if not HARMLESS.search(name))
     missing = sorted(name for name in info["missing_keys"] if not name.startswith(unused or ("\0",)))
     if missing:
         # transformers fills them with random numbers and continues: plausible vectors, all wrong.
@@ -98,7 +100,7 @@ def _check(spec: ModelSpec, info: dict[str, Any], unused: tuple[str, ...]) -> No
         )
 
 
-def _place(module: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
+def place(module: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
     """Copy weights to the device one by one, converting them to `dtype`; buffers keep their dtype."""
     placed: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # tied weights stay tied
     for part in module.modules():

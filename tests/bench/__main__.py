@@ -1,6 +1,7 @@
 """`python -m tests.bench <command>`: measurements against real servers and real worker processes.
 
     engine    batching across jobs: throughput, latency under a load, what a job costs beside its forward pass
+    start     from the start of a worker's process to its first answer; with --against another checkout, in turns
     peers     the whole path against sentence-transformers, ONNX Runtime, OpenVINO, FlagEmbedding, Infinity
     accelerator   one accelerator bare, under the engine and through the queue, in ten minutes
     host      texts per second that Python, tokenizing and copies leave to any device
@@ -24,6 +25,7 @@ import sys
 #: Commands, each the module of that name here, with a `main(arguments) -> exit code`.
 COMMANDS = [
     "engine",
+    "start",
     "peers",
     "accelerator",
     "host",

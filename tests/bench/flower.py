@@ -110,7 +110,7 @@ def measure(num_jobs: int) -> list[Figure]:
             took_s += fed.feed(num_jobs // 5)
             done = part * (num_jobs // 5)
             is_last = part == 5
-            target = {"target": _MAX_MIB, "is_limit": True} if is_last else {}
+            target: dict[str, Any] = {"target": _MAX_MIB, "is_limit": True} if is_last else {}
             figures.append(Figure(f"ours_{done}", f"our settings: after {done:,} jobs", fed.mib, "MiB", **target))
         figures.append(Figure("jobs_per_s", "jobs noted", num_jobs / took_s, "jobs/s"))
     with server() as url, _flower(url, f"--max-tasks={num_jobs}") as fed:

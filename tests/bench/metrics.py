@@ -115,6 +115,6 @@ def _scrape() -> float:
 
 
 def _job() -> Job:
-    job = job_of(FakeModel(), 1)  # type: ignore[arg-type]
+    job = job_of(FakeModel(), 1)
     job.ended_s, job.num_tokens = time.monotonic(), 12
     return job

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from embedq.deploy.demo import minilm
 from embedq.workers.launcher.scaling_policy import Policy
 from tests.bench.arguments import whole
-from tests.bench.autoscaling import ByCluster, ByLauncher, simulate
+from tests.bench.autoscaling import ByCluster, ByLauncher, Deciding, simulate
 from tests.bench.many_workers import ManyWorkers
 from tests.bench.report import Figure, show, write
 
@@ -24,7 +25,7 @@ LOAD_S = 60.0
 LOAD_SECONDS = 4 * 3600.0
 
 #: Loads, in workers that they keep busy, by the largest pool they need.
-LOADS = {
+LOADS: dict[str, Callable[[int], Callable[[float], float]]] = {
     "burst": lambda most: lambda now_s: 0.8 * most if 600 <= now_s < 1800 else 0.002 * most,
     "waves": lambda most: lambda now_s: most * (0.45 + 0.4 * math.sin(now_s / 600)),
     "trickle": lambda most: lambda now_s: 0.3 if now_s % 1200 < 30 else 0.0,
@@ -68,7 +69,7 @@ def policies(max_workers: int) -> list[Figure]:
     """Both policies on every load."""
     figures = []
     for name, load in LOADS.items():
-        deciding = {
+        deciding: dict[str, Deciding] = {
             "launcher": ByLauncher(Policy(0, max_workers)),
             "cluster": ByCluster(max_workers),
         }

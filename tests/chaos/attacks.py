@@ -96,7 +96,7 @@ class Attacks:
             pid = self._random.choice(self._fleet.wait_until_serving(2))
             loss = self._lose(pid, signal.SIGSTOP)
             with self._client() as client:
-                _wait_until(lambda loss=loss, client=client: not held_by(client, loss.worker))
+                _wait_until(lambda loss=loss, client=client: not held_by(client, loss.worker))  # type: ignore[misc]
             self.hung_s.append(time.time() - loss.when_s)
             self._fleet.send_signal(pid, signal.SIGCONT)
             self._fleet.serving[pid] = loss.worker

@@ -163,8 +163,9 @@ class Mutations:
 
     def _compression(self) -> bytes:
         message = self.fresh()
-        name, codec = self._random.choice([("application/x-gzip", _gzip), ("application/zstd", zlib.compress),
-                                           ("gzip", zlib.compress), ("zstd", _gzip), ("lzma", zlib.compress)])  # fmt: skip
+        codecs: list[tuple[str, Callable[[bytes], bytes]]] = [("application/x-gzip", _gzip), ("application/zstd", zlib.compress),
+                                           ("gzip", zlib.compress), ("zstd", _gzip), ("lzma", zlib.compress)]  # fmt: skip
+        name, codec = self._random.choice(codecs)
         plain = self._random.choice([_pack([["a text"], {}, {}]), bytes(50_000_000), b"\x91" * 100_000])
         packed = codec(plain)
         if self._random.random() < 0.7:

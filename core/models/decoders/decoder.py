@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from transformers import AutoModel
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
@@ -42,7 +41,7 @@ class Decoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
         self._direction = _direction(spec)
-        self._module = load(AutoModel, spec, device, self.precision)
+        self._module = load("AutoModel", spec, device, self.precision)
         self._pool = Pooling(spec, device)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.models.token_layout import pad
@@ -25,7 +24,7 @@ class NextToken:
     def __init__(self, spec: ModelSpec, device: str, precision: str, token_ids: list[int]) -> None:
         self._spec = spec
         self._device = device
-        self._module = cast(Any, load(AutoModelForCausalLM, spec, device, precision))
+        self._module = cast(Any, load("AutoModelForCausalLM", spec, device, precision))
         self._num_tokens = len(token_ids)
         # The network still scales or caps the logits as it did.
         self._module.set_output_embeddings(_Rows(self._module.get_output_embeddings(), token_ids))

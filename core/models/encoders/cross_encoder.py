@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import around_products, choose_precision
 from embedq.core.models import Launched
+from embedq.core.models.encoders import bert
 from embedq.core.models.encoders.network import packed
 from embedq.core.models.requested_outputs import refuse
 from embedq.core.models.token_layout import TokenLayout, pad, pad_types
@@ -31,7 +31,9 @@ class CrossEncoder:
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
         dtype = around_products(device, self.precision)
-        self._module = load(AutoModelForSequenceClassification, spec, device, dtype)
+        self._module: Any = bert.load(spec, device, dtype, is_classifier=True) or load(
+            "AutoModelForSequenceClassification", spec, device, dtype
+        )
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
         self._tokenizer = Tokenizer(spec)

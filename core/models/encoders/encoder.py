@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from transformers import AutoModel
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import around_products, choose_precision
 from embedq.core.models import Launched
+from embedq.core.models.encoders import bert
 from embedq.core.models.encoders.network import Padded, build
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
@@ -35,7 +35,8 @@ class Encoder:
         self.precision, self.reason = choose_precision(device, precision)
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints lack it.
-        module = load(AutoModel, spec, device, around_products(device, self.precision), unused=("pooler.",))
+        dtype = around_products(device, self.precision)
+        module = bert.load(spec, device, dtype) or load("AutoModel", spec, device, dtype, unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
         self.is_padded = isinstance(self._network, Padded)
         self._pool = Pooling(spec, device)

@@ -98,7 +98,7 @@ class _Sender:
 
     def num_waiting(self) -> int:
         """Jobs in the queue."""
-        return int(self._worker.client.llen(self._queue))  # type: ignore[arg-type]
+        return int(self._worker.client.llen(self._queue))
 
     def stop(self) -> None:
         """End the thread, and wait until the worker holds nothing. RuntimeError if a job failed, or sending did."""

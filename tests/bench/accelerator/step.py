@@ -34,7 +34,7 @@ def _step(name: str) -> Callable[[asking.Asked], Iterator[Figure]]:
         from tests.bench.accelerator.inside import measure
     else:
         from tests.bench.accelerator.queued import measure
-    return measure  # type: ignore[no-any-return]
+    return measure
 
 
 def _save(asked: asking.Asked) -> Iterator[Figure]:

@@ -110,7 +110,9 @@ class Peer:
     def measure(self, way: str, work: Work, save: Path | None) -> float:
         """As `System.measure`, by the peer's own clock."""
         assert self._running
-        given = {"action": "embed", "texts": work.texts} if work.texts else {"action": "rerank", "calls": work.calls}
+        given: dict[str, Any] = (
+            {"action": "embed", "texts": work.texts} if work.texts else {"action": "rerank", "calls": work.calls}
+        )
         given |= {"save": str(save) if save else None, "batch_size": self._batch_size}
         return float(self._running.ask(given | self.asking.get(way, {}))["seconds"])
 

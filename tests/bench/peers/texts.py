@@ -106,7 +106,7 @@ def _prose(max_texts: int) -> list[str]:
 def _joined(wanted: list[int], prose: list[str], tokenizer: Tokenizer) -> list[str]:
     """A text for each number of tokens, while there are docstrings: whole ones, the last of each text cut."""
     encoded = _encoded(prose, tokenizer)
-    found = []
+    found: list[str] = []
     for num_tokens in wanted:
         parts, left = [], num_tokens - _NUM_SPECIAL
         while left > 0:

@@ -50,8 +50,8 @@ def _products(name: str, size: int) -> list[Callable[[], object]]:
         whole = torch.randint(-128, 127, (size, size), dtype=torch.int8)
         return [lambda: torch._int_mm(whole, whole)]
     left, right = (torch.randn(size, size).to(getattr(torch, name)) for _ in range(2))
-    plain = [lambda: torch.mm(left, right)]
-    if not torch.backends.mkldnn.is_available():
+    plain: list[Callable[[], object]] = [lambda: torch.mm(left, right)]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return plain
     # As a model's weights can be: laid out once for products with `size` rows.
     packed = torch.ops.mkldnn._reorder_linear_weight(right, size)

@@ -23,7 +23,8 @@ class Transformer:
     """`precision` is torch's name of a type; for ONNX "float32" or "int8"; OpenVINO chooses by itself."""
 
     def load(self, model: str, task: str, backend: str, precision: str, max_length: int, **_: Any) -> dict[str, Any]:
-        self._class = SentenceTransformer if task == "embed" else CrossEncoder
+        self._model: Any
+        self._class: Any = SentenceTransformer if task == "embed" else CrossEncoder
         if backend == "torch":
             self._model = self._class(model, device="cpu", model_kwargs={_dtype_word(): getattr(torch, precision)})
         else:
@@ -37,7 +38,11 @@ class Transformer:
         return np.asarray(self._model.encode(texts, show_progress_bar=False, **size_of(batch_size)))
 
     def rerank(self, calls: list[tuple[str, list[str]]], batch_size: int | None, **_: Any) -> np.ndarray:
-        words = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False, **size_of(batch_size)}
+        words: dict[str, Any] = {
+            "activation_fn": torch.nn.Identity(),
+            "show_progress_bar": False,
+            **size_of(batch_size),
+        }
         return np.asarray(self._model.predict(pairs_of(calls), **words))
 
     def _open(self, exported: Path, backend: str, precision: str) -> Any:
@@ -68,7 +73,9 @@ def _exported(of: Any, model: str, backend: str) -> Path:
 def _of_openvino(model: Any) -> dict[str, Any]:
     """What it chose; told by the compiled model, which is made at the first call."""
     inner = model[0] if isinstance(model, SentenceTransformer) else model
-    network = next(found for name in ("auto_model", "model") if hasattr(found := getattr(inner, name, None), "compile"))
+    network: Any = next(
+        found for name in ("auto_model", "model") if hasattr(found := getattr(inner, name, None), "compile")
+    )
     network.compile()
     asked = getattr(network, "compiled_model", None) or network.request
     if hasattr(asked, "get_compiled_model"):
