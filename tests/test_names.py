@@ -100,8 +100,10 @@ def test_every_setting_exists() -> None:
 def test_every_metric_exists() -> None:
     """Against names that `tests/test_prometheus.py` holds against the code's."""
     assert remote_commands.embedq_stats
+    commands_of_workers = set(re.findall(r'inspect_command\(name="(embedq_\w+)"', SOURCE))
+    assert "embedq_status" in commands_of_workers
     series = {f"{name}{end}" for name in (*WORKER, *EXPORTER) for end in ("", "_bucket", "_sum", "_count")}
-    assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data)) == {}
+    assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data) | commands_of_workers) == {}
 
 
 def test_every_key_exists() -> None:
