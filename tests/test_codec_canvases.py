@@ -133,7 +133,7 @@ class Money:
         (bytearray(b"xy"), b"xy"),
         (Money(), {"amount": "1.10"}),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_derives_from_a_plain_type_travels_as_that_type(value: Any, expected: Any) -> None:
     assert unpack(pack([value, "behind it"])) == [expected, "behind it"]
