@@ -1,5 +1,7 @@
 """The model core: runs models in the calling process, without Celery.
 
+    from embedq import core
+
     with core.load("BAAI/bge-m3") as engine:
         engine.embed(["a text"]).dense
 
@@ -10,6 +12,9 @@ warnings, environment, signals or random numbers of the process.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+if __name__ == "core":  # `import core` in the checkout's root: a second copy of every class, which `except` would not know
+    raise ImportError("the model core is embedq.core: `from embedq import core`, `python -m embedq.core.…`")
 
 if TYPE_CHECKING:
     from embedq.core.engine import Engine
