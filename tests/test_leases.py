@@ -144,7 +144,7 @@ def test_renewal_outlives_a_channel_that_is_closed_meanwhile(url: str, client: r
     try:
         qos = closed.channel.qos
         closed.connection.close()
-        qos.taken["a tag"] = qos  # is still computed, and the next connection is not there yet
+        qos.taken.add("a tag", qos)  # is still computed, and the next connection is not there yet
         assert step._thread
         step._thread.join(0.3)  # some renewals
         assert step._thread.is_alive()

@@ -180,12 +180,12 @@ class LeaseRenewal(bootsteps.StartStopStep):
 def renew(channel: HoldingChannel) -> int:
     """Renew every lease of `channel`; returns how many. Logs a failure: the next attempt is soon."""
     taken = channel.qos.taken
-    tags = list(taken)
+    tags = taken.tags()
     if not tags or not channel.context.is_alive():
         return 0
     try:
         # A job that was settled meanwhile is not lost.
-        lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, None)]
+        lost = [tag for tag in channel.leases.renew(tags) if taken.remove(tag)]
     except (redis.RedisError, OSError) as error:
         log.warning("leases cannot be renewed", extra={"action": "leases_failed", "error": type(error).__name__})
         return 0

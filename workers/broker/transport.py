@@ -183,7 +183,7 @@ class Channel(ChannelBase):
 
     def _take(self, answer: list[Any]) -> None:
         for job in self.fetch.take(answer):
-            self.qos.taken[job.tag] = self.qos
+            self.qos.taken.add(job.tag, self.qos)
             self._arrived.append(job)
 
     def _deliver_arrived(self) -> int:
