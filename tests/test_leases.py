@@ -224,6 +224,18 @@ def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url:
     stock.abandon()
 
 
+def test_any_number_of_jobs_of_stock_workers_are_found_in_one_call(url: str, client: redis.Redis) -> None:
+    num_jobs, long_ago_s = 20_000, time.time() - 7200
+    with Consuming(url, ["b"]) as worker:
+        for begin in range(0, num_jobs, 1000):
+            tags = [f"foreign-{number}" for number in range(begin, begin + 1000)]
+            client.hset("unacked", mapping=dict.fromkeys(tags, '["{}", "", "a"]'))
+            client.zadd("unacked_index", dict.fromkeys(tags, long_ago_s))
+        num_own, foreign = worker.channel.leases.give_back_expired()
+        client.flushall()
+    assert (num_own, len(foreign)) == (0, num_jobs)
+
+
 def test_a_lease_is_a_workers_own_affair_by_the_servers_clock(url: str, client: redis.Redis) -> None:
     send(url, "a", 0)
     worker = took(url, "a", 1, visibility_timeout=30)

@@ -113,11 +113,12 @@ class Leases:
 
         Returns how many, and the tags that stock workers left behind; those are left as they are.
         """
+        foreign: list[bytes] = []
         total, has_more = 0, 1
         while has_more:
             lease_s = self._channel.visibility_timeout
             timeouts = (lease_s, max(_FOREIGN_LEASE_S, lease_s), _RECORD_S)
-            num_jobs, has_more, self._cursor, *foreign = self._run("expire", *timeouts, self._cursor)
+            num_jobs, has_more, self._cursor, foreign = self._run("expire", *timeouts, self._cursor)
             total += num_jobs
         return total, [tag.decode() for tag in foreign]
 
