@@ -16,6 +16,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from embedq import __version__
+
 WORKERS_KEY, SPEEDS_KEY = "embedq:workers", "embedq:speeds"
 
 #: Seconds between two reports of a worker, and seconds after its last report when it counts as gone: two may be lost.
@@ -46,6 +48,8 @@ class Report:
     #: Unix time by the server's clock.
     told_s: float
     models: dict[str, Speed]
+    #: Of embedq, in the worker; empty for workers before 0.2.0.
+    version: str = ""
 
 
 class Speeds:
@@ -57,7 +61,7 @@ class Speeds:
 
     def publish(self, worker: str, models: dict[str, Speed]) -> None:
         """Publish or renew `worker`'s report. redis.RedisError if the server cannot be reached."""
-        report = Report(self._now_s(), models)
+        report = Report(self._now_s(), models, __version__)
         measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
         with self._client.pipeline(transaction=False) as pipe:
             pipe.hset(self._workers, worker, json.dumps(asdict(report)))
@@ -99,6 +103,12 @@ class Speeds:
         return float(seconds) + float(microseconds) / 1e6
 
 
+def known_speeds(given: Any) -> dict[str, Speed]:
+    """The speeds of a map by alias, as another process wrote it; those that cannot be read are left out."""
+    found = given.items() if isinstance(given, dict) else ()
+    return {str(alias): speed for alias, one in found if (speed := _speed_of(one))}
+
+
 def _is_present(report: Report | None, now_s: float) -> bool:
     return report is not None and now_s - report.told_s < _MAX_AGE_S
 
@@ -107,7 +117,9 @@ def _report(value: bytes) -> Report | None:
     """Read one report; None if it is malformed."""
     try:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
-        return Report(float(given["told_s"]), {str(alias): _checked(one) for alias, one in given["models"].items()})
+        version = given.get("version", "")
+        models = {str(alias): _checked(one) for alias, one in given["models"].items()}
+        return Report(float(given["told_s"]), models, version if isinstance(version, str) else "")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -120,5 +132,13 @@ def _speed(value: bytes) -> Speed | None:
 
 
 def _checked(given: Any) -> Speed:
-    sizes = {str(queue): float(size) for queue, size in given["tokens_per_job"].items()}
-    return Speed(float(given["tokens_per_second"]), sizes)
+    """Read one measurement: fields that are missing or unknown are another version's."""
+    sizes = {str(queue): float(size) for queue, size in given.get("tokens_per_job", {}).items()}
+    return Speed(float(given.get("tokens_per_second", 0.0)), sizes)
+
+
+def _speed_of(given: Any) -> Speed | None:
+    try:
+        return _checked(given)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -195,7 +195,7 @@ def test_a_delivered_message_reaches_the_consumer_of_its_queue_alone(url: str, c
     send(url, "b", 7)
     payload = json.loads(client.lpop("b"))
     with Consuming(url, ["a", "b"]) as worker:
-        worker.channel.qos.taken[payload["properties"]["delivery_tag"]] = worker.channel.qos
+        worker.channel.qos.taken.add(payload["properties"]["delivery_tag"], worker.channel.qos)
         worker.channel.deliver(payload, "b")
         (message,) = worker.got
         assert message.payload == 7

@@ -11,7 +11,7 @@ from celery import chord
 from celery.exceptions import ChordError
 
 from embedq import tasks
-from embedq.core.errors import InvalidInput, Poisoned
+from embedq.core.errors import InvalidInput, Poisoned, ServerUnavailable
 from embedq.tasks.__main__ import main
 from embedq.tasks.dead import DeadLetters
 from embedq.workers.broker.dead_letters import poisoned
@@ -128,6 +128,29 @@ def test_a_poisoned_message_that_cannot_be_read_is_buried_all_the_same(
         last.run_until(lambda: client.xlen("embedq:dead"))
         assert not last.got
     assert (in_flight(client), client.llen("a"), failed) == (0, 0, [])
+
+
+def test_a_poisoned_job_whose_failure_cannot_be_stored_is_not_buried_before_it_is(
+    url: str, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[str] = []
+
+    def away(message: object, error: Poisoned) -> None:
+        raise ServerUnavailable("the server of results is away")
+
+    send(url, "a", 0)
+    for _ in range(2):
+        die_with(url, "a", 1)
+        heir(url, "b").close()
+    with Consuming(url, ["a"], worker=context(fail=away), max_attempts=2) as without_results:
+        with pytest.raises(without_results.connection.connection_errors):  # Celery reconnects, and so tries again
+            without_results.run_until(lambda: client.xlen("embedq:dead"))
+    assert (client.xlen("embedq:dead"), waiting(client, "a"), in_flight(client)) == (0, [0], 0)
+    told = context(fail=lambda message, error: failed.append(str(error)))
+    with Consuming(url, ["a"], worker=told, max_attempts=2) as worker:
+        worker.run_until(lambda: client.xlen("embedq:dead"))
+    assert len(failed) == 1
+    assert "2 workers died" in failed[0]  # waiting for the results' server was no death
 
 
 def test_only_so_many_are_kept_and_all_are_counted(url: str, client: redis.Redis) -> None:

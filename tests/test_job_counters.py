@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
-from embedq.workers.monitoring.job_counters import Counts
+from embedq.workers.monitoring.job_counters import UNKNOWN, Counts, JobCounts
 
 
 def test_the_size_of_a_job_is_learned_per_queue_and_lately() -> None:
@@ -33,3 +36,27 @@ def test_time_counts_as_busy_while_anything_is_held() -> None:
     rested_s = counts.busy_s
     counts.holds(False)
     assert counts.busy_s == rested_s > 0
+
+
+def test_jobs_that_end_on_two_threads_are_all_counted() -> None:
+    counts, num_each = JobCounts(["m"]), 20_000
+
+    def revoke() -> None:
+        for _ in range(num_each):
+            counts._revoked(None)
+
+    def answer() -> None:
+        for _ in range(num_each):
+            counts.count(UNKNOWN, "other", "revoked")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    try:
+        threads = [threading.Thread(target=work) for work in (revoke, answer, answer)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert counts.num_ended == counts.outcomes[UNKNOWN, "other", "revoked"] == 3 * num_each

@@ -144,7 +144,7 @@ def test_renewal_outlives_a_channel_that_is_closed_meanwhile(url: str, client: r
     try:
         qos = closed.channel.qos
         closed.connection.close()
-        qos.taken["a tag"] = qos  # is still computed, and the next connection is not there yet
+        qos.taken.add("a tag", qos)  # is still computed, and the next connection is not there yet
         assert step._thread
         step._thread.join(0.3)  # some renewals
         assert step._thread.is_alive()
@@ -222,6 +222,18 @@ def test_jobs_of_stock_workers_are_given_back_only_after_kombus_own_timeout(url:
         client.zadd("unacked_index", {tag: time.time() - 3601})
         worker.run_until(lambda: client.llen("a") == 1)
     stock.abandon()
+
+
+def test_any_number_of_jobs_of_stock_workers_are_found_in_one_call(url: str, client: redis.Redis) -> None:
+    num_jobs, long_ago_s = 20_000, time.time() - 7200
+    with Consuming(url, ["b"]) as worker:
+        for begin in range(0, num_jobs, 1000):
+            tags = [f"foreign-{number}" for number in range(begin, begin + 1000)]
+            client.hset("unacked", mapping=dict.fromkeys(tags, '["{}", "", "a"]'))
+            client.zadd("unacked_index", dict.fromkeys(tags, long_ago_s))
+        num_own, foreign = worker.channel.leases.give_back_expired()
+        client.flushall()
+    assert (num_own, len(foreign)) == (0, num_jobs)
 
 
 def test_a_lease_is_a_workers_own_affair_by_the_servers_clock(url: str, client: redis.Redis) -> None:

@@ -7,6 +7,7 @@ import bz2
 import json
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -17,10 +18,11 @@ from backports import zstd
 from kombu import compression
 
 from embedq import tasks
-from embedq.core.errors import InvalidInput, JobTooLarge
+from embedq.core.errors import InvalidInput, JobTooLarge, ServerUnavailable
 from embedq.workers.broker import decompression
 from embedq.workers.broker.decompression import inflate_gzip, inflate_zstd, restrict
-from tests.consuming import dead_letters
+from embedq.workers.jobs.rejected_messages import refuse
+from tests.consuming import Consuming, dead_letters, in_flight, send, waiting
 from tests.test_transport import wait_until
 
 #: What the tests let a message hold.
@@ -151,3 +153,22 @@ def test_what_names_no_job_becomes_a_dead_letter(server: str) -> None:
         wait_until(lambda: not client.llen("embed") and not any(client.hexists("unacked", tag) for tag in tags))
         reasons = {letter["tag"]: letter["reason"] for letter in dead_letters(client)}
         assert [reasons.get(tag) for tag in tags] == ["rejected"] * 2
+
+
+def test_a_refusal_that_cannot_be_stored_gives_the_message_back_instead_of_holding_it(
+    url: str, client: redis.Redis
+) -> None:
+    def away(job_id: str, reason: Exception) -> None:
+        raise ServerUnavailable("the server of results is away")
+
+    send(url, "a", 1)
+    with Consuming(url, ["a"]) as worker:
+        worker.run_until(lambda: worker.got)
+        (message,) = worker.got
+        message.headers["id"] = "a job"
+        consumer: Any = SimpleNamespace(
+            app=SimpleNamespace(backend=SimpleNamespace(mark_as_failure=away)),
+            connection_errors=worker.connection.connection_errors,
+        )
+        refuse(consumer, message, ValueError("senseless"))
+        assert (waiting(client, "a"), in_flight(client), dead_letters(client)) == ([1], 0, [])

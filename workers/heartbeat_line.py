@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from embedq import __version__
 
 if TYPE_CHECKING:
     from embedq.tasks.speeds import Speed
@@ -52,6 +54,8 @@ class Beat:
     models: dict[str, Speed] = field(default_factory=dict)
     #: Of the process on a CPU, of torch on an accelerator.
     memory_bytes: int = 0
+    #: Of embedq, in the worker; empty for workers before 0.2.0.
+    version: str = __version__
 
     @property
     def waiting_tokens(self) -> int:
@@ -69,8 +73,24 @@ class Beat:
 
     @classmethod
     def read(cls, line: bytes) -> Beat:
-        """The heartbeat of one line."""
-        from embedq.tasks.speeds import Speed  # loads Celery, which whoever only writes heartbeats need not
+        """The heartbeat of one line. ValueError if it is none.
+
+        Launcher and worker may be of two versions, while one replaces the other: fields we do not know, or of another
+        type than ours, are left out, and missing ones have their defaults.
+        """
+        from embedq.tasks.speeds import known_speeds  # loads Celery, which whoever only writes heartbeats need not
 
         fields = json.loads(line)
-        return cls(**fields | {"models": {alias: Speed(**speed) for alias, speed in fields["models"].items()}})
+        if not isinstance(fields, dict):
+            raise ValueError("a heartbeat is no map")
+        known = {one.name: fields[one.name] for one in dataclasses.fields(cls) if _is_like(one.name, fields)}
+        return cls(**{"version": ""} | known | {"models": known_speeds(fields.get("models"))})
+
+
+def _is_like(name: str, fields: dict[str, Any]) -> bool:
+    """Whether a field is there and of the type of its default; whole numbers count as fractions, too."""
+    default, given = getattr(_DEFAULTS, name), fields.get(name)
+    return isinstance(given, int | float if isinstance(default, float) else type(default))
+
+
+_DEFAULTS = Beat()

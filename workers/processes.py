@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: From <linux/prctl.h>: the signal a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
+#: What becomes the child, for it must be done in the child. Not in a `preexec_fn`: that runs Python code between fork and
+#: exec, where a lock that another thread of ours held is held for ever, and with it the launcher. A process that starts
+#: anew has no such locks. It takes the parent's process id, the cores and the command. Signals that Python ignores are
+#: set as the kernel has them; 1 is PR_SET_PDEATHSIG of <linux/prctl.h>.
+_BECOME = """
+import os, signal, sys
+parent, cores, command = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
+if sys.platform == "linux":
+    import ctypes
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(1)
+if cores and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, map(int, cores.split(",")))
+for name in ("SIGPIPE", "SIGXFSZ"):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+os.execv(command[0], command[1:])
+"""
 
 
 def spawn(
@@ -21,21 +37,15 @@ def spawn(
 
     It has a session of its own, so that a Ctrl-C in the terminal does not reach it: we stop our children in an order
     that loses nothing. If we are killed, Linux sends it SIGTERM. Only the main thread may call it: for the kernel,
-    the parent of a child is the thread that started it.
+    the parent of a child is the thread that started it. FileNotFoundError if there is no such program.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    parent = os.getpid()
-
-    def in_child() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:  # we died before the line above took effect
-                os._exit(1)
-        if cores and hasattr(os, "sched_setaffinity"):  # macOS has no such thing
-            os.sched_setaffinity(0, cores)
-
+    program = shutil.which(command[0])
+    if program is None:
+        raise FileNotFoundError(2, "no such program", command[0])
+    # Isolated, and without site-packages: it needs neither, and starts in some milliseconds.
+    become = [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), ",".join(map(str, cores)), program]
     return subprocess.Popen(
-        command, env={**os.environ, **(environment or {})}, start_new_session=True, preexec_fn=in_child, **popen
+        [*become, *command], env={**os.environ, **(environment or {})}, start_new_session=True, **popen
     )
 
 

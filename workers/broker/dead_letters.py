@@ -82,7 +82,7 @@ def bury_undeliverable(channel: HoldingChannel, job: Fetched, error: Exception) 
 
 
 def bury_poisoned(channel: ReadingChannel, job: Fetched) -> None:
-    """Bury a job whose workers died, after the failure for its producer is stored."""
+    """Bury a job whose workers died, after the failure for its producer is stored. ServerUnavailable if it cannot be."""
     error = poisoned(job.deliveries, channel.max_attempts)
     log.error(
         "a job killed every worker that held it and becomes a dead letter",

@@ -1,4 +1,4 @@
-"""The jobs that a channel holds: acknowledges them in bulk, gives them back in order.
+"""The jobs in flight: what a worker holds, and the channel that acknowledges them in bulk and gives them back in order.
 
 Input: delivery tags, from kombu. Output: calls of `workers.broker.leases`. Knows nothing of how jobs are fetched.
 """
@@ -21,19 +21,86 @@ from embedq.workers.celery_private import QoSBase
 
 log = logging.getLogger(__name__)
 
+#: Errors of a server that cannot be reached, or refuses.
+BROKEN = (redis.RedisError, OSError)
+
+
+class InFlight:
+    """The jobs that one worker holds, and what it has still to report of them. Thread-safe, with one lock.
+
+    It outlives channels, so that a cut connection does not cost a worker the jobs it is computing. The event loop adds
+    and acknowledges, the answers thread gives back, the renewal thread removes what other workers hold by now.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        #: Tags that `fetch` took, in that order, and the channel's QoS that delivers each.
+        self._owners: dict[str, QoS] = {}
+        self._acknowledged: list[str] = []
+        #: Tag, and whether to give it back or to bury it.
+        self._rejected: list[tuple[str, bool]] = []
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, tag: str) -> bool:
+        return tag in self._owners
+
+    def add(self, tag: str, owner: QoS) -> None:
+        """Hold one more job, which `owner` delivers."""
+        with self._lock:
+            self._owners[tag] = owner
+
+    def remove(self, tag: str) -> QoS | None:
+        """Hold a job no longer; returns who delivered it, None if it was not held any more."""
+        with self._lock:
+            return self._owners.pop(tag, None)
+
+    def clear(self) -> None:
+        """Hold nothing, as after a crash."""
+        with self._lock:
+            self._owners.clear()
+
+    def tags(self) -> list[str]:
+        """The jobs held at this moment, in the order in which they were fetched."""
+        with self._lock:
+            return list(self._owners)
+
+    def latest_first(self) -> list[tuple[str, QoS]]:
+        """The jobs held at this moment and who delivered each, the latest fetched first."""
+        with self._lock:
+            return list(reversed(self._owners.items()))
+
+    def acknowledge(self, tags: list[str]) -> None:
+        """Note jobs as done; `take_acknowledged` returns them to whoever reports that to the server."""
+        with self._lock:
+            self._acknowledged.extend(tags)
+
+    def take_acknowledged(self) -> list[str]:
+        """The jobs that are done; held no longer, so that no renewal brings one back to life."""
+        with self._lock:
+            taken, self._acknowledged = self._acknowledged, []
+            for tag in taken:
+                self._owners.pop(tag, None)
+            return taken
+
+    def reject(self, rejected: list[tuple[str, bool]]) -> None:
+        """Note jobs as rejected; each is held until the server has it back."""
+        with self._lock:
+            self._rejected.extend(rejected)
+
+    def take_rejected(self) -> list[tuple[str, bool]]:
+        """The rejected jobs, each with whether it is given back; the caller reports them, or notes them again."""
+        with self._lock:
+            taken, self._rejected = self._rejected, []
+            return taken
+
 
 class QoS(QoSBase):
     """The jobs that a channel holds. Acknowledgements wait until the loop's next turn and are sent in one call."""
 
-    #: By worker: tags of the jobs in flight that `fetch` took, in that order, and who holds them here.
-    #: Outlives a channel, so that a cut connection does not cost a worker the jobs it is computing.
-    _taken: ClassVar[dict[str, dict[str, QoS]]] = {}
-
-    #: Acknowledged and rejected (whether to give back) on a channel that is closed or whose server is
-    #: gone; the next channel sends them.
-    _left_over: ClassVar[deque[str]] = deque()
-    _rejected_late: ClassVar[deque[tuple[str, bool]]] = deque()
-    _flushing = threading.Lock()
+    #: By worker.
+    _in_flight: ClassVar[dict[str, InFlight]] = {}
 
     #: Acknowledgements that any thread requested, for the event loop's thread; and whether the loop was woken for them.
     _asked: ClassVar[deque[Callable[[], None]]] = deque()
@@ -41,15 +108,14 @@ class QoS(QoSBase):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._acked: deque[str] = deque()
         #: Not by `fetch`, but one by one with `basic_get`.
         self._taken_by_kombu: set[str] = set()
         self._next_sweep_s = 0.0
 
     @property
-    def taken(self) -> dict[str, QoS]:
-        """The jobs that this worker holds. The renewal thread reads them, too."""
-        return self._taken.setdefault(self.channel.worker, {})
+    def taken(self) -> InFlight:
+        """The jobs that this worker holds, through whatever channel."""
+        return self._in_flight.setdefault(self.channel.worker, InFlight())
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Record a delivered message; on the server, what `fetch` took is recorded as in flight already."""
@@ -61,7 +127,7 @@ class QoS(QoSBase):
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge at the loop's next turn, or at once if there is no loop."""
-        (self._left_over if self.channel.closed else self._acked).append(delivery_tag)
+        self.taken.acknowledge([delivery_tag])
         self.settle(delivery_tag)
         if not self.channel.ticks and not self.channel.closed:
             self.flush()
@@ -82,41 +148,38 @@ class QoS(QoSBase):
         return True
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give the job back to the head of its list, or make it a dead letter."""
+        """Give the job back to the head of its list, or make it a dead letter.
+
+        Where that cannot be done now, because the channel is closed or the server is away, the next `flush` does it, on
+        this channel or the next. Any thread may call it.
+        """
         if self.channel.closed:
-            self._rejected_late.append((delivery_tag, requeue))
+            self.taken.reject([(delivery_tag, requeue)])
             return
-        if requeue:
-            self._give_back([delivery_tag])
-        else:
-            self.channel.leases.bury(delivery_tag, "rejected")
-        self.drop(delivery_tag)
+        try:
+            self._reject_now(delivery_tag, requeue)
+        except BROKEN as error:  # it would be renewed for ever and computed by nobody
+            self.taken.reject([(delivery_tag, requeue)])
+            fields = {"action": "rejection_waits", "error": type(error).__name__}
+            log.warning("a job cannot be given back yet", extra=fields)
 
     def drop(self, delivery_tag: str) -> None:
         """Hold a job no longer: it was given back or is a dead letter."""
-        self.taken.pop(delivery_tag, None)
+        self.taken.remove(delivery_tag)
         self.settle(delivery_tag)
 
     def flush(self) -> None:
-        """Send all acknowledgements in one call; those that cannot be sent are kept for the next."""
+        """Send all rejections one by one, then all acknowledgements in one call; what cannot be sent is kept."""
         self._acknowledge_asked()
-        while self._rejected_late:
-            self.reject(*self._rejected_late[0])
-            self._rejected_late.popleft()
-        if not self._acked and not self._left_over:
+        self._flush_rejected()
+        tags = self.taken.take_acknowledged()
+        if not tags:
             return
-        with self._flushing:
-            tags = []
-            for waiting in (self._left_over, self._acked):
-                while waiting:  # one by one: other threads acknowledge meanwhile
-                    tags.append(waiting.popleft())
-            for tag in tags:
-                self.taken.pop(tag, None)
-            try:
-                self.channel.leases.acknowledge(tags)
-            except BaseException:
-                self._left_over.extend(tags)
-                raise
+        try:
+            self.channel.leases.acknowledge(tags)
+        except BaseException:
+            self.taken.acknowledge(tags)
+            raise
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """Give the jobs back. Called as the channel closes, and again by kombu and at the end of the process."""
@@ -137,7 +200,7 @@ class QoS(QoSBase):
             self.give_back_idle(is_own=True)
             for tag in self._taken_by_kombu & self.delivered.keys() - self.settled:
                 self.restore_by_tag(tag)
-        except (redis.RedisError, OSError) as error:
+        except BROKEN as error:
             log.warning("jobs cannot be given back yet", extra={"action": "jobs_kept", "error": type(error).__name__})
 
     def give_back_idle(self, is_own: bool = False) -> None:
@@ -145,13 +208,15 @@ class QoS(QoSBase):
         running = set(self.channel.context.running())
         idle = [
             tag
-            for tag, owner in reversed(self.taken.items())
+            for tag, owner in self.taken.latest_first()
             if ((owner is self and is_own) or owner.channel.closed) and owner.job_id(tag) not in running
         ]
         if idle:
             self._give_back(idle)
         for tag in idle:
-            self.taken.pop(tag).delivered.pop(tag, None)
+            owner = self.taken.remove(tag)
+            if owner is not None:  # else the renewal found another worker holding it
+                owner.delivered.pop(tag, None)
 
     def job_id(self, tag: str) -> str | None:
         """The job's id; None if it was not delivered yet."""
@@ -178,6 +243,24 @@ class QoS(QoSBase):
                 self._asked.popleft()()
             except Exception:  # of one job; as where Celery's loop calls it
                 log.exception("a job cannot be acknowledged", extra={"action": "acknowledgement_failed"})
+
+    def _flush_rejected(self) -> None:
+        """Reject what could not be rejected before; each once, also on a closed channel: the process may be ending."""
+        rejected = self.taken.take_rejected()
+        while rejected:
+            try:
+                self._reject_now(*rejected[0])
+            except BaseException:
+                self.taken.reject(rejected)
+                raise
+            del rejected[0]
+
+    def _reject_now(self, tag: str, requeue: bool) -> None:
+        if requeue:
+            self._give_back([tag])
+        else:
+            self.channel.leases.bury(tag, "rejected")
+        self.drop(tag)
 
     def _give_back(self, tags: list[str]) -> None:
         for tag in self.channel.leases.give_back(tags):

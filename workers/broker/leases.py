@@ -113,11 +113,12 @@ class Leases:
 
         Returns how many, and the tags that stock workers left behind; those are left as they are.
         """
+        foreign: list[bytes] = []
         total, has_more = 0, 1
         while has_more:
             lease_s = self._channel.visibility_timeout
             timeouts = (lease_s, max(_FOREIGN_LEASE_S, lease_s), _RECORD_S)
-            num_jobs, has_more, self._cursor, *foreign = self._run("expire", *timeouts, self._cursor)
+            num_jobs, has_more, self._cursor, foreign = self._run("expire", *timeouts, self._cursor)
             total += num_jobs
         return total, [tag.decode() for tag in foreign]
 
@@ -180,12 +181,12 @@ class LeaseRenewal(bootsteps.StartStopStep):
 def renew(channel: HoldingChannel) -> int:
     """Renew every lease of `channel`; returns how many. Logs a failure: the next attempt is soon."""
     taken = channel.qos.taken
-    tags = list(taken)
+    tags = taken.tags()
     if not tags or not channel.context.is_alive():
         return 0
     try:
         # A job that was settled meanwhile is not lost.
-        lost = [tag for tag in channel.leases.renew(tags) if taken.pop(tag, None)]
+        lost = [tag for tag in channel.leases.renew(tags) if taken.remove(tag)]
     except (redis.RedisError, OSError) as error:
         log.warning("leases cannot be renewed", extra={"action": "leases_failed", "error": type(error).__name__})
         return 0

@@ -241,7 +241,7 @@ local function tidy(cursor, before_us)
 end
 
 -- expire lease_s foreign_lease_s record_s cursor
---   -> {given back, whether there is more, the next cursor, tags of stock workers …}
+--   -> {given back, whether there is more, the next cursor, {tags of stock workers …}}
 --
 -- Gives back what nobody renewed for its lease, in the order in which it was taken. What a stock
 -- worker took is not ours to give back before kombu's own default timeout.
@@ -270,7 +270,7 @@ local function expire()
     given_back, bytes = number, bytes + job.bytes
   end
   local cursor = tidy(ARGV[5], now - tonumber(ARGV[4]) * 1000000)
-  return { given_back, given_back < #expired and 1 or 0, cursor, unpack(foreign) }
+  return { given_back, given_back < #expired and 1 or 0, cursor, foreign }
 end
 
 -- bury max_dead tag reason detail -> 1, or 0 if the job is not in flight

@@ -26,6 +26,7 @@ from kombu.transport import redis as stock
 from kombu.utils.json import dumps, loads
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
+from embedq.core.errors import ServerUnavailable
 from embedq.workers.broker.dead_letters import Message, bury_poisoned, bury_undeliverable
 from embedq.workers.broker.fetch import INVALIDATION, POLL_S, Fetch, Fetched, nothing
 from embedq.workers.broker.in_flight import QoS
@@ -183,7 +184,7 @@ class Channel(ChannelBase):
 
     def _take(self, answer: list[Any]) -> None:
         for job in self.fetch.take(answer):
-            self.qos.taken[job.tag] = self.qos
+            self.qos.taken.add(job.tag, self.qos)
             self._arrived.append(job)
 
     def _deliver_arrived(self) -> int:
@@ -195,6 +196,10 @@ class Channel(ChannelBase):
                 self._deliver(job)
             except BROKEN:
                 raise
+            except ServerUnavailable as error:
+                # The answer of a poisoned or a revoked job cannot be stored. The message is not at fault, and its
+                # producer must get that answer: the job goes back, uncounted, until the server of results is there.
+                raise redis.ConnectionError(f"no answer can be stored: {error}") from error
             except Exception as error:  # one message must not take down the worker
                 bury_undeliverable(self, job, error)
             self._arrived.popleft()

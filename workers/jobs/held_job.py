@@ -62,6 +62,10 @@ class HeldJob:
         #: Raised as the task's own error instead of the engine's answer.
         self.error: Exception | None = None
         self.is_accepted = False
+        #: Whether its time limits are kept here: a job of the engine's. Celery keeps none in this pool.
+        self.is_timed = False
+        #: Whether it is over for the pool: acknowledged, given back or dropped.
+        self.is_forgotten = False
         self.timers: list[Timer] = []
 
     @property

@@ -58,6 +58,7 @@ class EnginePool(PoolBase):
         held = HeldJob(target, args, options)
         self.jobs.add(held)
         if isinstance(held.request, EngineRequest):
+            held.is_timed = True
             self._submit(held)
         else:
             self._answers.submit(partial(self._answer, held))
@@ -145,13 +146,14 @@ class EnginePool(PoolBase):
 
     def _accept(self, held: HeldJob) -> None:
         """Start a job for Celery: its first rows are in a batch. Its time limits begin now."""
-        if held.is_accepted or (held.job and held.job.answer.cancelled() and held.error is None):
+        if held.is_accepted or held.is_forgotten or (held.job and held.job.answer.cancelled() and held.error is None):
             return
         held.is_accepted = True
         held.on_accepted(os.getpid(), time.monotonic())
-        if held.job and held.soft_timeout_s:
+        # Not by `held.job`: the first batch may begin before `submit` has returned it, and the job would have no limits.
+        if held.is_timed and held.soft_timeout_s:
             held.timers.append(self._answers.run_later(held.soft_timeout_s, partial(self._soft_timeout, held)))
-        if held.job and held.timeout_s:
+        if held.is_timed and held.timeout_s:
             held.timers.append(self._answers.run_later(held.timeout_s, partial(self._timeout, held)))
 
     def _answer(self, held: HeldJob) -> None:
@@ -205,6 +207,7 @@ class EnginePool(PoolBase):
     def _forget(self, held: HeldJob) -> None:
         for timer in held.timers:
             timer.cancel()
+        held.is_forgotten = True
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         self.jobs.discard(held)
 

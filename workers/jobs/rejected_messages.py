@@ -33,7 +33,7 @@ class Refusal(bootsteps.Step):
 
 
 def refuse(consumer: Consumer, message: Any, error: Exception) -> None:
-    """Store why a message is refused, then acknowledge it; if that cannot be stored, it stays in flight."""
+    """Store why a message is refused, then acknowledge it; if that cannot be stored, give it back, to be refused later."""
     job_id = _job_id(message)
     reason = error if isinstance(error, ProducerError) else _reason(message, error)
     log.warning(
@@ -47,6 +47,8 @@ def refuse(consumer: Consumer, message: Any, error: Exception) -> None:
             log.exception(
                 "the failure of a refused message cannot be stored", extra={"action": "refusal_waits", "job": job_id}
             )
+            # Held on, it would be renewed and refused by nobody until the next reconnect.
+            message.reject_log_error(log, consumer.connection_errors, requeue=True)
             return
     # Without a job id no producer can learn of it: the message is kept as a dead letter.
     settle = message.ack_log_error if job_id else message.reject_log_error

@@ -31,6 +31,12 @@ class Heart:
         self._worker = ""
         self._lifecycle = lifecycle
         self._descriptor = descriptor
+        #: The rest of a line of which the pipe had room for a part.
+        self._unsent = b""
+        if descriptor is not None:
+            # A launcher that is stopped, or busy for minutes, reads nothing: then the pipe fills up, and a write would
+            # wait for it, and with it the speeds and whatever else asks for the last heartbeat.
+            os.set_blocking(descriptor, False)
         self._jobs: JobsOfWorker | None = None
         self._rates = Rates()
         self._is_news = threading.Event()
@@ -51,12 +57,22 @@ class Heart:
                 self.last = self._beat()
             except Exception:  # of a broken device's driver, say; a worker that is silent would be killed for it
                 log.exception("the worker's state cannot be reported", extra={"action": "heartbeat_failed"})
-            if self._descriptor is not None:
-                try:
-                    os.write(self._descriptor, self.last.line())
-                except OSError:  # the launcher is gone, and the kernel has signalled this process to drain
-                    self._descriptor = None
+            self._send(self.last.line())
             self._is_news.wait(INTERVAL_S)
+
+    def _send(self, line: bytes) -> None:
+        """Write a line to the launcher's pipe; while that is full, heartbeats are dropped, and none is cut in two."""
+        if self._descriptor is None:
+            return
+        try:
+            if self._unsent:
+                self._unsent = self._unsent[os.write(self._descriptor, self._unsent) :]
+            if not self._unsent:
+                self._unsent = line[os.write(self._descriptor, line) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # the launcher is gone, and the kernel has signalled this process to drain
+            self._descriptor = None
 
     def _beat(self) -> Beat:
         jobs = self._jobs

@@ -118,15 +118,15 @@ class JobCounts:
         stored.add(time.monotonic() - ended_s)
 
     def count(self, model: str, kind: str, outcome: str) -> None:
-        """Count a job that ended with this outcome."""
+        """Count a job that ended with this outcome. Any thread may call it."""
         key = model, kind, outcome
-        self.num_ended += 1
-        self.outcomes[key] = self.outcomes.get(key, 0) + 1
+        with self._lock:  # the answers thread counts, and the event loop, where a job is revoked before the pool has it
+            self.num_ended += 1
+            self.outcomes[key] = self.outcomes.get(key, 0) + 1
 
     def _revoked(self, sender: Any = None, **_: Any) -> None:
         """Count a revoked job. Celery signals it wherever one is dropped: before the pool had it, or by the pool."""
-        with self._lock:
-            self.count(UNKNOWN, kind_of(sender), "revoked")
+        self.count(UNKNOWN, kind_of(sender), "revoked")
 
 
 class JobsOfWorker(Protocol):
