@@ -4,7 +4,8 @@ Producers, workers and Flower all read this file, so that they agree on every ke
 EMBEDQ_* variables or in the [wire] table of the settings file:
 
     redis_url             URL of the server; else REDIS_URL, else this user's embedded server, else localhost.
-                          redis://, rediss:// (TLS, configured by ssl_* queries) or sentinel://…;sentinel://… (no TLS)
+                          redis://, rediss:// (TLS, configured by ssl_* queries) or sentinel://…;sentinel://… (no TLS).
+                          Celery's own variables (CELERY_BROKER_URL and so on) do not count
     sentinel_master       name of the server at the Sentinels
     sentinel_password     password of the Sentinels; the server's own is part of the URL
     max_texts_per_job     most texts (or passages) of one call
@@ -21,7 +22,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from kombu.serialization import register
@@ -48,30 +49,52 @@ WIRE: dict[str, Any] = {
     "data_dir": "",
 }
 
+#: Largest values. The server takes no message above 512 MB, and one of ours has twice the bytes of its texts; it takes
+#: no lifetime that overflows its clock; and a lease of more than a day would keep a dead worker's jobs for that long.
+_MAXIMA = {"max_bytes_per_job": 256 * 1024 * 1024, "result_expires_s": 10 * 365 * 86_400, "lease_s": 86_400}
 
-def _read_wire() -> dict[str, Any]:
+#: For all others; above any that makes sense, and within every wire format.
+_MAX_VALUE = 2**31 - 1
+
+
+def read_wire() -> dict[str, Any]:
     """Read the settings: environment, else file, else default. InvalidSettings names a wrong or unknown one."""
-    file = Path(os.environ.get("EMBEDQ_CONFIG") or "embedq.toml")
+    table = _wire_table()
+    return {name: _value(name, table.get(name, default), default) for name, default in WIRE.items()}
+
+
+def _wire_table() -> dict[str, Any]:
+    """The file's table [wire]; empty if there is no file and EMBEDQ_CONFIG names none."""
+    named = os.environ.get("EMBEDQ_CONFIG")
+    file = Path(named or "embedq.toml")
+    if named and not file.is_file():  # a misspelt name would mean the default server
+        raise InvalidSettings(f"EMBEDQ_CONFIG is {named!r}, but there is no such file")
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8")).get("wire", {}) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise InvalidSettings(f"{file} cannot be read as TOML: {error}") from None
+    if not isinstance(table, dict):  # without its value, which may be a URL with a password
+        raise InvalidSettings(f"wire in {file} must be a table, [wire]; given {type(table).__name__}")
     unknown = set(table) - set(WIRE)
     if unknown:
         raise InvalidSettings(f"{file} has unknown [wire] settings {sorted(unknown)}; known are {list(WIRE)}")
-    return {name: _value(name, table.get(name, default), default) for name, default in WIRE.items()}
+    return table
 
 
 def _value(name: str, given: Any, default: Any) -> Any:
-    given = os.environ.get(f"EMBEDQ_{name.upper()}", given)
+    variable = f"EMBEDQ_{name.upper()}"
+    given = os.environ.get(variable, given)
     if isinstance(default, str):
-        return str(given)
+        if not isinstance(given, str):
+            raise InvalidSettings(f"{variable} must be a string; given {type(given).__name__}")
+        return given
     try:
-        number = int(given)
+        number = int(given) if isinstance(given, str) or type(given) is int else 0
     except ValueError:
         number = 0
-    if number < 1:
-        raise InvalidSettings(f"EMBEDQ_{name.upper()} must be a whole number from 1; given {given!r:.40}")
+    most = _MAXIMA.get(name, _MAX_VALUE)
+    if not 1 <= number <= most:
+        raise InvalidSettings(f"{variable} must be a whole number from 1 to {most:,}; given {given!r:.40}")
     return number
 
 
@@ -88,13 +111,91 @@ def url_file() -> Path:
 
 def redis_url() -> str:
     """URL of the server. Looked up at each call, because an embedded server may start or stop."""
-    named = str(wire["redis_url"]) or os.environ.get("REDIS_URL")
+    named = named_url()
     if named:
-        return _with_tls_said(named)
+        return _with_tls_said(named.url)
+    return embedded_url() or "redis://127.0.0.1:6379/0"
+
+
+class NamedUrl(NamedTuple):
+    """A URL that the user chose, checked, and the variable it stands in."""
+
+    variable: str
+    url: str
+
+
+def named_url() -> NamedUrl | None:
+    """The server that the user named; None if none is. InvalidSettings, without the URL, if it has not the right form."""
+    for variable, url in (("EMBEDQ_REDIS_URL", str(wire["redis_url"])), ("REDIS_URL", os.environ.get("REDIS_URL"))):
+        if url:
+            _check_url(variable, url)
+            return NamedUrl(variable, url)
+    return None
+
+
+def embedded_url() -> str | None:
+    """URL of this user's embedded server, as it published it; None if none runs."""
     try:
-        return url_file().read_text(encoding="utf-8").strip()
+        return url_file().read_text(encoding="utf-8").strip() or None
     except OSError:
-        return "redis://127.0.0.1:6379/0"
+        return None
+
+
+#: The form of a URL, for errors.
+_FORM = (
+    "redis://[[USER]:PASSWORD@]HOST[:PORT][/DATABASE], the same with rediss:// and ?ssl_…= for TLS, redis+socket:///PATH, or "
+    "sentinel://HOST:PORT;sentinel://HOST:PORT"
+)
+
+#: Queries that a scheme's URL may have, beside those that begin with ssl_ for TLS. Celery and kombu read others
+#: differently: one refuses at the first job what the other takes.
+_QUERIES: dict[str, tuple[str, ...]] = {
+    "redis": (),
+    "rediss": (),
+    "sentinel": (),
+    "redis+socket": ("virtual_host",),
+}
+
+
+def _check_url(variable: str, url: str) -> None:
+    """InvalidSettings if the server's URL has not the right form. No part of it is shown: any may hold its password."""
+    is_sentinels = url.startswith("sentinel://")
+    for part in url.split(";") if is_sentinels else [url]:
+        if problem := _url_problem(part):
+            raise InvalidSettings(f"{variable} {problem}; a server is written {_FORM}")
+
+
+def _url_problem(url: str) -> str | None:
+    if url != "".join(url.split()):
+        return "contains white space"
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    if "://" not in url or scheme not in _QUERIES:
+        return f"does not begin with {', '.join(f'{known}://' for known in _QUERIES)}"
+    if "#" in url:
+        return "contains a #; in a password it is written %23, and a / is written %2F"
+    try:
+        _ = parts.port
+    except ValueError:
+        return "has a port that is no number from 0 to 65535; in a password a / is written %2F, and a : is written %3A"
+    if scheme == "redis+socket":
+        if not parts.path.strip("/"):
+            return "names no socket"
+    elif not parts.hostname:
+        return "names no host"
+    elif (database := parts.path.removeprefix("/")) and not (database.isascii() and database.isdigit()):
+        return "has a database that is no number; in a password a / is written %2F"
+    return _query_problem(scheme, parts.query)
+
+
+def _query_problem(scheme: str, query: str) -> str | None:
+    names = [part.partition("=")[0] for part in query.split("&") if part]
+    known = _QUERIES[scheme]
+    other = [name for name in names if name not in known and not (scheme == "rediss" and name.startswith("ssl_"))]
+    if not other:
+        return None
+    allowed = ", ".join(known) or ("those that begin with ssl_" if scheme == "rediss" else "none")
+    return f"has a query that is not read; with {scheme}:// there may be {allowed}"
 
 
 def tls_options(url: str) -> dict[str, Any] | None:
@@ -159,7 +260,7 @@ def route(
     return {"queue": queue_name(kind, (kwargs or {}).get("model"))}
 
 
-wire = _read_wire()
+wire = read_wire()
 
 # Our own name, not kombu's "msgpack": importing embedq must not replace the decoder of an application that uses that
 # one. The bytes are msgpack all the same.

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -28,6 +29,13 @@ from embedq.core.options import ALIAS
 
 #: Precisions a model can run in; "auto" chooses by the device, and never int8.
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+
+#: Longest time that a setting may name: a year. Python cannot wait for ever in seconds: an infinite limit would fail in the
+#: thread that waits first.
+_MAX_S = 365 * 86_400.0
+
+#: Formats of a text, and how many {} each contains.
+_FORMATS = {"query_format": 2, "passage_format": 2, "examples_format": 3}
 
 
 class ModelSettings(BaseModel):
@@ -85,6 +93,21 @@ class ModelSettings(BaseModel):
     #: layer for others.
     heads_by: Literal["layer", "request"] | None = None
 
+    @field_validator("path")
+    @classmethod
+    def _path_is_not_empty(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a directory or a model of the hub")
+        return value
+
+    @field_validator(*_FORMATS)
+    @classmethod
+    def _has_its_places(cls, value: str | None, info: ValidationInfo) -> str | None:
+        num_places = _FORMATS[str(info.field_name)]
+        if value is not None and value.count("{}") != num_places:
+            raise ValueError(f"must contain {{}} {num_places} times, given {value.count('{}')} times")
+        return value
+
 
 class Settings(BaseSettings):
     """All settings of one worker process."""
@@ -112,9 +135,9 @@ class Settings(BaseSettings):
     #: because a deep backlog lets sequences of similar length share a batch.
     max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
     #: Most seconds of one batch, estimated from the measured speed: an interactive job may have to wait that long.
-    max_batch_s: float = Field(default=0.5, gt=0)
+    max_batch_s: float = Field(default=0.5, gt=0, le=_MAX_S)
     #: Most seconds that bulk work is passed over for interactive work before it gets a batch.
-    max_bulk_wait_s: float = Field(default=2.0, gt=0)
+    max_bulk_wait_s: float = Field(default=2.0, gt=0, le=_MAX_S)
     #: Forward passes to run at once on a CPU, each on its part of the cores; a pass that runs alone uses all. None: one
     #: per four cores, at least two. Accelerators run one.
     cpu_streams: int | None = Field(default=None, ge=1, le=64)
@@ -122,17 +145,17 @@ class Settings(BaseSettings):
     encode_threads: int | None = Field(default=None, ge=1, le=256)
     #: Seconds without progress after which a forward pass counts as hung: the worker logs it and exits, and its jobs
     #: are redelivered to another. Must exceed the time of the longest single sequence.
-    hang_timeout_s: float = Field(default=300.0, gt=0)
+    hang_timeout_s: float = Field(default=300.0, gt=0, le=_MAX_S)
     #: Most seconds from a worker's start until it takes jobs. The launcher ends a slower one and starts another, at
     #: most three times. A large model on a slow disk takes minutes; a lost disk would take for ever.
-    load_timeout_s: float = Field(default=1800.0, gt=0)
+    load_timeout_s: float = Field(default=1800.0, gt=0, le=_MAX_S)
     #: Batches' worth of tokens to prefetch. More lets similar lengths share a batch, but leaves less for other workers.
     #: Two would keep the device busy; see docs/measurements.md, "window".
     window_batches: int = Field(default=16, ge=2)
     #: Most jobs that one worker holds at a time, jobs that wait for their countdown included.
     max_jobs: int = Field(default=10_000, ge=1)
     #: Seconds a worker has after SIGTERM to finish its jobs before it is killed; unfinished jobs return to the queue.
-    drain_timeout_s: float = Field(default=60.0, gt=0)
+    drain_timeout_s: float = Field(default=60.0, gt=0, le=_MAX_S)
     #: Port of a worker's metrics and health pages. With several workers on one host, each adds the number of its
     #: device, and a second worker on one device adds 100. 0 takes a free port and logs it. None serves nothing.
     metrics_port: int | None = Field(default=None, ge=0, le=65_535)
@@ -213,9 +236,29 @@ def read_settings(**overrides: Any) -> Settings:
         raise InvalidSettings(f"the settings cannot be read: {error}") from None
 
 
+def models_text(options: Sequence[str]) -> str:
+    """The text of EMBEDQ_MODELS for models written alias=path, one each; a path may contain commas.
+
+    InvalidSettings names one that is not so written, or an alias that stands for two.
+    """
+    try:
+        return json.dumps(_models_of(options))
+    except ValueError as error:
+        raise InvalidSettings(f"--model: {error}") from None
+
+
 def _split_models(text: str) -> dict[str, str]:
-    models = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    try:
+        return _models_of(text.split(","))
+    except ValueError as error:
+        if "," not in text:
+            raise
+        raise ValueError(f"{error}; where a path contains a comma, write JSON: {{\"alias\": \"path\"}}") from None
+
+
+def _models_of(parts: Iterable[str]) -> dict[str, str]:
+    models: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in parts)):
         alias, _, path = (piece.strip() for piece in part.partition("="))
         if not path:
             raise ValueError(f"a model is written alias=path; given {part!r}")

@@ -48,3 +48,19 @@ def _address(url: str) -> Address | None:
     host = "localhost" if parts.hostname in _LOOPBACK else parts.hostname
     port = parts.port or _PORTS.get(scheme, 6379)
     return Address(frozenset([f"{host}:{port}"]), parts.path.strip("/") or "0")
+
+
+def shown(url: str) -> str:
+    """A broker's or result backend's URL of any kind, without its user, password and query."""
+    return "; ".join(_shown(part) for part in url.split(";"))
+
+
+def _shown(url: str) -> str:
+    try:
+        parts = urlsplit(url.strip())
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "a URL that cannot be read"
+    if not parts.netloc:
+        return f"{parts.scheme}:" if parts.scheme else "a name without a scheme"
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from functools import cached_property
 from typing import Any
 
@@ -9,16 +12,77 @@ from celery import Celery
 
 from embedq import celeryconfig as config
 from embedq.tasks import stock_workers
+from embedq.tasks.addresses import address_of, shown
+from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Application", "app", "config", "key_prefix"]
 
 
-class Application(Celery):
-    """A Celery application none of whose workers lacks an engine.
+class Application(OwnCelery):
+    """A Celery application none of whose workers lacks an engine, and that follows this user's embedded server.
 
     `celery -A embedq.tasks worker`, `app.worker_main(...)` and `app.Worker(...).start()` run one embedq worker, as
     `python -m embedq.workers.worker` does.
     """
+
+    #: The URL that was looked up last; whoever sets another one in the configuration has chosen it.
+    _looked_up: str | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._follow_lock = threading.Lock()
+        self._seen = threading.local()
+
+    @property
+    def pool(self) -> Any:
+        """Celery's pool of connections, on the server that is used now."""
+        self.follow()
+        return super().pool
+
+    @property
+    def backend(self) -> Any:
+        """Celery's result backend, on the server that is used now."""
+        self.follow()
+        return super().backend
+
+    def producer_or_acquire(self, producer: Any = None) -> Any:
+        """Celery's producer, on the server that is used now."""
+        self.follow()
+        return super().producer_or_acquire(producer)
+
+    def connection_for_read(self, url: Any = None, **options: Any) -> Any:
+        """Celery's connection for reading, to the server that is used now."""
+        self.follow()
+        return super().connection_for_read(url, **options)
+
+    def connection_for_write(self, url: Any = None, **options: Any) -> Any:
+        """Celery's connection for writing, to the server that is used now."""
+        self.follow()
+        return super().connection_for_write(url, **options)
+
+    def follow(self) -> None:
+        """Use the embedded server that runs now, if the user named no server: it may have been started since.
+
+        Any thread may call it. While none runs, the last one stays.
+        """
+        if self._looked_up is None or (config.wire["redis_url"] or os.environ.get("REDIS_URL")):
+            return
+        url = config.embedded_url()
+        if url and url != self._looked_up:
+            with self._follow_lock:
+                if url != self._looked_up and self.conf.broker_url == self._looked_up:
+                    self.conf.update(broker_url=url, result_backend=url)
+                    self.drop_connections()
+                    self._looked_up = url
+        if getattr(self._seen, "url", self._looked_up) != self._looked_up:
+            self.drop_thread_backend()  # Celery keeps one for each thread
+        self._seen.url = self._looked_up
+
+    def look_up_from(self, url: str) -> None:
+        """Follow the embedded server, beginning with `url`, as `celeryconfig.redis_url` found it."""
+        self._looked_up = url
 
     @cached_property
     def Worker(self) -> Any:  # noqa: N802  # Celery's name
@@ -39,10 +103,36 @@ class Application(Celery):
 
 # Not the current app: `shared_task`s of the application must stay with the application's own. And without Celery's
 # fix-up for Django, which would make the first application of a process, ours, the default one of every other thread.
-app = Application("embedq", set_as_current=False, fixups=())
+# With Celery's usual loader, whatever CELERY_LOADER says: that would be another application's.
+app = Application("embedq", set_as_current=False, fixups=(), loader="celery.loaders.app:AppLoader")
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
+app.look_up_from(config.broker_url)
 stock_workers.protect(app)
+
+
+def warn_of_celery_variables(own: str) -> None:
+    """Log a warning for each of Celery's variables that names another server than `own`, ours; none is read."""
+    for variable in CELERY_VARIABLES:
+        url = os.environ.get(variable)
+        if url and not _is_same(url, own):
+            log.warning(
+                "%s is %s and is ignored: embedq uses %s (EMBEDQ_REDIS_URL)",
+                variable,
+                shown(url),
+                shown(own),
+                extra={"action": "variable_ignored", "variable": variable},
+            )
+
+
+def _is_same(url: str, own: str) -> bool:
+    try:
+        return url == own or (address := address_of(url)) is not None and address == address_of(own)
+    except ValueError:  # a port that is no number
+        return False
+
+
+warn_of_celery_variables(config.broker_url)
 
 
 def key_prefix(of: Celery) -> str:

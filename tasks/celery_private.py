@@ -9,6 +9,8 @@ from collections.abc import Iterable, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any
 
+from celery import Celery
+from celery.app.utils import Settings
 from celery.backends.asynchronous import _waiting_on
 from celery.backends.redis import RedisBackend, ResultConsumer
 from celery.result import AsyncResult
@@ -104,3 +106,63 @@ def transport_options(backend: RedisBackend) -> dict[str, Any]:
     """The options by which a backend reaches its server."""
     options: dict[str, Any] = backend._transport_options
     return options
+
+
+#: Variables of the environment that Celery puts above every configuration, and the setting that each replaces.
+CELERY_VARIABLES = {
+    "CELERY_BROKER_URL": "broker_url",
+    "CELERY_BROKER_READ_URL": "broker_read_url",
+    "CELERY_BROKER_WRITE_URL": "broker_write_url",
+    "CELERY_RESULT_BACKEND": "result_backend",
+}
+
+
+class OwnSettings(Settings):
+    """Celery's settings, without the variables that Celery puts above them: they are another application's."""
+
+    @property
+    def broker_read_url(self) -> Any:
+        return self.get("broker_read_url") or self.broker_url
+
+    @property
+    def broker_write_url(self) -> Any:
+        return self.get("broker_write_url") or self.broker_url
+
+    @property
+    def broker_url(self) -> Any:
+        return self.first("broker_url", "broker_host")
+
+    @property
+    def result_backend(self) -> Any:
+        return self.first("result_backend")
+
+
+class OwnCelery(Celery):
+    """Celery's application, configured by its own settings alone."""
+
+    _conf: Any
+    _pool: Any
+    _backend_cache: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        _make_own(self._conf)  # read lazily: Celery makes the object before it reads the settings
+
+    def _load_config(self) -> Any:
+        return _make_own(super()._load_config())
+
+    def drop_connections(self) -> None:
+        """Connect anew from now on, for this thread's results and all threads' messages, as the settings say then."""
+        self._pool = None
+        self.amqp._producer_pool = None
+        self._backend_cache = None
+        self.drop_thread_backend()
+
+    def drop_thread_backend(self) -> None:
+        """Make this thread's result backend anew when it is needed."""
+        vars(self._local).pop("backend", None)
+
+
+def _make_own(conf: Any) -> Any:
+    object.__setattr__(conf, "__class__", OwnSettings)  # an assignment would be a setting of that name
+    return conf

@@ -68,6 +68,9 @@ class EngineTask(Task):
     #: Set by the worker once its models are loaded. A producer has none.
     engine: ClassVar[Engine | None] = None
 
+    #: The registry, and the URL of its server.
+    _registry: tuple[str, Registry] | None = None
+
     #: Set by `task`: how to check one kind of call.
     options_class: ClassVar[type[EmbedOptions] | type[RerankOptions]]
 
@@ -93,10 +96,13 @@ class EngineTask(Task):
             sending["compression"] = compression
         return OutgoingJob(args, kwargs, num_bytes, sending)
 
-    @cached_property
+    @property
     def registry(self) -> Registry:
-        """The announced models, on the connections of the result backend."""
-        return Registry(self.backend.client, key_prefix(self.app))
+        """The announced models, on the connections of the result backend; made anew when that leads to another server."""
+        backend, url = self.backend, self.app.conf.result_backend
+        if self._registry is None or self._registry[0] != url:
+            self._registry = url, Registry(backend.client, key_prefix(self.app))
+        return self._registry[1]
 
     def running_engine(self) -> Engine:
         """The worker's engine. InvalidInput where there is none: the task was called, not sent."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import redis
 from embedq import tasks
 from embedq.core.errors import ServerUnavailable
 from embedq.workers import embedded
+from tests.running import ROOT
 
 
 @pytest.fixture
@@ -73,3 +78,101 @@ def test_a_server_that_cannot_start_leaves_its_reasons(directory: Path, monkeypa
     with pytest.raises(ServerUnavailable, match=r"did not start; its reasons are in .*server\.log"), embedded.server():
         pass
     assert "no-such-setting" in (directory / "server.log").read_text()
+
+
+#: Uses the embedded server: prints its URL, and leaves at the end of its input, or when it is killed.
+_USER = """
+import sys
+from embedq.workers import embedded
+with embedded.server() as url:
+    print(url, flush=True)
+    sys.stdin.read()
+"""
+
+
+class User:
+    """Another process that uses the embedded server of `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        environment = {**os.environ, "EMBEDQ_DATA_DIR": str(directory), "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _USER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def url(self) -> str:
+        """Wait until it uses the server, and return the server's URL."""
+        assert self.process.stdout
+        return self.process.stdout.readline().strip()
+
+    def leave(self) -> None:
+        """Let it leave, and wait for its end."""
+        self.process.communicate("", timeout=60)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture
+def users(directory: Path) -> Iterator[Callable[[], User]]:
+    """Makes users, and kills those left."""
+    made: list[User] = []
+
+    def make() -> User:
+        made.append(User(directory))
+        return made[-1]
+
+    yield make
+    for user in made:
+        user.process.kill()
+        user.process.communicate()
+
+
+def servers_on(directory: Path) -> int:
+    """How many servers run with this directory as their working directory (Linux)."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_here = (process / "cwd").readlink() == directory
+        except OSError:  # it ended, or is another user's
+            continue
+        found += is_here and b"server" in (process / "cmdline").read_bytes().partition(b"\0")[0]
+    return found
+
+
+def test_many_that_start_at_once_share_one_server_and_the_last_to_leave_stops_it(
+    directory: Path, users: Callable[[], User]
+) -> None:
+    made = [users() for _ in range(4)]
+    (url,) = {user.url() for user in made}
+    assert servers_on(directory) == 1
+    for user in made[:-1]:
+        user.leave()
+        assert embedded.answers(url)
+    assert (directory / "url").read_text() == url
+    made[-1].leave()
+    assert not embedded.answers(url)
+    assert not (directory / "url").exists()
+    assert servers_on(directory) == 0
+
+
+def test_users_that_are_killed_count_as_gone(directory: Path, users: Callable[[], User]) -> None:
+    first, second = users(), users()
+    url = first.url()
+    assert second.url() == url
+    first.process.kill()
+    first.process.wait()
+    assert embedded.answers(url)
+    second.process.kill()
+    second.process.wait()
+    with embedded.server() as another:  # waits for the one that stops
+        assert another != url
+        assert servers_on(directory) == 1
+
+
+def test_beside_a_server_whose_url_is_lost_none_is_started(
+    directory: Path, users: Callable[[], User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users().url()
+    (directory / "url").unlink()
+    monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.2)
+    with pytest.raises(ServerUnavailable, match="another server runs on .*EMBEDQ_DATA_DIR"), embedded.server():
+        pass
+    assert servers_on(directory) == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from embedq.core.errors import InvalidSettings
-from embedq.core.settings import ModelSettings, Settings, config_file, read_settings
+from embedq.core.settings import ModelSettings, Settings, config_file, models_text, read_settings
 
 #: Text of a variable EMBEDQ_<NAME> -> value of the setting.
 VARIABLES: dict[str, tuple[str, Any]] = {
@@ -253,3 +253,43 @@ def test_settings_do_not_change_after_they_were_read() -> None:
     settings = read_settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.max_jobs = 3
+
+
+@pytest.mark.parametrize(
+    "name", ["max_batch_s", "max_bulk_wait_s", "hang_timeout_s", "load_timeout_s", "drain_timeout_s"]
+)
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300"])
+def test_a_time_that_no_thread_can_wait_for_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"EMBEDQ_{name.upper()}", value)
+    assert f"{name} (EMBEDQ_{name.upper()})" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("path", " "),
+        ("query_format", "{}"),
+        ("passage_format", "{}{}{}"),
+        ("examples_format", "{}{}"),
+    ],
+)
+def test_a_field_of_a_model_that_would_fail_its_first_job_is_refused(field: str, value: str) -> None:
+    assert f"models.a.{field}" in refusal(models={"a": {"path": "/m"} | {field: value}})
+
+
+def test_models_of_the_command_line_have_paths_with_commas() -> None:
+    text = models_text(["a=/models/one, two", " b = /m=n "])
+    assert read_settings(models=text).models == {
+        "a": ModelSettings(path="/models/one, two"),
+        "b": ModelSettings(path="/m=n"),
+    }
+
+
+@pytest.mark.parametrize("options", [["/models/a"], ["a="], ["a=/m", "a=/n"]])
+def test_a_model_of_the_command_line_in_another_form_is_refused(options: list[str]) -> None:
+    with pytest.raises(InvalidSettings, match="--model: "):
+        models_text(options)
+
+
+def test_a_comma_in_a_path_of_the_variable_is_refused_with_the_form_for_it() -> None:
+    assert 'write JSON: {"alias": "path"}' in refusal(models="a=/one,two")

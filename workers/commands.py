@@ -72,12 +72,12 @@ def workers(models: Sequence[str], **options: Any) -> int:
     one. Without EMBEDQ_REDIS_URL it starts a server for this user. Models are those of --model, else of EMBEDQ_MODELS,
     else of [models.ALIAS] in embedq.toml.
     """
-    from embedq.core.settings import read_settings
+    from embedq.core.settings import models_text, read_settings
     from embedq.workers import embedded
     from embedq.workers.launcher.launcher import Launcher
 
     _log()
-    environment = {"EMBEDQ_MODELS": ",".join(models)} if models else {}
+    environment = {"EMBEDQ_MODELS": models_text(models)} if models else {}
     os.environ.update(environment)  # the workers read the same settings as we do here
     settings = read_settings()
     if not settings.models:

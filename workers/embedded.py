@@ -1,20 +1,23 @@
 """Starts an embedded server when no Redis is given: Valkey on loopback, for one user, with its data on disk.
 
-It is not for several machines and not tuned, but needs no installation. Its password is only in files of this user,
+Every launcher of the user shares one: it runs until the last has ended. It is not for several machines and not tuned, but
+needs no installation. Its password is only in files of this user,
 because every user of a machine can reach its loopback.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import redis
@@ -22,18 +25,22 @@ import redis
 from embedq.core.errors import ServerUnavailable
 from embedq.tasks import config
 from embedq.workers.broker.server_check import reach
-from embedq.workers.processes import spawn, stop
+from embedq.workers.embedded_keeper import STOP_TIMEOUT_S
+from embedq.workers.processes import stop
 
 log = logging.getLogger(__name__)
 
 #: Loading the append-only file of a large backlog takes this long at most.
 _START_TIMEOUT_S = 60.0
 
-#: Seconds between two checks whether the new server answers; no event signals that.
+#: Seconds between two checks whether the new server answers, or whether a server has stopped; no event signals that.
 _POLL_S = 0.02
 
-#: On SIGTERM the server writes out what is pending; a gigabyte takes seconds.
-_STOP_TIMEOUT_S = 30.0
+#: The keeper kills a server that needs longer than its own limit.
+_STOP_TIMEOUT_S = STOP_TIMEOUT_S + 5
+
+#: The program that runs the server.
+_KEEPER = Path(__file__).with_name("embedded_keeper.py")
 
 #: Another program may take the free port we found before the server binds it.
 _MAX_PORT_TRIES = 3
@@ -48,26 +55,90 @@ def is_given() -> bool:
 def server() -> Iterator[str]:
     """Run the embedded server and yield its URL; join the one of this user that runs already.
 
+    It stops when the last of its users has left, whoever started it and however they end: see `embedded_keeper`.
     ServerUnavailable if no server program is installed, or it does not start.
     """
     directory = config.data_dir()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as stack:
+        with _file_locked(directory / "starting"):  # one at a time looks for a server, and starts one
+            users = stack.enter_context(_opened(directory / "users"))
+            fcntl.flock(users, fcntl.LOCK_SH)  # waits for one that stops
+            keeper, url = _joined_or_started(directory)
+        try:
+            yield url
+        finally:
+            fcntl.flock(users, fcntl.LOCK_UN)
+            with _file_locked(directory / "starting"):
+                if _is_unused(users):
+                    _wait_until_stopped(directory)
+                    if keeper:
+                        keeper.wait()
+                    log.info("the embedded server has stopped", extra={"action": "server_stopped"})
+
+
+def _joined_or_started(directory: Path) -> tuple[subprocess.Popen[bytes] | None, str]:
+    """The keeper of a server that was started, None for one that ran, and the server's URL."""
     running = _running_url()
     if running:
         log.info("the running embedded server is used", extra={"action": "server_joined", "directory": str(directory)})
-        yield running
-        return
-    process, url = _start(directory)
+        return None, running
+    config.url_file().unlink(missing_ok=True)  # of one that crashed
+    _wait_until_stopped(directory)
+    keeper, url = _start(directory)
+    _publish_url(url)
+    log.info("embedded server is up", extra={"action": "server_ready", "pid": keeper.pid, "directory": str(directory)})
+    return keeper, url
+
+
+def _is_unused(users: int) -> bool:
+    """Whether the keeper stops the server, because nobody uses it. Called without a lock, while nobody can join."""
+    while True:
+        if not _try_lock(users, fcntl.LOCK_SH):  # the keeper has it for itself, and will not release it
+            return True
+        if not _try_lock(users, fcntl.LOCK_EX):
+            # By somebody else's shared lock; or by the keeper's, as ours is lost in between.
+            return not _try_lock(users, fcntl.LOCK_SH)
+        fcntl.flock(users, fcntl.LOCK_UN)
+        time.sleep(_POLL_S)  # for the keeper to get it
+
+
+def _wait_until_stopped(directory: Path) -> None:
+    """Return once no server runs on the directory. ServerUnavailable if one does that nobody knows the URL of."""
+    deadline_s = time.monotonic() + _STOP_TIMEOUT_S
+    with _opened(directory / "server") as descriptor:
+        while not _try_lock(descriptor, fcntl.LOCK_EX):
+            if time.monotonic() > deadline_s:
+                raise ServerUnavailable(
+                    f"another server runs on {directory} and does not answer at a known URL; stop it, or name another "
+                    "directory in EMBEDQ_DATA_DIR"
+                )
+            time.sleep(_POLL_S)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _publish_url(url)
-        log.info(
-            "embedded server is up", extra={"action": "server_ready", "pid": process.pid, "directory": str(directory)}
-        )
-        yield url
+        yield descriptor
     finally:
-        config.url_file().unlink(missing_ok=True)
-        stop(process, _STOP_TIMEOUT_S)
-        log.info("the embedded server has stopped", extra={"action": "server_stopped"})
+        os.close(descriptor)
+
+
+@contextmanager
+def _file_locked(path: Path) -> Iterator[None]:
+    with _opened(path) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    """Lock a file, or replace our lock of it. Without success our lock is lost."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def find_program() -> str:
@@ -91,7 +162,14 @@ def _start(directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     for _ in range(_MAX_PORT_TRIES):
         port, password = _free_port(), secrets.token_urlsafe(24)
         with (directory / "server.log").open("ab") as output:
-            process = spawn([program, "-"], stdin=subprocess.PIPE, stdout=output, stderr=output)
+            # With a session of its own: a Ctrl-C in the terminal stops its users, in an order that loses nothing.
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(_KEEPER), str(directory), program, "-"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
         assert process.stdin
         # Through stdin, not as arguments or a file: arguments can be read by every user.
         process.stdin.write(_server_config(directory, port, password).encode())

@@ -7,6 +7,11 @@ import os
 import re
 from urllib.parse import urlsplit, urlunsplit
 
+from embedq.core.errors import InvalidSettings
+
+#: Levels of Python's logging.
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
 #: What every record has; anything else on it came in through `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
 
@@ -31,7 +36,10 @@ class FieldFormatter(logging.Formatter):
 
 
 def set_up(level: str = "INFO") -> None:
-    """Log to standard error: our own loggers from `level`, everything else from WARNING."""
+    """Log to standard error: our own loggers from `level`, everything else from WARNING. InvalidSettings for no level."""
+    level = level.upper()
+    if level not in LEVELS:
+        raise InvalidSettings(f"EMBEDQ_LOG_LEVEL must be one of {', '.join(LEVELS)}; given {level!r:.40}")
     handler = logging.StreamHandler()
     handler.setFormatter(FieldFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

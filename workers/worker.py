@@ -69,7 +69,12 @@ _OTHER_VARIABLES = {
 
 def main() -> int:
     """Run one worker until SIGTERM; returns the exit code."""
-    logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    try:
+        logs.set_up(os.environ.get("EMBEDQ_LOG_LEVEL", "INFO"))
+    except EmbedqError as error:
+        logs.set_up()
+        log.error("cannot start: %s", error, extra={"action": "cannot_start"})
+        return EXIT_CANNOT_START
     logs.quiet_libraries()
     lifecycle = Lifecycle()
     health, heart = Health(lifecycle), Heart(lifecycle, launcher_pipe())
