@@ -335,7 +335,7 @@ broker_transport_options = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
     "max_connections": 2048,  # the default of 10 per channel is below the number of job threads
-    "queue_order_strategy": "priority",
+    "queue_order_strategy": "round_robin",  # of lists of one priority none starves another
     "priority_steps": [0, 3, 6, 9],
     "sep": ":",
     "client_name": "embedq",

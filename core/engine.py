@@ -65,7 +65,7 @@ class Engine:
         scheduler = Scheduler(limits, settings.max_batch_s, settings.max_bulk_wait_s)
         self.backlog = Backlog(scheduler, settings.max_waiting_tokens)
         self._completion = CompletionThread()
-        self.encoding = EncodeThreads(self.backlog, _num_encode_threads(settings))
+        self.encoding = EncodeThreads(self.backlog, _num_encode_threads(settings), settings.max_bulk_wait_s)
         self.meter = Meter(self.models)
         shared = self.models, self.backlog, self._completion, Cores(count), self.meter
         self._loops = [DeviceLoop(*shared, settings.hang_timeout_s, self._die) for _ in range(count)]

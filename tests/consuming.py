@@ -44,6 +44,7 @@ def context(**fields: Any) -> WorkerContext:
         process=f"consuming@test/{os.getpid()}",
         lifecycle=Lifecycle(),
         room=Room,
+        max_bulk_wait_s=2.0,
         running=tuple,
         is_alive=lambda: True,
         fail=lambda message, error: None,

@@ -52,6 +52,7 @@ def main() -> None:
         process=f"echo/{os.getpid()}",
         lifecycle=Lifecycle(),
         room=Room,
+        max_bulk_wait_s=2.0,
         running=lambda: [request.id for request in tuple(state.active_requests)],
         is_alive=lambda: True,
         fail=failure_writer(app),

@@ -66,10 +66,12 @@ class Encoder:
 
 
 @contextmanager
-def running(encoder: Encoder, num_threads: int = 1, max_waiting_tokens: int = 1_000_000) -> Iterator[EncodeThreads]:
+def running(
+    encoder: Encoder, num_threads: int = 1, max_waiting_tokens: int = 1_000_000, max_bulk_wait_s: float = 1e9
+) -> Iterator[EncodeThreads]:
     """Encode threads before a backlog that nobody empties, ended at the end."""
     backlog = backlog_of("fake", max_waiting_tokens=max_waiting_tokens)
-    encoding = EncodeThreads(backlog, num_threads)
+    encoding = EncodeThreads(backlog, num_threads, max_bulk_wait_s)
     try:
         yield encoding
     finally:

@@ -133,7 +133,7 @@ def test_a_producer_gets_its_errors(producer: Producing, expression: str, error:
 
 @pytest.mark.usefixtures("nothing_refused")
 def test_jobs_of_a_killed_worker_are_done_by_the_next(guarded: Guarded, producer: Producing, worker: Running) -> None:
-    (child,) = (int(line.rpartition("pid=")[2]) for line in worker.wait_for("action=worker_ready"))
+    (child,) = (int(line.rpartition("pid=")[2].split()[0]) for line in worker.wait_for("action=worker_ready"))
     producer.do("jobs.update(many=tasks.embed_many([['some text ' * 50] * 20] * 30))")
     subprocess.run(["kill", "-9", str(child)], check=True)
     assert producer.do("[len(job.get(timeout=60)) for job in jobs['many']]") == [20] * 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -22,6 +23,31 @@ def test_interactive_jobs_go_before_bulk_jobs_and_of_a_class_the_oldest_first(en
         wait_for_waiting(backlog_behind(encoding), 5)
     opened = [name for name, start, _ in encoder.steps if start is None]
     assert opened == ["now 1", "now 2", "bulk 1", "bulk 2"]
+
+
+def test_bulk_gets_a_turn_though_interactive_jobs_never_cease(encoder: Encoder) -> None:
+    with running(encoder, num_threads=2, max_bulk_wait_s=0.05) as encoding:
+        hold(encoder, encoding)
+        is_over = threading.Event()
+        numbers = itertools.count()
+
+        def one_more(name: str, row: int) -> None:
+            if name != "bulk" and not is_over.is_set():
+                encoding.submit(encoder.job(f"now {next(numbers)}", 1))
+
+        encoder.before_slice = one_more
+        for number in range(8):  # more than the threads: one always waits
+            encoding.submit(encoder.job(f"first {number}", 1))
+        encoding.submit(encoder.job("bulk", 2 * SLICE, is_bulk=True))
+        encoder.gate.set()
+        backlog = backlog_behind(encoding)
+        try:
+            wait_until(backlog, lambda: backlog.num_tokens(is_bulk=True) == 2 * SLICE * LENGTH)
+        finally:
+            is_over.set()
+    steps = [name for name, start, _ in encoder.steps if start is not None]
+    first, second = (place for place, name in enumerate(steps) if name == "bulk")
+    assert second - first > 2, "one turn at a time: interactive jobs go between"
 
 
 def test_a_large_job_is_encoded_in_slices_and_an_interactive_one_goes_between(encoder: Encoder) -> None:

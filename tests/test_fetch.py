@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import statistics
 import threading
@@ -11,10 +12,13 @@ from typing import Any
 import kombu
 import pytest
 import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from embedq.workers.broker.leases import SCRIPT
 from embedq.workers.broker.transport import wake
 from embedq.workers.context import Room
-from tests.consuming import OURS, STOCK, Consuming, calls, context, dead_letters, in_flight, send, waiting
+from tests.consuming import OPTIONS, OURS, STOCK, Consuming, calls, context, dead_letters, in_flight, send, waiting
 
 
 def test_one_call_takes_everything_most_urgent_first_and_then_queue_by_queue(url: str, client: redis.Redis) -> None:
@@ -74,6 +78,134 @@ def test_the_prefetch_count_of_celery_bounds_what_is_held(url: str, client: redi
         worker.got[0].ack()
         worker.run_until(lambda: len(worker.got) == 3)
         assert in_flight(client) == 2
+
+
+class Flood:
+    """An interactive job more for each that is delivered, so that the interactive list is never empty; notes the order."""
+
+    def __init__(self, url: str, queue: str = "a") -> None:
+        self.order: list[tuple[str, int]] = []
+        self._sender = kombu.Connection(url, transport_options=OPTIONS)
+        self._producer = kombu.Producer(self._sender.channel())
+        self._queue = queue
+        for _ in range(4):
+            self.send()
+
+    def send(self) -> None:
+        self._producer.publish(0, routing_key=self._queue, priority=0, serializer="json")
+
+    def on_message(self, message: Any) -> None:
+        self.order.append((message.delivery_info["routing_key"], message.payload))
+        if message.payload == 0:
+            self.send()
+        message.ack()
+
+    def close(self) -> None:
+        self._sender.close()
+
+
+def test_bulk_is_fetched_though_interactive_jobs_never_cease(url: str, client: redis.Redis) -> None:
+    flood = Flood(url)
+    send(url, "a", 1, 2, 3, 4, priority=9)
+    bulk_bytes = len(client.lindex("a:9", 0))
+    room = Room(max_jobs=2, batch_bytes=2 * bulk_bytes)
+    with Consuming(url, ["a"], worker=context(room=lambda: room, max_bulk_wait_s=0.1)) as worker:
+        worker.on_message = flood.on_message
+        worker.run_until(lambda: [number for _, number in flood.order if number] == [1, 2, 3, 4])
+    flood.close()
+    numbers = [number for _, number in flood.order]
+    # A batch's worth at a time, and interactive jobs between two of them.
+    assert numbers.index(2) == numbers.index(1) + 1
+    assert numbers.index(3) - numbers.index(2) > 2
+    assert numbers[0] == 0
+
+
+def test_no_bulk_is_fetched_first_for_which_there_is_no_room(url: str, client: redis.Redis) -> None:
+    flood = Flood(url)
+    send(url, "a", 1, priority=9)
+    room = Room(max_jobs=2, max_priority=4)
+    with Consuming(url, ["a"], worker=context(room=lambda: room, max_bulk_wait_s=1e-6)) as worker:
+        worker.on_message = flood.on_message
+        worker.run_until(lambda: len(flood.order) > 40)
+    flood.close()
+    assert client.llen("a:9") == 1
+
+
+def test_a_queue_that_is_never_empty_starves_no_other_of_its_priority(url: str, client: redis.Redis) -> None:
+    flood = Flood(url, "a")
+    send(url, "b", 5)
+    with Consuming(url, ["a", "b"], worker=context(room=lambda: Room(max_jobs=2))) as worker:
+        worker.on_message = flood.on_message
+        worker.run_until(lambda: ("b", 5) in flood.order)
+    flood.close()
+
+
+def send_later(url: str, queue: str, seconds: float, *numbers: int, zone: datetime.tzinfo = datetime.UTC) -> None:
+    """Send messages with an ETA, as Celery's producers write it."""
+    with kombu.Connection(url, transport_options=OPTIONS) as connection:
+        producer = kombu.Producer(connection.channel())
+        for number in numbers:
+            eta = (datetime.datetime.now(zone) + datetime.timedelta(seconds=seconds)).isoformat()
+            producer.publish(number, routing_key=queue, serializer="json", headers={"eta": eta})
+
+
+@pytest.mark.parametrize("zone_hours", [0, -5.5, 9])
+def test_delayed_jobs_beyond_a_worker_s_share_keep_nobody_waiting(
+    url: str, client: redis.Redis, zone_hours: float
+) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=zone_hours))
+    send_later(url, "a", 3600, *range(100, 1300), zone=zone)
+    send(url, "a", 1)
+    taken = [0]
+    with Consuming(url, ["a"], worker=context(room=lambda: Room(max_delayed=2 - taken[0]))) as worker:
+
+        def note(message: Any) -> None:
+            taken[0] += message.payload >= 100
+            worker.got.append(message)
+
+        worker.on_message = note
+        worker.run_until(lambda: 1 in worker.numbers())
+        assert worker.numbers() == [100, 101, 1]
+        assert client.zcard("embedq:delayed") == client.hlen("embedq:delayed_jobs") == 1198
+        assert (client.llen("a"), in_flight(client)) == (0, 3)
+        # Room for delayed jobs is filled up, the earliest first: a worker without any would let them be forgotten.
+        taken[0] = 0
+        worker.run_until(lambda: len(worker.got) == 5)
+        assert worker.numbers()[3:] == [102, 103]
+
+
+def test_a_delayed_job_returns_as_its_time_comes_to_a_worker_that_may_hold_none(url: str, client: redis.Redis) -> None:
+    send_later(url, "a", 4, 1)
+    send_later(url, "a", 3, 2)
+    send_later(url, "a", -1, 3)
+    with Consuming(url, ["a"], worker=context(room=lambda: Room(max_delayed=0))) as worker:
+        worker.run_until(lambda: len(worker.got) == 3)
+        assert worker.numbers() == [3, 2, 1]
+        assert in_flight(client) == 3
+    assert (client.zcard("embedq:delayed"), client.hlen("embedq:delayed_jobs")) == (0, 0)
+
+
+@pytest.mark.parametrize("eta", ["2099-13-45T99:99:99", "2099-01-01", "soon", 7, None, {"a": 1}, "2099-01-01T00:00:00"])
+def test_an_eta_that_the_server_cannot_read_is_left_to_the_worker(url: str, client: redis.Redis, eta: Any) -> None:
+    with kombu.Connection(url, transport_options=OPTIONS) as connection:
+        producer = kombu.Producer(connection.channel())
+        producer.publish(1, routing_key="a", serializer="json", headers={"eta": eta})
+    with Consuming(url, ["a"], worker=context(room=lambda: Room(max_delayed=0))) as worker:
+        worker.run_until(lambda: worker.got)
+    assert not dead_letters(client)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.datetimes(datetime.datetime(1971, 1, 2), datetime.datetime(2199, 12, 30)), st.integers(-23 * 60, 23 * 60))
+def test_the_server_reads_every_eta_as_python_does(
+    url: str, client: redis.Redis, moment: datetime.datetime, zone_minutes: int
+) -> None:
+    eta = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(minutes=zone_minutes)))
+    source = SCRIPT[SCRIPT.index("-- Days from") : SCRIPT.index("-- Returns the delivery tag, the end")]
+    found = client.eval(
+        f"{source} return string.format('%.6f', eta_of({{headers = {{eta = ARGV[1]}}}}))", 0, eta.isoformat()
+    )
+    assert float(found) == pytest.approx(eta.timestamp(), abs=1e-5)
 
 
 @pytest.mark.timing

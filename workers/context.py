@@ -37,6 +37,10 @@ class Room(NamedTuple):
     max_bytes: int = 256 * 1024 * 1024
     #: Only lists of this priority step and more urgent ones: 0 interactive … 9 all.
     max_priority: int = 9
+    #: Bytes of a batch: as much bulk is taken first if it was passed over for long.
+    batch_bytes: int = 1024 * 1024
+    #: Most jobs to take that wait for their countdown; others wait on the server.
+    max_delayed: int = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +54,8 @@ class WorkerContext:
     lifecycle: Lifecycle
     #: Asked before each fetch, on the event loop: how much the worker takes now.
     room: Callable[[], Room]
+    #: Seconds that bulk is passed over for interactive jobs at a fetch before a batch's worth of it is taken first.
+    max_bulk_wait_s: float
     #: Ids of the jobs being computed. They are kept when the connection breaks, instead of given back
     #: and run twice; the worker must acknowledge or reject each in the end.
     running: Callable[[], Collection[str]]

@@ -126,6 +126,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
         process=f"{worker_name(engine)}/{os.getpid()}",
         lifecycle=health.lifecycle,
         room=held.room,
+        max_bulk_wait_s=settings.max_bulk_wait_s,
         running=held.running,
         is_alive=lambda: engine.is_alive,
         fail=failure_writer(tasks.app),

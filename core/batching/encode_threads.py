@@ -1,6 +1,7 @@
 """Threads that encode jobs into token ids, ahead of the device and within a bound of memory.
 
-Interactive jobs come first, and within a class the oldest. Several threads may encode slices of one large job. Small
+Interactive jobs come first, and within a class the oldest; bulk that was passed over for `max_bulk_wait_s` gets one turn:
+a slice, or as many small jobs as are encoded together. Several threads may encode slices of one large job. Small
 jobs are encoded together; while enough batches wait for the device, they are held for a moment so that more can join.
 A class whose waiting tokens reach the limit is encoded further only after batches have left.
 """
@@ -14,6 +15,7 @@ from itertools import groupby, islice
 from typing import Any, NamedTuple
 
 from embedq.core.batching.backlog import Backlog, Encoded
+from embedq.core.batching.bulk_share import BulkShare
 from embedq.core.batching.job import Job
 from embedq.core.errors import DeviceFailure, EmbedqError, InvalidInput
 from embedq.core.sequence import Tokens
@@ -40,8 +42,9 @@ class _Part(NamedTuple):
 class EncodeThreads:
     """Opens and encodes jobs, and adds their sequences to the backlog."""
 
-    def __init__(self, backlog: Backlog, num_threads: int) -> None:
+    def __init__(self, backlog: Backlog, num_threads: int, max_bulk_wait_s: float) -> None:
         self._backlog = backlog
+        self._bulk_share = BulkShare(max_bulk_wait_s)
         #: By class, oldest first; a dict, so that removing one of thousands needs no search.
         self._queues: dict[bool, OrderedDict[Job, None]] = {False: OrderedDict(), True: OrderedDict()}
         self._num_bytes = {False: 0, True: 0}
@@ -196,12 +199,18 @@ class EncodeThreads:
 
     def _next_class(self) -> bool | None:
         """The class to encode next; None if nothing waits, no class has room, or small jobs are being held."""
-        for is_bulk, queue in self._queues.items():
+        for queue in self._queues.values():
             while queue and (job := next(iter(queue))).is_over:
                 self._drop(job)  # cancelled or failed: the rest need not be encoded
-            if queue and self._backlog.has_room(is_bulk) and not self._gathering_s(is_bulk):
-                return is_bulk
-        return None
+        ready = [is_bulk for is_bulk in self._queues if self._can_go(is_bulk)]
+        if len(ready) == 2 and not self._bulk_share.is_due(time.monotonic()):
+            return False
+        self._bulk_share.restart()
+        return ready[-1] if ready else None
+
+    def _can_go(self, is_bulk: bool) -> bool:
+        """Whether the next of a class may be encoded now."""
+        return bool(self._queues[is_bulk]) and self._backlog.has_room(is_bulk) and not self._gathering_s(is_bulk)
 
     def _next_look_s(self) -> float | None:
         """Seconds until held jobs are due; None if only a new job or new room can change anything."""

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from embedq.core.batching.batch_stats import ModelTotals, Totals
+from embedq.core.batching.bulk_share import BulkShare
 from embedq.core.batching.length_runs import Bounds, choose_run
 from embedq.core.sequence import Sequence, Wanted, num_computed_tokens
 
@@ -59,12 +60,10 @@ class Scheduler:
         #: Counts of the batches formed, by model.
         self.totals_by_model = {model: ModelTotals() for model in limits}
         self._max_batch_s = max_batch_s
-        self._max_bulk_wait_s = max_bulk_wait_s
+        self._bulk_share = BulkShare(max_bulk_wait_s)
         self._limits = {model: replace(given) for model, given in limits.items()}
         self._speeds = {model: _Speed() for model in limits}
         self._interactive, self._bulk = _Class(may_pass_over=False), _Class(may_pass_over=True)
-        #: Since when waiting bulk work is passed over for interactive work; None while it is not.
-        self._passed_over_s: float | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -157,14 +156,10 @@ class Scheduler:
         return sequence.length if self._limits[sequence.model].is_by_length else 0
 
     def _next_class(self, now_s: float) -> _Class:
-        if len(self._bulk) and len(self._interactive):
-            if self._passed_over_s is None:
-                self._passed_over_s = now_s
-                return self._interactive
-            if now_s - self._passed_over_s < self._max_bulk_wait_s:
-                return self._interactive
+        if len(self._bulk) and len(self._interactive) and not self._bulk_share.is_due(now_s):
+            return self._interactive
         # From here on bulk runs, or none waits: either way it is not passed over.
-        self._passed_over_s = None
+        self._bulk_share.restart()
         return self._bulk if len(self._bulk) else self._interactive
 
     def _count(self, batch: list[Sequence], is_padded: bool, budget: int) -> None:

@@ -3,6 +3,9 @@
 Input: the connection that the event loop watches. Output: jobs, in flight. Knows nothing of what becomes of them. An
 idle worker sends nothing: the server tracks which lists the last call read (CLIENT TRACKING) and sends an invalidation
 on the same connection when one of them changes.
+
+Lists are emptied in the order of their priorities. But bulk that was passed over for `max_bulk_wait_s`, though there is
+room for it, is fetched first once: a batch's worth, alone.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any, NamedTuple, Protocol
 from kombu.asynchronous import get_event_loop
 from redis.exceptions import ResponseError
 
+from embedq.core.batching.bulk_share import BulkShare
+from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY
 from embedq.workers.broker.leases import SCRIPT, Leases
 from embedq.workers.celery_private import RedisChannel, list_key, on_invalidation, socket_of
 from embedq.workers.context import Room, WorkerContext
@@ -58,6 +63,7 @@ class FetchingChannel(RedisChannel, Protocol):
     max_message_bytes: int
     max_attempts: int
     max_dead_letters: int
+    priority_steps: list[int]
 
     def queues_in_order(self) -> list[str]:
         """The consumed queues, the next to be looked at first."""
@@ -69,7 +75,9 @@ class Fetch:
 
     def __init__(self, channel: FetchingChannel) -> None:
         self._channel = channel
+        #: Queue and priority step of each list of the last fetch.
         self._queues: list[str] = []
+        self._steps: list[int] = []
         self._socket: Any = None
         self._is_told = False
         self._is_known = False
@@ -78,6 +86,9 @@ class Fetch:
         self._looked_to = -1
         self._next_look_s = 0.0
         self._alone_until_s = 0.0
+        self._bulk_share = BulkShare(channel.context.max_bulk_wait_s)
+        #: Whether the last fetch looked at bulk lists, or took bulk first.
+        self._saw_bulk, self._is_bulk_first = True, False
 
     def ask(self, connection: Any) -> bool:
         """Send a fetch if there may be jobs and there is room; returns whether an answer will come."""
@@ -92,6 +103,7 @@ class Fetch:
         may_be_alone = not self._channel.qos.taken or self._alone_until_s <= now_s
         if self._alone_until_s and not may_be_alone:
             return False
+        self._is_bulk_first = self._is_bulk_due(room, now_s)
         connection.send_command(*self._command(room, may_be_alone))
         self._alone_until_s, self._should_look, self._looked_to = 0.0, False, room.max_priority
         self._next_look_s = now_s + (_LOOK_S if self._is_told else POLL_S)
@@ -101,13 +113,15 @@ class Fetch:
         """The jobs of an answer."""
         state, *flat = answer
         # Invalidations that came before this answer are covered by it.
-        self._is_known, self._should_look = True, state != _IS_EMPTY
+        self._is_known, self._should_look = True, state != _IS_EMPTY or self._is_bulk_first
+        self._saw_bulk = state == _IS_EMPTY or self._is_bulk_first
         if state in (_NEXT_IS_ALONE, _TOOK_ALONE):
             # Not for ever: a job held until its ETA would stop this worker from taking any other.
             self._alone_until_s = monotonic() + self._channel.visibility_timeout
         if not self._is_told and (hub := get_event_loop()) is not None:
             hub.call_later(POLL_S, nothing)
         for number, tag, lines, raw in zip(*(iter(flat),) * 4, strict=True):
+            self._saw_bulk = self._saw_bulk or self._steps[number] > MAX_INTERACTIVE_PRIORITY
             yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
 
     def forget_script(self) -> None:
@@ -123,19 +137,28 @@ class Fetch:
             max_jobs = min(max_jobs, qos.prefetch_count - len(qos.taken))
         return room._replace(max_jobs=max_jobs if qos.can_consume() else 0)
 
+    def _is_bulk_due(self, room: Room, now_s: float) -> bool:
+        has_bulk = room.max_priority > MAX_INTERACTIVE_PRIORITY < self._channel.priority_steps[-1]
+        if has_bulk and not self._saw_bulk and not self._bulk_share.is_due(now_s):
+            return False
+        is_due = has_bulk and not self._saw_bulk
+        self._bulk_share.restart()
+        return is_due
+
     def _command(self, room: Room, may_be_alone: bool) -> list[Any]:
         channel = self._channel
-        queues, steps = (
-            channel.queues_in_order(),
-            [step for step in channel.priority_steps if step <= room.max_priority],
-        )
-        self._queues = [queue for _ in steps for queue in queues]
+        queues = channel.queues_in_order()
+        steps = [step for step in channel.priority_steps if step <= room.max_priority]
+        if self._is_bulk_first:
+            steps = [step for step in steps if step > MAX_INTERACTIVE_PRIORITY]
+            room = room._replace(max_bytes=min(room.max_bytes, room.batch_bytes))
+        self._queues, self._steps = [queue for _ in steps for queue in queues], [step for step in steps for _ in queues]
         lists = [list_key(channel, queue, step) for step in steps for queue in queues]
         keys = [*channel.leases.keys, *lists]
         script = ["EVALSHA", channel.leases.sha] if self._is_known else ["EVAL", SCRIPT]
         holder = (channel.worker, channel.visibility_timeout)
         room_and_limits = (room.max_jobs, room.max_bytes, channel.max_message_bytes, channel.max_attempts)
-        more = (int(may_be_alone), channel.max_dead_letters)
+        more = (int(may_be_alone), channel.max_dead_letters, room.max_delayed)
         return [*script, len(keys), *keys, "fetch", *holder, *room_and_limits, *more]
 
     def _track(self, connection: Any) -> None:

@@ -71,8 +71,8 @@ class Leases:
     def __init__(self, channel: LeasingChannel) -> None:
         self._channel = channel
         prefix = channel.global_keyprefix
-        names = (channel.unacked_key, channel.unacked_index_key, "embedq:jobs", "embedq:dead")
-        self.keys = [prefix + name for name in names]
+        own = ("embedq:jobs", "embedq:dead", "embedq:delayed", "embedq:delayed_jobs")
+        self.keys = [prefix + name for name in (channel.unacked_key, channel.unacked_index_key, *own)]
         self._cursor: Any = 0
         self._client: Any = None
 

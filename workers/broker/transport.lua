@@ -9,21 +9,31 @@
 --                                   last one being the present holder's:
 --                                   taken (us) TAB lease (s) TAB bytes TAB worker TAB list
 --         4  embedq:dead    stream  dead letters: reason, detail, list, tag, deliveries, message
---         5… the lists of the queues, in the order in which they are to be emptied (only for "fetch")
+--         5  embedq:delayed zset    delivery tag of a job that waits for its ETA here, because the worker
+--                                   that met it holds as many such jobs as it may; scored by the ETA (seconds)
+--         6  embedq:delayed_jobs hash   delivery tag -> list TAB message
+--         7… the lists of the queues, in the order in which they are to be emptied (only for "fetch")
 --
 -- Order of writes: first where a job goes, then where it comes from. A script that the server refuses
 -- or breaks off half-way (out of memory, a key of another type) then leaves a job twice, never not at all.
 --
 -- Times are the server's, so that workers whose clocks differ agree about a lease.
 
-local UNACKED, INDEX, JOBS, DEAD = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local FIRST_LIST = 5
+local UNACKED, INDEX, JOBS, DEAD, DELAYED, DELAYED_JOBS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local FIRST_LIST = 7
 
 -- Messages looked at in one call, good and bad: bounds how long the server does nothing else.
 local MAX_LOOKED_AT = 1000
 
 -- Bytes given back in one call, for the same reason; the caller asks again while there is more.
 local MAX_BYTES_GIVEN_BACK = 64 * 1024 * 1024
+
+-- Jobs that return to their lists in one call because their ETA is near, for the same reason.
+local MAX_RETURNED = 256
+
+-- A job whose ETA is nearer than this is taken, whatever its ETA: workers look once a second, and hold it until the
+-- very moment by their own clocks.
+local EARLY_S = 2
 
 -- A delivery tag is a uuid. Anything much longer is no tag, and would be kept as a key three times over;
 -- nor is anything but printable ASCII, which workers could not even name in their logs.
@@ -81,7 +91,28 @@ local function decoded(raw)
   return cjson.decode(raw)
 end
 
--- Returns the delivery tag and the end of kombu's entry; or nil and why it is no message.
+-- Days from 1970-01-01 to a date; counts years from March, so that the leap day is the last.
+local function days(year, month, day)
+  if month <= 2 then year, month = year - 1, month + 12 end
+  local leap_days = math.floor(year / 4) - math.floor(year / 100) + math.floor(year / 400)
+  return 365 * year + leap_days + math.floor((153 * (month - 3) + 2) / 5) + day - 719469
+end
+
+-- The ETA of a job in seconds since 1970; 0 without one, or if it names no time zone: the worker holds such a job.
+local function eta_of(message)
+  local eta = type(message.headers) == 'table' and message.headers.eta
+  if type(eta) ~= 'string' then return 0 end
+  local year, month, day, hour, minute, second, zone =
+    eta:match('^(%d%d%d%d)-(%d%d)-(%d%d)[T ](%d%d):(%d%d):(%d%d%.?%d*)(.*)$')
+  if zone == 'Z' then zone = '+00:00' end
+  local sign, zone_hour, zone_minute = (zone or ''):match('^([+-])(%d%d):?(%d%d)$')
+  if not sign then return 0 end
+  local offset = 3600 * zone_hour + 60 * zone_minute
+  local at = 86400 * days(tonumber(year), tonumber(month), tonumber(day)) + 3600 * hour + 60 * minute + second
+  return sign == '+' and at - offset or at + offset
+end
+
+-- Returns the delivery tag, the end of kombu's entry and the ETA; or nil and why it is no message.
 local function read_envelope(raw, max_bytes)
   if #raw > max_bytes then
     return nil, 'larger than ' .. max_bytes .. ' bytes'
@@ -97,10 +128,38 @@ local function read_envelope(raw, max_bytes)
   local info = type(properties.delivery_info) == 'table' and properties.delivery_info or {}
   local exchange = type(info.exchange) == 'string' and info.exchange or ''
   local routing_key = type(info.routing_key) == 'string' and info.routing_key or ''
-  return tag, ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing_key) .. ']'
+  return tag, ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing_key) .. ']', eta_of(message)
+end
+
+-- Moves delayed jobs back to the heads of their lists, the earliest to be taken first: those whose ETA is near, and as
+-- many others of the lists of this call as the worker may hold. So jobs are delayed here only while workers hold some.
+local function return_delayed(now_s, max_delayed)
+  if redis.call('EXISTS', DELAYED) == 0 then return end
+  local first = redis.call('ZRANGE', DELAYED, 0, MAX_RETURNED - 1, 'WITHSCORES')
+  local is_asked, returned, bytes = {}, {}, 0
+  for number = FIRST_LIST, #KEYS do is_asked[KEYS[number]] = true end
+  for number = 1, #first, 2 do
+    local tag, is_near = first[number], tonumber(first[number + 1]) <= now_s + EARLY_S
+    local list, raw = (redis.call('HGET', DELAYED_JOBS, tag) or ''):match('^([^\t]*)\t(.*)$')
+    if not list then
+      redis.call('ZREM', DELAYED, tag)
+    elseif is_near or (max_delayed > 0 and is_asked[list]) then
+      returned[#returned + 1] = { tag = tag, list = list, raw = raw }
+      if not is_near then max_delayed = max_delayed - 1 end
+      bytes = bytes + #raw
+      if bytes > MAX_BYTES_GIVEN_BACK then break end
+    end
+  end
+  for number = #returned, 1, -1 do
+    local job = returned[number]
+    redis.call('RPUSH', job.list, job.raw)
+    redis.call('ZREM', DELAYED, job.tag)
+    redis.call('HDEL', DELAYED_JOBS, job.tag)
+  end
 end
 
 -- fetch worker lease_s max_jobs max_bytes max_message_bytes max_attempts may_be_alone max_dead
+--       max_delayed
 --
 -- Takes from the lists in their order. Returns {state, list index, tag, earlier deliveries, message, …}
 -- with state 0: the lists are empty, and the connection will be told of the next message if it tracks;
@@ -109,27 +168,37 @@ end
 --
 -- A job that died with its worker in all attempts but one is delivered alone: were it delivered with
 -- the neighbours it crashed with, all of them would die with it again and be buried as one.
+--
+-- Of jobs whose ETA is not near at most max_delayed are taken; others are delayed here, where they keep nobody waiting.
 local function fetch()
   local worker, lease = ARGV[2], ARGV[3]
   local max_jobs, max_bytes, max_message_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
   local max_attempts, may_be_alone, max_dead = tonumber(ARGV[7]), ARGV[8] == '1', ARGV[9]
+  local max_delayed = tonumber(ARGV[10])
   local reply, state = { 0 }, 0
+  local now = now_us()
+  return_delayed(now / 1000000, max_delayed)
   if redis.call('EXISTS', unpack(KEYS, FIRST_LIST)) == 0 then return reply end
 
-  local now = now_us()
   local taken, bytes, looked_at = 0, 0, 0
   for number = FIRST_LIST, #KEYS do
     local list = KEYS[number]
     local unacked, index, jobs, has_tag, seen = {}, {}, {}, {}, 0
+    local delayed, delayed_jobs = {}, {}
     while state == 0 do
       local raw = redis.call('LINDEX', list, -1 - seen)
       if not raw then break end
-      local tag, rest = read_envelope(raw, max_message_bytes)
-      if tag and (has_tag[tag] or redis.call('HEXISTS', UNACKED, tag) == 1) then
+      local tag, rest, eta = read_envelope(raw, max_message_bytes)
+      if tag and (has_tag[tag] or redis.call('HEXISTS', UNACKED, tag) == 1
+          or redis.call('HEXISTS', DELAYED_JOBS, tag) == 1) then
         tag, rest = nil, 'a second message with the delivery tag of a job in flight'
       end
       if not tag then
         bury(rest, '', list, '', '', #raw > max_message_bytes and '' or raw, max_dead)
+      elseif eta > now / 1000000 + EARLY_S and max_delayed < 1 then
+        has_tag[tag] = true
+        delayed[#delayed + 1], delayed[#delayed + 2] = string.format('%.6f', eta), tag
+        delayed_jobs[#delayed_jobs + 1], delayed_jobs[#delayed_jobs + 2] = tag, list .. '\t' .. raw
       else
         local lines = redis.call('HGET', JOBS, tag) or ''
         local is_last = max_attempts > 1 and count_lines(lines) == max_attempts - 1
@@ -148,6 +217,7 @@ local function fetch()
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = number - FIRST_LIST, tag, lines, raw
         taken, bytes = taken + 1, bytes + #raw
+        if eta > now / 1000000 + EARLY_S then max_delayed = max_delayed - 1 end
         if is_last then state = 3 end
       end
       seen, looked_at = seen + 1, looked_at + 1
@@ -157,6 +227,10 @@ local function fetch()
       redis.call('HSET', UNACKED, unpack(unacked))
       redis.call('ZADD', INDEX, unpack(index))
       redis.call('HSET', JOBS, unpack(jobs))
+    end
+    if #delayed > 0 then
+      redis.call('HSET', DELAYED_JOBS, unpack(delayed_jobs))
+      redis.call('ZADD', DELAYED, unpack(delayed))
     end
     if seen > 0 then redis.call('LTRIM', list, 0, -1 - seen) end
     if state ~= 0 then break end
@@ -233,7 +307,8 @@ local function tidy(cursor, before_us)
   for number = 1, #scanned[2], 2 do
     local tag = scanned[2][number]
     local last = holder(scanned[2][number + 1])
-    if (not last or last.taken < before_us) and redis.call('HEXISTS', UNACKED, tag) == 0 then
+    if (not last or last.taken < before_us) and redis.call('HEXISTS', UNACKED, tag) == 0
+        and redis.call('HEXISTS', DELAYED_JOBS, tag) == 0 then
       redis.call('HDEL', JOBS, tag)
     end
   end

@@ -117,18 +117,25 @@ class HeldJobs:
     def room(self) -> Room:
         """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
 
-        A worker whose bulk window is full still takes interactive jobs.
+        A worker whose bulk window is full still takes interactive jobs. Jobs that wait for their countdown do not count
+        until there are `max_jobs` of them.
         """
         engine = self.engine
         self.counts.num_turns += 1
-        max_jobs = engine.settings.max_jobs - len(state.requests)
+        num_delayed = len(state.scheduled_requests)
+        max_delayed = max(0, engine.settings.max_jobs - num_delayed)
+        max_jobs = engine.settings.max_jobs - len(state.requests) + min(num_delayed, engine.settings.max_jobs)
         tokens = {is_bulk: engine.window_tokens - engine.waiting_tokens(is_bulk) for is_bulk in (False, True)}
         if max_jobs <= 0 or tokens[False] <= 0 or not self.is_open:
             return Room(max_jobs=0)
         takes_bulk = tokens[True] > 0
         max_tokens = min(tokens.values()) if takes_bulk else tokens[False]
-        max_bytes = max(1, int(max_tokens * engine.encoding.bytes_per_token))
-        return Room(max_jobs, max_bytes, 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY)
+        max_bytes, batch_bytes = (
+            max(1, int(num_tokens * engine.encoding.bytes_per_token))
+            for num_tokens in (max_tokens, engine.backlog.largest_budget)
+        )
+        max_priority = 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY
+        return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed)
 
     def running(self) -> list[str]:
         """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""
