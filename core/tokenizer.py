@@ -13,6 +13,7 @@ from tokenizers.normalizers import Sequence as Rules
 from embedq.core.checkpoint.files import read_json
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.long_texts import LongTexts
 from embedq.core.sequence import Tokens
 from embedq.core.special_tokens import read_frame
 
@@ -23,10 +24,6 @@ QUERY_SHARE = (3, 4)
 #: Characters to encode first per token that may be kept. Real text has 3 to 5 per token, so this nearly always
 #: suffices, and a book costs no more than its first pages.
 _CHARACTERS_PER_TOKEN = 16
-
-#: White space at which every tokenizer ends a word. Some tokenizers drop other white space: to BERT a form feed is a
-#: control character, and the words beside it become one.
-_SPACES = " \n\t\r"
 
 #: More tokens than any text has.
 ALL_TOKENS = 2**31
@@ -47,6 +44,7 @@ class Tokenizer:
         if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text keep their case
             rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
             self._rust.normalizer = Rules(rules)
+        self._long_texts = LongTexts(self._rust)
         self._frame = read_frame(self._rust, num_texts=1).ended_by(self._read_end())
         self._pair_frame = read_frame(self._rust, num_texts=2)
         least = self._frame.num_tokens if spec.is_embedder else self._pair_frame.num_tokens + 2
@@ -155,16 +153,14 @@ class Tokenizer:
         if self._spec.strip:
             texts = [text.strip() for text in texts]
         num_characters = max_tokens * _CHARACTERS_PER_TOKEN
-        heads = [_head(text, num_characters) for text in texts]
+        heads = [self._long_texts.head(text, num_characters) for text in texts]
         encoded = self._rust.encode_batch_fast(heads, add_special_tokens=False)  # without offsets: a fifth faster
-        for index, text in enumerate(texts):
-            # Grow the number of characters requested, not the length found: that may stay the same.
-            size = num_characters
-            while len(encoded[index]) < max_tokens and len(heads[index]) < len(text):
-                size *= 4
-                heads[index] = _head(text, size)
-                encoded[index] = self._rust.encode(heads[index], add_special_tokens=False)
-        return [one.ids[:max_tokens] for one in encoded]
+        return [
+            one.ids[:max_tokens]
+            if len(one) >= max_tokens or len(head) == len(text)
+            else self._long_texts.first_ids(text, max_tokens, num_characters)
+            for text, head, one in zip(texts, heads, encoded, strict=True)
+        ]
 
 
 def _cut_passage(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
@@ -185,18 +181,6 @@ def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[
     is_query_longer = len(query) > len(passage)
     query_room = room - shorter if is_query_longer else shorter
     return query[:query_room], passage[: room - query_room]
-
-
-def _head(text: str, max_characters: int) -> str:
-    """The start of `text`, at most `max_characters` long, up to the end of a word.
-
-    Text after white space does not change the tokens before it. A text without white space (Chinese, a single endless
-    word) is not cut.
-    """
-    if len(text) <= max_characters:
-        return text
-    end = max(text.rfind(space, 0, max_characters + 1) for space in _SPACES)
-    return text[: max(end, 0)].rstrip() or text
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:

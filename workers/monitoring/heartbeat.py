@@ -15,6 +15,7 @@ from embedq.core.batching.device_memory import memory_bytes
 from embedq.tasks.speeds import Speed
 from embedq.workers.context import DRAINING, READY, Lifecycle
 from embedq.workers.heartbeat_line import INTERVAL_S, VARIABLE, Beat
+from embedq.workers.monitoring.idle_memory import IdleMemory
 from embedq.workers.monitoring.job_counters import JobsOfWorker
 from embedq.workers.monitoring.rates import PassCounts, Rates
 from embedq.workers.queues import queues_of
@@ -39,6 +40,7 @@ class Heart:
             os.set_blocking(descriptor, False)
         self._jobs: JobsOfWorker | None = None
         self._rates = Rates()
+        self._memory = IdleMemory()
         self._is_news = threading.Event()
 
     def start(self) -> None:
@@ -55,6 +57,8 @@ class Heart:
             self._is_news.clear()
             try:
                 self.last = self._beat()
+                if self._jobs is not None:
+                    self._memory.observe(len(self._jobs))
             except Exception:  # of a broken device's driver, say; a worker that is silent would be killed for it
                 log.exception("the worker's state cannot be reported", extra={"action": "heartbeat_failed"})
             self._send(self.last.line())
