@@ -66,5 +66,10 @@ class GuardedThread(threading.Thread):
         # Without the error's own words, which may quote a text.
         num_ends[self.name] += 1
         where = "".join(traceback.format_tb(error.__traceback__))
-        fields = {"action": action, "worker_thread": self.name, "num_ends": num_ends[self.name], "error": type(error).__name__}
+        fields = {
+            "action": action,
+            "worker_thread": self.name,
+            "num_ends": num_ends[self.name],
+            "error": type(error).__name__,
+        }
         log.critical("%s, at:\n%s", message, where, extra=fields)

@@ -84,7 +84,7 @@ def test_an_encode_thread_that_fails_fails_its_jobs_and_goes_on(
 
     monkeypatch.setattr(engine.encoding, "_add", fails_once)
     job = engine.submit(lambda: engine.calls.embed(["lost"]))
-    assert isinstance(job.answer.exception(PATIENCE_S), SystemError)
+    assert isinstance(job.answer.exception(PATIENCE_S), DeviceFailure)
     assert engine.embed(["a text"]).dense is not None
     assert engine.is_alive
 

@@ -121,8 +121,9 @@ class EncodeThreads:
             try:
                 self._add([part for job, rows in taken if (part := self._opened(job, rows))])
             except BaseException as error:  # a bug here: these jobs are in no queue, and would wait for ever
-                for job, _ in taken:
-                    self._fail(job, error)
+                failure = DeviceFailure(f"encoding failed unexpectedly with {type(error).__name__}")
+                for job, _ in taken:  # not the producer's fault: a queue tries them again
+                    self._fail(job, failure)
                 raise
 
     def _add(self, parts: list[_Part]) -> None:

@@ -130,6 +130,7 @@ class Live(Lines):
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         """Print what a worker prints."""
+        assert process.stdout
         GuardedThread("output", partial(self._print, process.stdout)).start()
 
     def show(self, rows: Sequence[Mapping[str, Any]], caption: str, after_s: float) -> None:
