@@ -64,8 +64,11 @@ class Engine:
         limits = {alias: _limits(model, settings, count) for alias, model in self.models.items()}
         scheduler = Scheduler(limits, settings.max_batch_s, settings.max_bulk_wait_s)
         self.backlog = Backlog(scheduler, settings.max_waiting_tokens)
-        self._completion = CompletionThread()
-        self.encoding = EncodeThreads(self.backlog, _num_encode_threads(settings), settings.max_bulk_wait_s)
+        self._pid = os.getpid()
+        self._loops: list[DeviceLoop] = []
+        self._completion = CompletionThread(self._broken)
+        num_threads = _num_encode_threads(settings)
+        self.encoding = EncodeThreads(self.backlog, num_threads, settings.max_bulk_wait_s, self._broken)
         self.meter = Meter(self.models)
         shared = self.models, self.backlog, self._completion, Cores(count), self.meter
         self._loops = [DeviceLoop(*shared, settings.hang_timeout_s, self._die) for _ in range(count)]
@@ -120,9 +123,10 @@ class Engine:
         `open_call` runs on an encode thread and returns a call built by `calls`; an exception it raises becomes the
         answer. `num_bytes` is the size of its texts, 0 if unknown. `on_started` is called on the completion thread once
         the job's first rows are in a batch; `origin` is kept as `Job.origin`. DeviceFailure once the engine is closed
-        or its device is given up.
+        or its device is given up, and in a process forked from the one that made the engine.
         """
         job = Job(open_call, priority > MAX_INTERACTIVE_PRIORITY, num_bytes, on_started, origin)
+        self._refuse_forks()
         # Weak, because a job holds its answer: a cycle would keep its rows until a garbage collection.
         reference = weakref.ref(job)
         job.answer.add_done_callback(lambda answer: self._withdraw(reference()) if answer.cancelled() else None)
@@ -159,8 +163,14 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine can compute: the device has not been given up, and no pass hangs."""
-        return self.backlog.dead is None and not any(loop.watchdog.is_hung for loop in self._loops)
+        """Whether the engine can compute: the device is not given up, no pass hangs, and all threads are there."""
+        return (
+            self.backlog.dead is None
+            and not any(loop.watchdog.is_hung for loop in self._loops)
+            and self.encoding.is_alive
+            and self._completion.is_alive
+            and self._pid == os.getpid()
+        )
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, and seconds in which a batch was on the device (mean over the streams)."""
@@ -179,7 +189,9 @@ class Engine:
         }
 
     def close(self) -> None:
-        """Finish the waiting jobs, then end all threads. Later calls raise DeviceFailure."""
+        """Finish the waiting jobs, then end all threads. Later calls raise DeviceFailure. In a fork: do nothing."""
+        if self._pid != os.getpid():
+            return  # the threads are the parent's, and go on there
         self.encoding.close()
         self.backlog.close()
         for loop in self._loops:
@@ -201,6 +213,26 @@ class Engine:
         if job:
             self.encoding.withdraw(job)
             self.backlog.withdraw(job)
+
+    def _refuse_forks(self) -> None:
+        """DeviceFailure in a forked process: threads are not forked, and every call would wait for ever.
+
+        They are not started anew, either: torch's own threads and a driver's state do not outlive a fork, and locks
+        may have been held by threads that are gone.
+        """
+        if self._pid != os.getpid():
+            raise DeviceFailure(
+                f"this engine was made by process {self._pid} and is used in a fork of it, process {os.getpid()}, where "
+                "its threads do not exist. Load the model after the fork: with gunicorn without --preload or in "
+                "post_fork, with uWSGI in lazy-apps mode, with multiprocessing in the child or by the start method spawn"
+            )
+
+    def _broken(self, reason: str) -> None:
+        """A thread without which no job gets an answer ended unexpectedly: give up, as on a broken device."""
+        for loop in self._loops:
+            loop.give_up(reason)
+        if not self._loops:
+            self._die(DeviceFailure(reason))
 
     def _die(self, failure: DeviceFailure) -> None:
         try:

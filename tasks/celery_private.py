@@ -56,6 +56,10 @@ class ConsumerBase(ResultConsumer):
         locked: AbstractContextManager[Any] = self._locked()
         return locked
 
+    def forget_locks(self) -> None:
+        """Have new locks, in a forked process: a thread that does not exist here may have held the old ones."""
+        self._reset_sync()
+
     def decoded(self, blob: bytes) -> Any:
         """The result map of a blob."""
         return self._decode_result(blob)

@@ -11,9 +11,11 @@ that result and no other. Knows nothing of queues, models or batches.
 
 from __future__ import annotations
 
+import os
 import ssl
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
 from celery.backends.redis import SentinelBackend
 from celery.result import AsyncResult, ResultSet, result_from_tuple
 
+from embedq.core import errors
 from embedq.tasks.celery_private import ConsumerBase, ReadingBackend, known_meta
 
 #: Keys of one MGET: all their values are in memory at once.
@@ -30,6 +33,9 @@ _MAX_KEYS_PER_MGET = 100
 
 #: Seconds the server has to confirm a subscription if no socket timeout is set.
 _CONFIRM_TIMEOUT_S = 15.0
+
+#: Where the classes of our errors are, and where they were in workers before 0.2.0.
+_ERRORS, _FORMER_ERRORS = errors.__name__, "core.errors"
 
 #: A longer name of an error's class is refused.
 _MAX_NAME_LENGTH = 200
@@ -54,6 +60,7 @@ class LateConsumer(ConsumerBase):
         super().__init__(*args, **kwargs)
         #: Keys of pending results that somebody holds, and that are not subscribed to yet.
         self._wanted: set[bytes] = set()
+        _consumers.add(self)
 
     def consume_from(self, task_id: str) -> None:
         """Record that this result is wanted. Sends nothing."""
@@ -99,9 +106,15 @@ class LateConsumer(ConsumerBase):
                 results.pop(meta["task_id"], None)
 
     def on_after_fork(self) -> None:
-        """Give up the connection, which the parent process uses, and subscribe anew when somebody waits."""
-        super().on_after_fork()
+        """In a forked process: leave the subscription to the parent, and subscribe anew when somebody waits.
+
+        Called after every fork. Parent and child would read the same socket, and each would miss what the other read.
+        Nothing is closed: that takes locks which a thread that was not forked may have held.
+        """
+        if self.subscription is not None:
+            _abandoned.append(self.subscription)
         self.subscription = None
+        self.forget_locks()
         self._wanted |= self.subscribed_to
         self.subscribed_to.clear()
 
@@ -153,6 +166,20 @@ class LateConsumer(ConsumerBase):
                 self.on_state_change(self.decoded(blob), {"channel": key})
 
 
+#: Every consumer of this process, and subscriptions of the process it was forked from: kept, because the client library
+#: closes what is not referenced any more.
+_consumers: weakref.WeakSet[LateConsumer] = weakref.WeakSet()
+_abandoned: list[Any] = []
+
+
+def _leave_subscriptions_to_parent() -> None:
+    for consumer in list(_consumers):
+        consumer.on_after_fork()
+
+
+os.register_at_fork(after_in_child=_leave_subscriptions_to_parent)
+
+
 def _jobs(result: Any) -> Iterator[AsyncResult]:
     """The jobs of a result, which may be a group of groups."""
     if isinstance(result, ResultSet):
@@ -195,6 +222,12 @@ class ResultBackend(ReadingBackend):
         Celery follows a dotted name with getattr, which makes some modules import others, and raises
         whatever it finds there, SystemExit included.
         """
+        if (
+            isinstance(exc, dict)
+            and exc.get("exc_module") == _FORMER_ERRORS
+            and _is_known_error(_ERRORS, exc.get("exc_type"))
+        ):
+            exc = exc | {"exc_module": _ERRORS}
         if isinstance(exc, dict) and not _is_known_error(exc.get("exc_module"), exc.get("exc_type")):
             exc = exc | {"exc_module": None}  # Celery then makes a class of that name
         return super().exception_to_python(exc)

@@ -48,6 +48,7 @@ def context(**fields: Any) -> WorkerContext:
         running=tuple,
         is_alive=lambda: True,
         fail=lambda message, error: None,
+        end=lambda reason: None,
         last_beat=Beat,
     )
     return dataclasses.replace(usual, **fields)

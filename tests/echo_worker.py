@@ -21,6 +21,7 @@ from embedq.workers.broker import transport
 from embedq.workers.broker.dead_letters import failure_writer
 from embedq.workers.broker.leases import LeaseRenewal
 from embedq.workers.context import Lifecycle, Room, WorkerContext
+from embedq.workers.exit_codes import EXIT_BROKEN
 from embedq.workers.heartbeat_line import Beat
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.monitoring import remote_commands
@@ -56,6 +57,7 @@ def main() -> None:
         running=lambda: [request.id for request in tuple(state.active_requests)],
         is_alive=lambda: True,
         fail=failure_writer(app),
+        end=lambda reason: os._exit(EXIT_BROKEN),
         last_beat=Beat,
     )
     transport.install(context)

@@ -25,7 +25,7 @@ SILENCE_S = 0.3
 
 
 @pytest.mark.timing
-@pytest.mark.parametrize("run", ["storm", "fuzz", "poison"])
+@pytest.mark.parametrize("run", ["storm", "fuzz", "poison", "threads", "forks"])
 def test_the_shorter_run_keeps_every_promise(run: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.chaos", run, "--quick", "--json", str(figures)]
@@ -35,7 +35,8 @@ def test_the_shorter_run_keeps_every_promise(run: str, tmp_path: Path) -> None:
     assert [figure["key"] for figure in found.values() if figure["is_met"] is False] == []
     # It did what it is for.
     least = {"storm": {"killed": 12, "sent": 500, "redelivered": 50, "hung": 1, "server_kills": 2, "cut": 4, "freezes": 1},
-             "fuzz": {"good": 100, "bad": 400}, "poison": {"deaths": 3, "poisoned": 1}}[run]  # fmt: skip
+             "fuzz": {"good": 100, "bad": 400}, "poison": {"deaths": 3, "poisoned": 1},
+             "threads": {"sent": 100, "ended": 6, "died": 3, "restarted": 1}, "forks": {"children": 4, "right": 100, "cut": 1}}[run]  # fmt: skip
     assert {key: count for key, count in least.items() if found[key]["value"] < count} == {}
 
 

@@ -142,9 +142,10 @@ def test_a_poisoned_job_whose_failure_cannot_be_stored_is_not_buried_before_it_i
     for _ in range(2):
         die_with(url, "a", 1)
         heir(url, "b").close()
-    with Consuming(url, ["a"], worker=context(fail=away), max_attempts=2) as without_results:
-        with pytest.raises(without_results.connection.connection_errors):  # Celery reconnects, and so tries again
-            without_results.run_until(lambda: client.xlen("embedq:dead"))
+    without_results = Consuming(url, ["a"], worker=context(fail=away), max_attempts=2)
+    with pytest.raises(without_results.connection.connection_errors):  # Celery reconnects, and so tries again
+        without_results.run_until(lambda: client.xlen("embedq:dead"))
+    without_results.close()
     assert (client.xlen("embedq:dead"), waiting(client, "a"), in_flight(client)) == (0, [0], 0)
     told = context(fail=lambda message, error: failed.append(str(error)))
     with Consuming(url, ["a"], worker=told, max_attempts=2) as worker:

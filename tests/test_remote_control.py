@@ -73,3 +73,12 @@ def test_commands_for_others_are_not_answered(own: OwnServer) -> None:
     until(lambda: ask(own, "echo", arguments={"word": "a"}))
     assert ask(own, "ping") == []
     assert ask(own, "echo", arguments={"word": "a"}, destination=["launcher.other@host"]) == []
+
+
+@pytest.mark.parametrize("rubbish", [b"{}", b"[]", b"no json", b'{"body": 5}', b"\xff"])
+@pytest.mark.usefixtures("node")
+def test_rubbish_on_the_control_channel_keeps_nobody_from_being_answered(own: OwnServer, rubbish: bytes) -> None:
+    until(lambda: ask(own, "echo", arguments={"word": "a"}))
+    for channel in own.client.pubsub_channels("*pidbox*"):
+        own.client.publish(channel, rubbish)
+    assert until(lambda: ask(own, "echo", arguments={"word": "b"})) == [{NAME: {"ok": "b"}}]

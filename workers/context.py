@@ -64,5 +64,7 @@ class WorkerContext:
     is_alive: Callable[[], bool]
     #: Stores the failure of a poisoned job, given its message and the error, for its producer.
     fail: Callable[[Any, Poisoned], None]
+    #: Ends this process at once, given the reason: a thread that jobs need ended unexpectedly. Their leases then run out.
+    end: Callable[[str], None]
     #: The last heartbeat, which remote control shows.
     last_beat: Callable[[], Beat]

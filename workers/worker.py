@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery import Celery
@@ -128,8 +129,9 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
         room=held.room,
         max_bulk_wait_s=settings.max_bulk_wait_s,
         running=held.running,
-        is_alive=lambda: engine.is_alive,
+        is_alive=lambda: held.is_alive,
         fail=failure_writer(tasks.app),
+        end=partial(_end_at_once, code=EXIT_BROKEN),
         last_beat=lambda: heart.last,
     )
     put_into(tasks.app, context)
@@ -200,15 +202,17 @@ def announcements(engine: Engine) -> list[Served]:
     ]
 
 
-def _end_at_once(reason: str) -> None:
+def _end_at_once(reason: str, code: int = EXIT_DEVICE_DEAD) -> None:
     """End the process at once: a thread that hangs in a driver cannot be stopped, and other workers can do its jobs."""
+    is_device = code == EXIT_DEVICE_DEAD
     log.critical(
-        "the device failed, the worker ends and its jobs go to other workers: %s",
+        "%s failed, the worker ends and its jobs go to other workers: %s",
+        "the device" if is_device else "a thread",
         reason,
-        extra={"action": "worker_device_dead", "code": EXIT_DEVICE_DEAD},
+        extra={"action": "worker_device_dead" if is_device else "worker_broken", "code": code},
     )
     logging.shutdown()
-    os._exit(EXIT_DEVICE_DEAD)
+    os._exit(code)
 
 
 def _warn_of_misspelt_variables() -> None:

@@ -10,6 +10,8 @@ import queue
 import threading
 from collections.abc import Callable
 
+from embedq.core.guarded_thread import GuardedThread
+
 log = logging.getLogger(__name__)
 
 #: Most computed batches that wait for delivery; then the device waits. Bounds the memory of undelivered rows.
@@ -19,11 +21,17 @@ _MAX_UNDELIVERED = 8
 class CompletionThread:
     """Runs functions one after another on one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_broken: Callable[[str], None] | None = None) -> None:
+        """`on_broken` is called with the reason if the thread ends unexpectedly."""
         self._todo: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._room = threading.BoundedSemaphore(_MAX_UNDELIVERED)
-        self._thread = threading.Thread(target=self._run, name="completion", daemon=True)
+        self._thread = GuardedThread("completion", self._run, on_broken)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread goes on, or ended because it was closed."""
+        return not self._thread.is_broken
 
     def submit(self, work: Callable[[], None]) -> None:
         """Queue `work` behind everything submitted before; blocks while too much waits."""

@@ -8,9 +8,9 @@ A class whose waiting tokens reach the limit is encoded further only after batch
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from itertools import groupby, islice
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from embedq.core.batching.backlog import Backlog, Encoded
 from embedq.core.batching.bulk_share import BulkShare
 from embedq.core.batching.job import Job
 from embedq.core.errors import DeviceFailure, EmbedqError, InvalidInput
+from embedq.core.guarded_thread import GuardedThread
 from embedq.core.sequence import Tokens
 
 #: Most bytes of small jobs that one thread encodes together: a dozen jobs of one text, whose locks and wake-ups cost
@@ -27,6 +28,10 @@ _MAX_BYTES_TOGETHER = 16_384
 #: Longest that small jobs are held for others to join, while enough batches wait for the device. Releasing the
 #: interpreter lock for one text and taking it back from busy threads costs several times the encoding.
 _GATHERING_S = 0.02
+
+#: Times that a thread which ends unexpectedly is started again. Each time its jobs fail; an error that always comes
+#: back would fail every job there is.
+_MAX_RESTARTS = 3
 
 #: Decay factor per slice of the sums that estimate bytes per token.
 _DECAY = 0.98
@@ -42,7 +47,14 @@ class _Part(NamedTuple):
 class EncodeThreads:
     """Opens and encodes jobs, and adds their sequences to the backlog."""
 
-    def __init__(self, backlog: Backlog, num_threads: int, max_bulk_wait_s: float) -> None:
+    def __init__(
+        self,
+        backlog: Backlog,
+        num_threads: int,
+        max_bulk_wait_s: float,
+        on_broken: Callable[[str], None] | None = None,
+    ) -> None:
+        """`on_broken` is called with the reason if a thread ends again and again and is not restarted any more."""
         self._backlog = backlog
         self._bulk_share = BulkShare(max_bulk_wait_s)
         #: By class, oldest first; a dict, so that removing one of thousands needs no search.
@@ -52,10 +64,15 @@ class EncodeThreads:
         self._learned_bytes, self._learned_tokens = 8.0, 1.0
         self._is_closing = False
         self._threads = [
-            threading.Thread(target=self._run, name=f"encode-{index}", daemon=True) for index in range(num_threads)
+            GuardedThread(f"encode-{index}", self._run, on_broken, _MAX_RESTARTS) for index in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether all threads go on, or ended because they were closed."""
+        return not any(thread.is_broken for thread in self._threads)
 
     def submit(self, job: Job) -> None:
         """Queue `job` for encoding; returns at once.
@@ -110,15 +127,24 @@ class EncodeThreads:
 
     def _run(self) -> None:
         while taken := self._take():
-            parts = [part for job, rows in taken if (part := self._opened(job, rows))]
-            encoded = [one for _, alike in groupby(parts, _encoded_as) for one in self._encode([*alike])]
-            if not encoded:
-                continue
             try:
-                self._backlog.add(encoded)
-            except Exception as error:  # a bug here must not end this thread
-                for one in encoded:
-                    self._fail(one.job, error)
+                self._add([part for job, rows in taken if (part := self._opened(job, rows))])
+            except BaseException as error:  # a bug here: these jobs are in no queue, and would wait for ever
+                failure = DeviceFailure(f"encoding failed unexpectedly with {type(error).__name__}")
+                for job, _ in taken:  # not the producer's fault: a queue tries them again
+                    self._fail(job, failure)
+                raise
+
+    def _add(self, parts: list[_Part]) -> None:
+        """Encode opened rows and add them to the backlog."""
+        encoded = [one for _, alike in groupby(parts, _encoded_as) for one in self._encode([*alike])]
+        if not encoded:
+            return
+        try:
+            self._backlog.add(encoded)
+        except Exception as error:  # a bug here must not end this thread
+            for one in encoded:
+                self._fail(one.job, error)
 
     def _opened(self, job: Job, rows: slice | None) -> _Part | None:
         """A job's next rows, opening it first if needed; None if the job is over, cancelled or failed to open."""

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from embedq.core.guarded_thread import GuardedThread
+
 #: Checks per limit: a hung pass is detected at most a quarter of the limit late.
 _LOOKS_PER_LIMIT = 4
 
@@ -18,7 +20,7 @@ class Watchdog:
         self._on_hung = on_hung
         self._since_s: float | None = None
         self._closed = threading.Event()
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+        GuardedThread("watchdog", self._run, max_restarts=None).start()
 
     def progress(self, is_busy: bool) -> None:
         """Record that a pass began or ended; `is_busy`: whether one runs now."""
@@ -37,5 +39,5 @@ class Watchdog:
     def _run(self) -> None:
         while not self._closed.wait(self._limit_s / _LOOKS_PER_LIMIT):
             if self.is_hung:
+                self._closed.set()  # once, even if it raises
                 self._on_hung()
-                return

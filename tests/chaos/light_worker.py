@@ -14,9 +14,11 @@ be proved: see `tests/chaos/notes.py`. Settings, beside the worker's own:
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -70,7 +72,9 @@ def serve(slot: int, environment: Mapping[str, str]) -> int:
     os.environ["EMBEDQ_DEVICE_LABEL"] = f"slot{slot}"
 
     def load_all(settings: Settings) -> Engine:
-        return Engine({ALIAS: model}, settings)
+        engine = Engine({ALIAS: model}, settings)
+        end_threads_on_request(engine, Path(environment["CHAOS_NOTES"]).parent / f"end-{os.getpid()}")
+        return engine
 
     def note(request: Any, **_: Any) -> None:
         notes.received(request.message.delivery_tag, request.id)
@@ -78,6 +82,32 @@ def serve(slot: int, environment: Mapping[str, str]) -> int:
     core.load_all = load_all
     signals.task_received.connect(note)
     return worker.main()
+
+
+def end_threads_on_request(engine: Engine, place: Path) -> None:
+    """On SIGUSR2, end the thread that the file `place` names, as an error of its own would."""
+
+    def end(*_: object) -> None:
+        name = place.read_text()
+        if name.startswith("encode"):
+            _raise_once(engine)
+            return
+        for thread in threading.enumerate():
+            if thread.name == name and thread.ident:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+    signal.signal(signal.SIGUSR2, end)
+
+
+def _raise_once(engine: Engine) -> None:
+    encoding: Any = engine.encoding
+    add = encoding._add
+
+    def fail(parts: Any) -> None:
+        encoding._add = add
+        raise SystemError("chaos")
+
+    encoding._add = fail
 
 
 def main(num_workers: int) -> None:

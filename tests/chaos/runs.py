@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.report import Figure
 
-RUNS = ["storm", "fuzz", "poison"]
+RUNS = ["storm", "fuzz", "poison", "threads", "forks"]
 
 
 def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendfsync: str) -> list[Figure]:
     """Make one run, telling how far it is; returns what was counted."""
-    from tests.chaos import fuzz, poison, storm
+    from tests.chaos import forks, fuzz, poison, storm, threads
 
     begun_s = time.monotonic()
 
@@ -25,4 +25,8 @@ def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendf
         return storm.run(storm.QUICK if is_quick else storm.Size(), seed, say, appendfsync)
     if name == "fuzz":
         return fuzz.run(num_messages or (fuzz.QUICK if is_quick else fuzz.FULL), seed, say)
+    if name == "threads":
+        return threads.run(threads.QUICK if is_quick else threads.FULL, seed, say)
+    if name == "forks":
+        return forks.run(forks.QUICK if is_quick else forks.FULL, seed, say)
     return poison.run(poison.QUICK if is_quick else poison.FULL, seed, say)

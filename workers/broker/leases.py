@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import redis
 from celery import bootsteps
 
+from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.celery_private import Consumer
 from embedq.workers.context import WorkerContext
 
@@ -26,6 +27,9 @@ SCRIPT = Path(__file__).with_name("transport.lua").read_text(encoding="utf-8")
 
 #: Renewals per lease: two may fail before a job is given away.
 _RENEWALS_PER_LEASE = 3
+
+#: Times that the thread which renews leases is started again if it ends unexpectedly; then the worker ends.
+_MAX_RESTARTS = 3
 
 #: Delivery tags of one call; Lua passes on at most some thousands of arguments.
 _MAX_TAGS_PER_CALL = 1000
@@ -144,13 +148,13 @@ class LeaseRenewal(bootsteps.StartStopStep):
     def __init__(self, consumer: Consumer, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         self._is_over = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: GuardedThread | None = None
 
     def start(self, consumer: Consumer) -> None:
         """Begin to renew. Called again after each reconnect, with a new channel."""
         self._channel = consumer.task_consumer.channel
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="lease renewal", daemon=True)
+            self._thread = GuardedThread("lease renewal", self._run, self._channel.context.end, _MAX_RESTARTS)
             self._thread.start()
 
     def stop(self, consumer: Consumer) -> None:

@@ -11,12 +11,12 @@ import heapq
 import itertools
 import logging
 import queue
-import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from embedq.core.errors import ServerUnavailable
+from embedq.core.guarded_thread import GuardedThread
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,10 @@ class Timer:
 class AnswersThread:
     """Runs submitted actions in order, and timers when they are due."""
 
-    def __init__(self, batch: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, batch: Callable[[], AbstractContextManager[None]], on_broken: Callable[[str], None] | None = None
+    ) -> None:
+        """`on_broken` is called with the reason if the thread ends unexpectedly: nobody would answer jobs any more."""
         #: Stores all results of its block as it ends; ServerUnavailable if it cannot.
         self._batch = batch
         self._submitted: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
@@ -53,8 +56,13 @@ class AnswersThread:
         self._number = itertools.count()
         self._num_wanted = _MAX_CANCELLED
         self._after: list[tuple[Action, Action]] = []
-        self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
+        self._thread = GuardedThread("answers", self._run, on_broken)
         self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread goes on, or ended because it was closed."""
+        return not self._thread.is_broken
 
     def submit(self, action: Action) -> None:
         """Run `action` in the next round. Any thread may call it."""

@@ -110,9 +110,16 @@ class HeldJobs:
         self._lock = threading.Lock()
         self._is_empty = threading.Condition(self._lock)
         self._jobs: set[HeldJob] = set()
+        #: Whether jobs that the engine has answered can be answered to their producers; the pool sets it.
+        self.is_answering: Callable[[], bool] = lambda: True
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether every thread is there that a job needs, and no pass hangs. Leases are renewed only then."""
+        return self.engine.is_alive and self.is_answering()
 
     def room(self) -> Room:
         """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.

@@ -7,8 +7,8 @@ other commands, such as Celery's `ping`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from celery import Celery
@@ -16,6 +16,8 @@ from celery import Celery
 from embedq import tasks
 from embedq.core.errors import InvalidInput, ServerUnavailable
 from embedq.workers.launcher.server_thread import BROKEN, Connected
+
+log = logging.getLogger(__name__)
 
 #: First part of a launcher's name, to distinguish it from a worker's.
 PREFIX = "launcher."
@@ -47,11 +49,18 @@ class Mailbox(Connected):
         self._node.listen(callback=self._receive)
 
     def _step(self, connection: Any) -> None:
-        with suppress(TimeoutError):
+        try:
             connection.drain_events(timeout=_LOOK_S)
+        except TimeoutError:
+            pass
+        except BROKEN:
+            raise
+        except Exception as error:  # whoever may publish may publish anything; its words may quote the message
+            fields = {"action": "control_message_refused", "error": type(error).__name__}
+            log.warning("a remote-control message cannot be read", extra=fields)
 
     def _receive(self, body: dict[str, Any], message: Any) -> None:
-        if body.get("method") in self._node.handlers:
+        if isinstance(body, dict) and body.get("method") in self._node.handlers:
             self._node.handle_message(body, message)
 
 

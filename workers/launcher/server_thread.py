@@ -14,6 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from embedq import tasks
+from embedq.core.guarded_thread import GuardedThread
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,11 @@ BROKEN = (redis.RedisError, OperationalError, OSError)
 _PAUSE_S = 1.0
 
 
-class Connected(threading.Thread):
+class Connected(GuardedThread):
     """Calls `_begin` on each new connection, then `_step` repeatedly, until it is closed."""
 
     def __init__(self, name: str, app: Celery = tasks.app) -> None:
-        super().__init__(name=name, daemon=True)
+        super().__init__(name, self._serve, max_restarts=None)
         self._app = app
         self._is_over = threading.Event()
 
@@ -36,7 +37,7 @@ class Connected(threading.Thread):
         """End after the present step."""
         self._is_over.set()
 
-    def run(self) -> None:
+    def _serve(self) -> None:
         while not self._is_over.is_set():
             try:
                 with self._app.connection_for_read() as connection:

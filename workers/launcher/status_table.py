@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import IO, Any
 
+from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.heartbeat_line import Beat
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ class Live(Lines):
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         """Print what a worker prints."""
-        threading.Thread(target=self._print, args=(process.stdout,), name="output", daemon=True).start()
+        assert process.stdout
+        GuardedThread("output", partial(self._print, process.stdout)).start()
 
     def show(self, rows: Sequence[Mapping[str, Any]], caption: str, after_s: float) -> None:
         """Redraw the table."""

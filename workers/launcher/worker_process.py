@@ -6,18 +6,21 @@ and reports both to the main thread.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from embedq.core.devices import Device
+from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, VARIABLE, Beat
 from embedq.workers.launcher.stall_detector import Progress
 from embedq.workers.launcher.status_table import Lines
 from embedq.workers.processes import spawn
+
+log = logging.getLogger(__name__)
 
 #: Pause before the first restart of a crashed worker; doubled up to the longest, and forgotten
 #: after the worker has run for `_STEADY_S`.
@@ -95,8 +98,8 @@ class Child:
         reporting.screen.follow(self.process)
         self.beat, self.progress, self.has_hung = Beat(), Progress(now_s), False
         self.started_s, self.due_s = now_s, None
-        arguments = (self.process, reading, reporting)
-        threading.Thread(target=self._follow, args=arguments, name=f"follow-{self.label}", daemon=True).start()
+        follow = partial(self._follow, self.process, reading, reporting)
+        GuardedThread(f"follow-{self.label}", follow, partial(self._lost, self.process, reporting)).start()
         return self.process.pid
 
     def retry(self, now_s: float) -> float:
@@ -112,7 +115,21 @@ class Child:
             for line in beats:
                 if not line.endswith(b"\n"):  # killed in the middle of it
                     break
-                reporting.events(partial(reporting.on_beat, self, process, Beat.read(line)))
+                try:
+                    beat = Beat.read(line)
+                except ValueError:  # a release whose lines are none of ours; without any it counts as silent
+                    log.warning(
+                        "a heartbeat cannot be read", extra={"action": "heartbeat_refused", "device": self.label}
+                    )
+                    continue
+                reporting.events(partial(reporting.on_beat, self, process, beat))
+        process.wait()
+        reporting.events(partial(reporting.on_end, self, process))
+
+    def _lost(self, process: subprocess.Popen[bytes], reporting: Reporting, reason: str) -> None:
+        """Nobody follows this process any more: end it, so that another one takes its place."""
+        log.error("a worker is killed: %s", reason, extra={"action": "worker_unfollowed", "device": self.label})
+        process.kill()
         process.wait()
         reporting.events(partial(reporting.on_end, self, process))
 

@@ -43,6 +43,8 @@ class Health:
             return True, state
         if not jobs.engine.is_alive:
             return False, "a forward pass hangs, or the device was given up"
+        if not jobs.is_alive:
+            return False, "a thread that jobs need ended unexpectedly"
         still_s = self._standstill_s(jobs)
         if still_s > jobs.engine.settings.hang_timeout_s:
             return False, f"{len(jobs)} jobs are held and none of them has made progress for {still_s:.0f} s"

@@ -12,6 +12,7 @@ import threading
 import time
 
 from embedq.core.batching.device_memory import memory_bytes
+from embedq.core.guarded_thread import GuardedThread
 from embedq.tasks.speeds import Speed
 from embedq.workers.context import DRAINING, READY, Lifecycle
 from embedq.workers.heartbeat_line import INTERVAL_S, VARIABLE, Beat
@@ -45,7 +46,7 @@ class Heart:
 
     def start(self) -> None:
         """Begin to report."""
-        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+        GuardedThread("heartbeat", self._run, max_restarts=None).start()
 
     def serves(self, worker: str, jobs: JobsOfWorker) -> None:
         """The worker takes jobs from now on; this is reported at once."""

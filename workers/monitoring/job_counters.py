@@ -136,6 +136,9 @@ class JobsOfWorker(Protocol):
     counts: Counts
     job_counts: JobCounts
 
+    @property
+    def is_alive(self) -> bool: ...
+
     def __len__(self) -> int: ...
 
 

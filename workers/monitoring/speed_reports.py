@@ -9,6 +9,7 @@ from functools import partial
 
 import redis
 
+from embedq.core.guarded_thread import GuardedThread
 from embedq.tasks.speeds import INTERVAL_S, Speed, Speeds
 from embedq.workers.monitoring.health import Health
 
@@ -24,7 +25,7 @@ class SpeedReports:
         self._health = health
         self._measured = measured
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reports", daemon=True)
+        self._thread = GuardedThread("reports", self._run, max_restarts=None)
 
     def __enter__(self) -> SpeedReports:
         self._thread.start()
