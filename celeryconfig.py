@@ -94,7 +94,8 @@ def _value(name: str, given: Any, default: Any) -> Any:
         number = 0
     most = _MAXIMA.get(name, _MAX_VALUE)
     if not 1 <= number <= most:
-        raise InvalidSettings(f"{variable} must be a whole number from 1 to {most:,}; given {given!r:.40}")
+        limit = f" to {most:,}" if name in _MAXIMA or number > most else ""
+        raise InvalidSettings(f"{variable} must be a whole number from 1{limit}; given {given!r:.40}")
     return number
 
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio as aio
@@ -46,10 +46,10 @@ _CONNECTIONS = {
 
 
 #: What can be waited for: a job, a group, or a list or tuple of them.
-Awaitable = AsyncResult | ResultSet | list[Any] | tuple[Any, ...]
+WaitedFor: TypeAlias = AsyncResult | ResultSet | list[Any] | tuple[Any, ...]
 
 
-async def wait_for(job: Awaitable, timeout: float | None = None) -> Any:
+async def wait_for(job: WaitedFor, timeout: float | None = None) -> Any:
     """Return or raise what `job.get(timeout)` would; for a group, a list or a tuple, return the list of its jobs' results.
 
     celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server cannot

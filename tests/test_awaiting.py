@@ -234,7 +234,7 @@ def test_a_list_or_a_tuple_of_jobs_gives_the_list_of_their_results(
 
 def test_what_is_no_job_is_refused() -> None:
     with pytest.raises(InvalidInput, match="given str"):
-        asyncio.run(tasks.aget("job"))  # type: ignore[arg-type]
+        asyncio.run(tasks.aget("job"))
 
 
 _CLOSED_LOOPS = """

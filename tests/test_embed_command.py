@@ -28,7 +28,9 @@ LINES = ["a\u2028b", "c\x0cd", "e\u0085f\x0bg", "h\x1c\x1d\x1ei\u2029j\rk", ""]
 
 @PROPERTY
 @given(st.lists(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]))), st.booleans())
-def test_lines_are_what_is_between_line_feeds(tmp_path_factory: pytest.TempPathFactory, lines: list[str], ends: bool) -> None:
+def test_lines_are_what_is_between_line_feeds(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], ends: bool
+) -> None:
     lines = [line.removesuffix("\r").removeprefix("\ufeff") for line in lines]
     if not ends and lines and not lines[-1]:
         lines[-1] = "not empty"
@@ -111,7 +113,12 @@ def test_a_file_of_odd_lines_has_a_row_for_each(worker: dict[str, str], tmp_path
 
     ranked = subprocess.run(
         [*command[:3], "rerank", "a question", "texts.txt", "--model", "minilm"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert len(ranked.stdout.split("\n")) == len(ranked.stdout.splitlines()) + 1 == 6
 

@@ -173,6 +173,6 @@ def test_beside_a_server_whose_url_is_lost_none_is_started(
     users().url()
     (directory / "url").unlink()
     monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.2)
-    with pytest.raises(ServerUnavailable, match="another server runs on .*EMBEDQ_DATA_DIR"), embedded.server():
+    with pytest.raises(ServerUnavailable, match=r"another server runs on .*EMBEDQ_DATA_DIR"), embedded.server():
         pass
     assert servers_on(directory) == 1

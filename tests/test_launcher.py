@@ -176,7 +176,9 @@ def test_sighup_takes_every_setting_that_it_checks_and_names_what_needs_a_new_st
         assert "action=replacing" not in running.output
 
         # So short that no successor can load in it: the limit that counts is the new one, and the worker there stays.
-        file.write_text(f"load_timeout_s = 0.1\ndrain_timeout_s = 7\n{models}".replace("tiny]", "other]"), encoding="utf-8")
+        file.write_text(
+            f"load_timeout_s = 0.1\ndrain_timeout_s = 7\n{models}".replace("tiny]", "other]"), encoding="utf-8"
+        )
         running.process.send_signal(signal.SIGHUP)
         assert field(running.wait_for("action=reloaded")[0], "changed") == "models,load_timeout_s,drain_timeout_s"
         running.wait_for("not loaded in 0 s")

@@ -18,9 +18,13 @@ from embedq.core.options import EmbedOptions, RerankOptions, check_pairs
         (EmbedOptions, {"normalize": np.bool_(True), "model": np.str_("a")}, {"normalize": True, "model": "a"}),
         (EmbedOptions, {"outputs": [np.str_("dense")]}, {"outputs": ["dense"]}),
         (RerankOptions, {"top_k": np.int64(3), "normalize": np.False_}, {"top_k": 3, "normalize": False}),
-        (RerankOptions, {"weights": list(np.float64([1, 2, 3]))}, {"weights": (1.0, 2.0, 3.0)}),
+        (RerankOptions, {"weights": list(np.array([1.0, 2.0, 3.0]))}, {"weights": (1.0, 2.0, 3.0)}),
         (RerankOptions, {"cutoff_layers": tuple(np.arange(2))}, {"cutoff_layers": (0, 1)}),
-        (RerankOptions, {"compress_ratio": np.int16(2), "cutoff_layers": np.int8(4)}, {"compress_ratio": 2, "cutoff_layers": 4}),
+        (
+            RerankOptions,
+            {"compress_ratio": np.int16(2), "cutoff_layers": np.int8(4)},
+            {"compress_ratio": 2, "cutoff_layers": 4},
+        ),
     ],
 )
 def test_numpy_s_scalars_are_as_good_as_python_s(kind: Any, given: dict[str, Any], as_python: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ class Face:
     batch_size: int
 
     #: transformers' tokenizer, once it was asked for.
-    _tokenizer: PreTrainedTokenizerFast | None = None
+    _files_tokenizer: PreTrainedTokenizerFast | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +92,14 @@ class Face:
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """transformers' fast tokenizer of the checkpoint, as FlagEmbedding's attribute; changing it changes no result."""
-        if self._tokenizer is None:
+        if self._files_tokenizer is None:
             from transformers import AutoTokenizer
 
             # Never the checkpoint's own code, and never the network: the directory is there.
-            self._tokenizer = AutoTokenizer.from_pretrained(self.spec.path, trust_remote_code=False, local_files_only=True)
-        return self._tokenizer
+            self._files_tokenizer = AutoTokenizer.from_pretrained(
+                self.spec.path, trust_remote_code=False, local_files_only=True
+            )
+        return self._files_tokenizer
 
     @property
     def spec(self) -> ModelSpec:

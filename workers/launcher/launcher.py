@@ -268,7 +268,9 @@ class Launcher:
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
-            status_table.row(child.beat, worker=child.name, device=child.label, model=self._model(child), state=child.state)
+            status_table.row(
+                child.beat, worker=child.name, device=child.label, model=self._model(child), state=child.state
+            )
             for child in self._fleet.children
         ]
 
