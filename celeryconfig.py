@@ -170,7 +170,7 @@ def _url_problem(url: str) -> str | None:
     if url != "".join(url.split()):
         return "contains white space"
     parts = urlsplit(url)
-    scheme = parts.scheme.lower()
+    scheme = url.partition("://")[0]  # as it is written: kombu knows the schemes in lower case only
     if "://" not in url or scheme not in _QUERIES:
         return f"does not begin with {', '.join(f'{known}://' for known in _QUERIES)}"
     if "#" in url:
