@@ -148,11 +148,15 @@ _FORM = (
     "sentinel://HOST:PORT;sentinel://HOST:PORT"
 )
 
-#: Queries that a scheme's URL may have, beside those that begin with ssl_ for TLS. Celery and kombu read others
-#: differently: one refuses at the first job what the other takes.
+#: Queries of TLS that are paths of files, and the others.
+_SSL_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_SSL = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers")
+
+#: Schemes, and the queries that a URL of each may have. Celery and kombu read others differently: one refuses at the first
+#: job what the other takes.
 _QUERIES: dict[str, tuple[str, ...]] = {
     "redis": (),
-    "rediss": (),
+    "rediss": (*_SSL_FILES, *_SSL),
     "sentinel": (),
     "redis+socket": ("virtual_host",),
 }
@@ -190,13 +194,13 @@ def _url_problem(url: str) -> str | None:
 
 
 def _query_problem(scheme: str, query: str) -> str | None:
-    names = [part.partition("=")[0] for part in query.split("&") if part]
     known = _QUERIES[scheme]
-    other = [name for name in names if name not in known and not (scheme == "rediss" and name.startswith("ssl_"))]
-    if not other:
-        return None
-    allowed = ", ".join(known) or ("those that begin with ssl_" if scheme == "rediss" else "none")
-    return f"has a query that is not read; with {scheme}:// there may be {allowed}"
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            return f"has a query that is not read; with {scheme}:// there may be {', '.join(known) or 'none'}"
+        if name in _SSL_FILES and not Path(value).is_file():
+            return f"names a file by {name} that is not there"
+    return None
 
 
 def tls_options(url: str) -> dict[str, Any] | None:
