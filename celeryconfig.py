@@ -165,6 +165,8 @@ _QUERIES: dict[str, tuple[str, ...]] = {
 def _check_url(variable: str, url: str) -> None:
     """InvalidSettings if the server's URL has not the right form. No part of it is shown: any may hold its password."""
     is_sentinels = url.startswith("sentinel://")
+    if is_sentinels:
+        _refuse_tls_of_sentinels(url)
     for part in url.split(";") if is_sentinels else [url]:
         if problem := _url_problem(part):
             raise InvalidSettings(f"{variable} {problem}; a server is written {_FORM}")
@@ -236,18 +238,21 @@ def _sentinel_options(url: str) -> dict[str, Any]:
     """Options of Celery's transports for finding the server through Sentinels; empty for other URLs."""
     if not url.startswith("sentinel://"):
         return {}
-    if "ssl_" in url or any(not part.startswith("sentinel://") for part in url.split(";")):
-        # kombu and Celery apply TLS to different connections here: queues without results, or the other way round.
-        raise InvalidSettings(
-            "Sentinels and their server are reached without TLS, but EMBEDQ_REDIS_URL asks for both. Use one rediss:// "
-            "URL, or Sentinels on a private network"
-        )
     if not wire["sentinel_master"]:
         raise InvalidSettings("a sentinel:// URL needs EMBEDQ_SENTINEL_MASTER, the name of the server at the Sentinels")
     # Short timeouts: if a Sentinel's machine is gone, the next Sentinel is asked soon.
     asking = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": None}
     asking["password"] = wire["sentinel_password"] or None
     return {"master_name": wire["sentinel_master"], "sentinel_kwargs": asking}
+
+
+def _refuse_tls_of_sentinels(url: str) -> None:
+    """InvalidSettings: kombu and Celery would apply TLS to different connections, to queues or to results alone."""
+    if "ssl_" in url or "rediss://" in url:
+        raise InvalidSettings(
+            "Sentinels and their server are reached without TLS, but EMBEDQ_REDIS_URL asks for both. Use one rediss:// "
+            "URL, or Sentinels on a private network"
+        )
 
 
 def queue_name(kind: str, model: str | None = None) -> str:

@@ -97,7 +97,7 @@ WRONG = {
     "rediss://localhost?ssl_keyfile=": "names a file by ssl_keyfile that is not there",
     "redis+socket://": "names no socket",
     "redis://one;redis://two": "port|database|host|query",
-    "sentinel://one:26379;two:26379": "does not begin with|without TLS",
+    "sentinel://one:26379;two:26379": "does not begin with",
     "sentinel://one:26379;sentinel://two:26379/x": "database",
 }
 
