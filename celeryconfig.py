@@ -94,7 +94,8 @@ def _value(name: str, given: Any, default: Any) -> Any:
         number = 0
     most = _MAXIMA.get(name, _MAX_VALUE)
     if not 1 <= number <= most:
-        raise InvalidSettings(f"{variable} must be a whole number from 1 to {most:,}; given {given!r:.40}")
+        limit = f" to {most:,}" if name in _MAXIMA or number > most else ""
+        raise InvalidSettings(f"{variable} must be a whole number from 1{limit}; given {given!r:.40}")
     return number
 
 
@@ -147,11 +148,15 @@ _FORM = (
     "sentinel://HOST:PORT;sentinel://HOST:PORT"
 )
 
-#: Queries that a scheme's URL may have, beside those that begin with ssl_ for TLS. Celery and kombu read others
-#: differently: one refuses at the first job what the other takes.
+#: Queries of TLS that are paths of files, and the others.
+_SSL_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_SSL = ("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname", "ssl_ciphers")
+
+#: Schemes, and the queries that a URL of each may have. Celery and kombu read others differently: one refuses at the first
+#: job what the other takes.
 _QUERIES: dict[str, tuple[str, ...]] = {
     "redis": (),
-    "rediss": (),
+    "rediss": (*_SSL_FILES, *_SSL),
     "sentinel": (),
     "redis+socket": ("virtual_host",),
 }
@@ -160,6 +165,8 @@ _QUERIES: dict[str, tuple[str, ...]] = {
 def _check_url(variable: str, url: str) -> None:
     """InvalidSettings if the server's URL has not the right form. No part of it is shown: any may hold its password."""
     is_sentinels = url.startswith("sentinel://")
+    if is_sentinels:
+        _refuse_tls_of_sentinels(url)
     for part in url.split(";") if is_sentinels else [url]:
         if problem := _url_problem(part):
             raise InvalidSettings(f"{variable} {problem}; a server is written {_FORM}")
@@ -169,7 +176,7 @@ def _url_problem(url: str) -> str | None:
     if url != "".join(url.split()):
         return "contains white space"
     parts = urlsplit(url)
-    scheme = parts.scheme.lower()
+    scheme = url.partition("://")[0]  # as it is written: kombu knows the schemes in lower case only
     if "://" not in url or scheme not in _QUERIES:
         return f"does not begin with {', '.join(f'{known}://' for known in _QUERIES)}"
     if "#" in url:
@@ -189,13 +196,13 @@ def _url_problem(url: str) -> str | None:
 
 
 def _query_problem(scheme: str, query: str) -> str | None:
-    names = [part.partition("=")[0] for part in query.split("&") if part]
     known = _QUERIES[scheme]
-    other = [name for name in names if name not in known and not (scheme == "rediss" and name.startswith("ssl_"))]
-    if not other:
-        return None
-    allowed = ", ".join(known) or ("those that begin with ssl_" if scheme == "rediss" else "none")
-    return f"has a query that is not read; with {scheme}:// there may be {allowed}"
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            return f"has a query that is not read; with {scheme}:// there may be {', '.join(known) or 'none'}"
+        if name in _SSL_FILES and not Path(value).is_file():
+            return f"names a file by {name} that is not there"
+    return None
 
 
 def tls_options(url: str) -> dict[str, Any] | None:
@@ -231,18 +238,21 @@ def _sentinel_options(url: str) -> dict[str, Any]:
     """Options of Celery's transports for finding the server through Sentinels; empty for other URLs."""
     if not url.startswith("sentinel://"):
         return {}
-    if "ssl_" in url or any(not part.startswith("sentinel://") for part in url.split(";")):
-        # kombu and Celery apply TLS to different connections here: queues without results, or the other way round.
-        raise InvalidSettings(
-            "Sentinels and their server are reached without TLS, but EMBEDQ_REDIS_URL asks for both. Use one rediss:// "
-            "URL, or Sentinels on a private network"
-        )
     if not wire["sentinel_master"]:
         raise InvalidSettings("a sentinel:// URL needs EMBEDQ_SENTINEL_MASTER, the name of the server at the Sentinels")
     # Short timeouts: if a Sentinel's machine is gone, the next Sentinel is asked soon.
     asking = {"socket_timeout": 2, "socket_connect_timeout": 2, "retry": None}
     asking["password"] = wire["sentinel_password"] or None
     return {"master_name": wire["sentinel_master"], "sentinel_kwargs": asking}
+
+
+def _refuse_tls_of_sentinels(url: str) -> None:
+    """InvalidSettings: kombu and Celery would apply TLS to different connections, to queues or to results alone."""
+    if "ssl_" in url or "rediss://" in url:
+        raise InvalidSettings(
+            "Sentinels and their server are reached without TLS, but EMBEDQ_REDIS_URL asks for both. Use one rediss:// "
+            "URL, or Sentinels on a private network"
+        )
 
 
 def queue_name(kind: str, model: str | None = None) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Self, cast, get_args
 
+import numpy as np
+
 from embedq.core.errors import InvalidInput
 from embedq.core.results import Dtype
 
@@ -64,6 +66,8 @@ class _Options:
         """Build from keyword arguments. InvalidInput for an unknown one, listing the known ones."""
         # Most jobs of an application have equal options, and checking them took a tenth of a worker's time per small
         # job, so checked options are cached: by type as well, because 1 == True, and therefore only for plain values.
+        if not all(type(value) in _PLAIN for value in given.values()):
+            given = {name: _plain(value) for name, value in given.items()}
         if all(type(value) in _PLAIN for value in given.values()):
             return cast(Self, _remembered(cls, tuple(given), *given.values()))  # type: ignore[arg-type]  # a class is hashable
         return cls._built(given)
@@ -75,6 +79,15 @@ class _Options:
         if unknown:
             raise InvalidInput(f"unknown option {unknown[0]!r:.40}; the options are {', '.join(known)}")
         return cls(**given)
+
+
+def _plain(value: Any) -> Any:
+    """The value with NumPy's scalars as Python's own: programs compute limits and layers with NumPy."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return value
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -183,6 +196,11 @@ class RerankOptions(_Options):
         _optional_count("max_length", self.max_length, minimum=3)
 
 
+def _from_array(value: Any) -> Any:
+    """A NumPy array of strings or objects as nested lists; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind in "UO" else value
+
+
 def check_texts(name: str, texts: Any) -> list[str]:
     """Return `texts` as a list. InvalidInput unless it is a list or tuple of strings that UTF-8 can encode."""
     if not isinstance(texts, list | tuple):
@@ -197,6 +215,9 @@ def check_texts(name: str, texts: Any) -> list[str]:
 
 def check_pairs(pairs: Any) -> list[tuple[str, str]]:
     """Return `pairs` as a list of tuples. InvalidInput unless it is a list of (query, passage) pairs of strings."""
+    pairs = _from_array(pairs)
+    if isinstance(pairs, list | tuple):
+        pairs = [_from_array(pair) for pair in pairs]
     if not isinstance(pairs, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
     ):

@@ -76,7 +76,11 @@ class Timings:
 @register
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embeddings:
-    """The vectors of one job, in the order of its texts. Works where an array is expected."""
+    """The vectors of one job, in the order of its texts. Works where an array is expected.
+
+    Arrays that came from a worker are read-only, because they lie in the message they came in; `copy` returns one that may be
+    changed. `shape`, `dtype`, `ndim`, `T`, `tolist` and `copy` are those of `dense`.
+    """
 
     #: (num_texts, dim) of the requested dtype; "ubinary" packs 8 dimensions into a byte: (num_texts, dim / 8).
     dense: np.ndarray | None = None
@@ -104,6 +108,41 @@ class Embeddings:
         if self.dense is None:
             raise TypeError("these embeddings have no dense vectors; read .colbert")
         return np.array(self.dense, dtype=dtype, copy=copy)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(num_texts, dim) of `dense`."""
+        return self._array().shape
+
+    @property
+    def ndim(self) -> int:
+        """2: the number of dimensions of `dense`."""
+        return self._array().ndim
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The element type of `dense`."""
+        return self._array().dtype
+
+    @property
+    def T(self) -> np.ndarray:  # noqa: N802  # NumPy's name
+        """(dim, num_texts): `dense`, transposed, without a copy."""
+        return self._array().T
+
+    def tolist(self) -> list[list[float]]:
+        """`dense` as lists of Python's own numbers, one per text."""
+        rows: list[list[float]] = self._array().tolist()
+        return rows
+
+    def copy(self) -> np.ndarray:
+        """A copy of `dense` that may be changed."""
+        return self._array().copy()
+
+    def _array(self) -> np.ndarray:
+        if self.dense is None:
+            # Not TypeError as above: libraries ask by `hasattr` whether an object is like an array.
+            raise AttributeError("these embeddings have no dense vectors; read .sparse or .colbert")
+        return self.dense
 
     def __repr__(self) -> str:
         parts = [] if self.dense is None else [f"{self.dense.shape[0]} × {self.dense.shape[1]} {_name(self.dense)}"]

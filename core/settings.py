@@ -253,7 +253,7 @@ def _split_models(text: str) -> dict[str, str]:
     except ValueError as error:
         if "," not in text:
             raise
-        raise ValueError(f"{error}; where a path contains a comma, write JSON: {{\"alias\": \"path\"}}") from None
+        raise ValueError(f'{error}; where a path contains a comma, write JSON: {{"alias": "path"}}') from None
 
 
 def _models_of(parts: Iterable[str]) -> dict[str, str]:

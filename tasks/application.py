@@ -127,7 +127,7 @@ def warn_of_celery_variables(own: str) -> None:
 
 def _is_same(url: str, own: str) -> bool:
     try:
-        return url == own or (address := address_of(url)) is not None and address == address_of(own)
+        return url == own or address_of(url) == address_of(own) is not None
     except ValueError:  # a port that is no number
         return False
 

@@ -3,7 +3,7 @@
     vectors = await tasks.aget(job, timeout=30)
 
 A wait costs Redis one GET if the result is stored, else SUBSCRIBE and another GET, together with all waits that began
-at the same moment. It uses no thread, and ends with its event loop.
+at the same moment. It uses no thread, and ends with its event loop; one that is closed without `asyncio.run` is left in silence.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeAlias
 
 import redis
 import redis.asyncio as aio
@@ -21,7 +22,7 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
-from embedq.core.errors import ServerUnavailable
+from embedq.core.errors import InvalidInput, ServerUnavailable
 from embedq.tasks.celery_private import known_meta, set_meta, transport_options
 from embedq.tasks.result_backend import is_refusal
 
@@ -44,8 +45,12 @@ _CONNECTIONS = {
 }
 
 
-async def wait_for(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
-    """Return or raise what `job.get(timeout)` would; for a group, return the list of its jobs' results.
+#: What can be waited for: a job, a group, or a list or tuple of them.
+WaitedFor: TypeAlias = AsyncResult | ResultSet | list[Any] | tuple[Any, ...]
+
+
+async def wait_for(job: WaitedFor, timeout: float | None = None) -> Any:
+    """Return or raise what `job.get(timeout)` would; for a group, a list or a tuple, return the list of its jobs' results.
 
     celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server cannot
     be reached for a minute, and at once if it refuses us.
@@ -59,14 +64,17 @@ async def wait_for(job: AsyncResult | ResultSet, timeout: float | None = None) -
         raise
 
 
-async def _value(job: AsyncResult | ResultSet) -> Any:
-    if isinstance(job, ResultSet):
-        parts = [asyncio.ensure_future(_value(one)) for one in job.results]
+async def _value(job: Any) -> Any:
+    if isinstance(job, ResultSet | list | tuple) and not isinstance(job, AsyncResult):
+        each = job.results if isinstance(job, ResultSet) else job
+        parts = [asyncio.ensure_future(_value(one)) for one in each]
         try:
             return await asyncio.gather(*parts)
         finally:
             for part in parts:  # the first error ends the wait for the others
                 part.cancel()
+    if not isinstance(job, AsyncResult):
+        raise InvalidInput(f"aget waits for jobs, groups, and lists of them; given {type(job).__name__}")
     if job.ignored:
         return None
     if known_meta(job) is None:
@@ -92,6 +100,7 @@ class Waits:
 
     def __init__(self, backend: RedisBackend) -> None:
         self._backend = backend
+        self._loop = asyncio.get_running_loop()
         self._futures: dict[bytes, set[asyncio.Future[dict[str, Any]]]] = {}
         #: Keys whose subscription the server confirmed, not yet read since.
         self._confirmed: set[bytes] = set()
@@ -106,7 +115,7 @@ class Waits:
         self._futures.setdefault(key, set()).add(future)
         self._changed.set()
         if self._serving is None or self._serving.done():
-            self._serving = asyncio.create_task(self._serve())
+            self._serving = _quiet_task(self._serve())
         try:
             return dict(await future)
         finally:
@@ -121,8 +130,7 @@ class Waits:
         try:
             while time.monotonic() - lost_s < _MAX_OUTAGE_S and not _is_cancelled():
                 try:
-                    async with client.pubsub() as pubsub:
-                        await self._serve_connected(client, pubsub)
+                    await self._subscribed(client)
                 except (redis.RedisError, OSError) as error:
                     if is_refusal(error):
                         raise ServerUnavailable(
@@ -140,23 +148,34 @@ class Waits:
         except Exception as error:  # raised in every wait: otherwise they would wait for ever
             self._fail(error)
         finally:
-            self._fail(asyncio.CancelledError())
-            for one in (client, *its_sentinels):
-                await one.aclose()
+            # A loop that was closed while this task waited runs nothing any more: Python ends the task when it is collected.
+            if not self._loop.is_closed():
+                self._fail(asyncio.CancelledError())
+                for one in (client, *its_sentinels):
+                    await one.aclose()
+
+    async def _subscribed(self, client: aio.Redis) -> None:
+        pubsub = client.pubsub()
+        try:
+            await self._serve_connected(client, pubsub)
+        finally:
+            if not self._loop.is_closed():
+                await pubsub.aclose()
 
     async def _serve_connected(self, client: aio.Redis, pubsub: Any) -> None:
         await pubsub.connect()
         self._is_connected = True
         self._changed.set()
-        parts = [asyncio.create_task(self._listen(pubsub)), asyncio.create_task(self._follow(client, pubsub))]
+        parts = [_quiet_task(self._listen(pubsub)), _quiet_task(self._follow(client, pubsub))]
         try:
             ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in ended:
                 part.result()
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.wait(parts)
+            if not self._loop.is_closed():
+                for part in parts:
+                    part.cancel()
+                await asyncio.wait(parts)
 
     async def _listen(self, pubsub: Any) -> None:
         """Read messages from the server; ping it when it is quiet."""
@@ -188,6 +207,8 @@ class Waits:
             await self._read(client, confirmed | (self._unanswered() - subscribed))
             if new := self._unanswered() - subscribed:
                 await pubsub.subscribe(*new)
+            # A program that ran the loop for one wait alone has stopped it by then, and no command is cut off in the middle.
+            await asyncio.sleep(0)
             if old := subscribed - self._futures.keys():
                 await pubsub.unsubscribe(*old)
             subscribed = (subscribed | new) - old
@@ -224,6 +245,13 @@ class Waits:
                 future.cancel()
             else:
                 future.set_exception(error)
+
+
+def _quiet_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that may be pending when its loop is closed: it serves until then, and asyncio must not log that as an error."""
+    task = asyncio.create_task(work)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # as asyncio does for its own
+    return task
 
 
 def _is_cancelled() -> bool:

@@ -59,8 +59,11 @@ def _send_all(
     return send_many(task, [call._replace(sending={**call.sending, **(sending or {})}) for call in checked])
 
 
-async def aget(job: AsyncResult | ResultSet, timeout: float | None = None) -> Any:
-    """`job.get(timeout)` in asyncio: returns and raises the same, and blocks nobody. All waits share a connection."""
+async def aget(job: AsyncResult | ResultSet | list[Any] | tuple[Any, ...], timeout: float | None = None) -> Any:
+    """`job.get(timeout)` in asyncio: returns and raises the same, and blocks nobody. All waits share a connection.
+
+    For a list or tuple of jobs, such as `embed_many` returns, the list of their results, in order; the first error is raised.
+    """
     from embedq.tasks.awaiting import wait_for
 
     return await wait_for(job, timeout)

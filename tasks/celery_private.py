@@ -6,7 +6,7 @@ As `workers/celery_private.py` is for workers; `tests/test_celery_private.py` tr
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from celery import Celery
@@ -164,7 +164,8 @@ class OwnCelery(Celery):
 
     def drop_thread_backend(self) -> None:
         """Make this thread's result backend anew when it is needed."""
-        vars(self._local).pop("backend", None)
+        with suppress(AttributeError):  # it has none
+            del self._local.backend
 
 
 def _make_own(conf: Any) -> Any:

@@ -6,9 +6,12 @@ standard output holds its result.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +29,12 @@ from embedq.tasks.dead import DeadLetters, Letter, dead_letters
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
 _TEXTS_PER_JOB = 256
+
+#: Bytes of its texts, as UTF-8: with long texts that number would be minutes of a CPU, or more than a job may hold.
+_BYTES_PER_JOB = 1024 * 1024
+
+#: Seconds between two lines of progress where there is no terminal.
+_LINE_EVERY_S = 10.0
 
 #: Jobs sent ahead of the answers, so that every worker is busy and the queue stays short for others.
 _MAX_JOBS_AHEAD = 32
@@ -101,10 +110,11 @@ def forget(alias: str) -> None:
 def embed(texts: Path, vectors: Path, model: str | None) -> None:
     """Embed a file of texts into a .npy file.
 
-    TEXTS is UTF-8, one text per line. VECTORS becomes an array (texts, dimensions); it appears whole or not at all.
+    TEXTS is UTF-8, one text per line; lines end with a line feed and nothing else. VECTORS becomes an array (texts, dimensions); it appears whole or not at all.
     """
     lines = _lines(texts)
     # Opened before the work begins: a folder that cannot be written to must not cost an hour of computing.
+    _check_target(vectors)
     part = vectors.with_name(vectors.name + ".part")
     try:
         with part.open("wb") as file, _server():
@@ -115,25 +125,87 @@ def embed(texts: Path, vectors: Path, model: str | None) -> None:
 
 
 def _embed_into(file: BinaryIO, texts: list[str], model: str | None) -> None:
-    rows: list[np.ndarray] = []
-    for embeddings in _embed_in_order(texts, model):
-        rows.extend(embeddings.dense)
-        click.echo(f"\r{len(rows):,} of {len(texts):,} texts", err=True, nl=False)
-    click.echo(err=True)
-    np.save(file, np.stack(rows) if rows else np.empty((0, 0), np.float32))
+    parts: list[np.ndarray] = []
+    with shown_progress(len(texts), "texts") as advance:
+        for embeddings in _embed_in_order(texts, model):
+            parts.append(embeddings.dense)
+            advance(len(embeddings))
+    np.save(file, np.concatenate(parts) if parts else np.empty((0, 0), np.float32))
+
+
+def _check_target(path: Path) -> None:
+    """OperatorError if no file can be written there, in one line that says why."""
+    if not path.parent.is_dir():
+        raise OperatorError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise OperatorError(f"{path} cannot be written: it is a folder")
 
 
 def _embed_in_order(texts: list[str], model: str | None) -> Iterator[Any]:
     """Send jobs ahead of the answers, and return the answers in the order of the texts."""
     options = {"model": model} if model else {}
     waiting: deque[Any] = deque()
-    for start in range(0, len(texts), _TEXTS_PER_JOB):
-        part = texts[start : start + _TEXTS_PER_JOB]
+    for part in jobs_of(texts):
         waiting.append(tasks.embed.apply_async((part,), options, priority=_BULK_PRIORITY))
         if len(waiting) >= _MAX_JOBS_AHEAD:
             yield _answer(waiting.popleft())
     while waiting:
         yield _answer(waiting.popleft())
+
+
+def jobs_of(texts: list[str]) -> Iterator[list[str]]:
+    """Cut texts into jobs, in order, within the limits of number and bytes; a larger text has a job of its own."""
+    max_bytes = min(_BYTES_PER_JOB, tasks.config.wire["max_bytes_per_job"])
+    max_texts = min(_TEXTS_PER_JOB, tasks.config.wire["max_texts_per_job"])
+    part: list[str] = []
+    num_bytes = 0
+    for text in texts:
+        size = len(text.encode())
+        if part and (len(part) == max_texts or num_bytes + size > max_bytes):
+            yield part
+            part, num_bytes = [], 0
+        part.append(text)
+        num_bytes += size
+    if part:
+        yield part
+
+
+@contextmanager
+def shown_progress(total: int, noun: str) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how much is done: a bar on a terminal, elsewhere a line now and then and one at the end.
+
+    Yields the function to call with how many more are done. Without rich, which comes with the extra `worker`, a terminal
+    gets the lines.
+    """
+    if sys.stderr.isatty() and find_spec("rich"):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn(noun), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    lines = _Lines(total, noun)
+    yield lines.advance
+    lines.show()
+
+
+class _Lines:
+    """Progress in lines, for logs and pipes."""
+
+    def __init__(self, total: int, noun: str) -> None:
+        self._done, self._total, self._noun = 0, total, noun
+        self._shown_s = time.monotonic()
+
+    def advance(self, more: int) -> None:
+        self._done += more
+        if time.monotonic() - self._shown_s >= _LINE_EVERY_S and self._done < self._total:
+            self.show()
+
+    def show(self) -> None:
+        self._shown_s = time.monotonic()
+        click.echo(f"{self._done:,} of {self._total:,} {self._noun}", err=True)
 
 
 @click.command(context_settings=CONTEXT, epilog=examples('embedq rerank "how do plants drink?" passages.txt --top-k 3'))
@@ -144,21 +216,37 @@ def _embed_in_order(texts: list[str], model: str | None) -> Iterator[Any]:
 def rerank(query: str, passages: Path, model: str | None, top_k: int) -> None:
     """Rank a file of passages for a query.
 
-    PASSAGES is UTF-8, one passage per line. Prints score and passage, the best first.
+    PASSAGES is UTF-8, one passage per line; lines end with a line feed and nothing else. Prints score and passage, the best first.
     """
     lines = _lines(passages)
     with _server():
         ranking = _answer(tasks.rerank.delay(query, lines, model=model, top_k=top_k))
     for index, score in ranking:
-        click.echo(f"{score:8.4f}  {lines[index]}")
+        click.echo(f"{score:8.4f}  {_printable(lines[index])}")
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file. InvalidInput if it is not UTF-8."""
+    """The lines of a text file: what is between line feeds, whatever else it contains. InvalidInput if it is not UTF-8.
+
+    A carriage return before a line feed belongs to the end of the line, and the last line needs no line feed. As `wc -l` and
+    `head` count, so that row i of the vectors is line i: Python's own `splitlines` cuts at form feeds and U+2028 as well.
+    """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8: the byte at {error.start:,} cannot be read") from None
+        raise InvalidInput(
+            f"{path} is not UTF-8: the byte at {error.start:,} cannot be read; convert it, for example by "
+            "`iconv -f LATIN1 -t UTF-8`"
+        ) from None
+    lines = text.split("\n")
+    if not lines[-1]:
+        del lines[-1]
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _printable(text: str) -> str:
+    """The text on one line, and nothing that a terminal obeys."""
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _answer(job: Any) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from embedq import tasks
 from embedq.core.errors import InvalidInput, ServerUnavailable
 from embedq.tasks import awaiting
 from tests.own_server import OwnServer
+from tests.running import ROOT
 from tests.test_waiting import channels, counted
 from tests.traced_jobs import CALLS, run
 
@@ -211,3 +215,54 @@ def test_a_silent_server_is_noticed(
         return await wait
 
     assert asyncio.run(produce()) == 9
+
+
+@pytest.mark.parametrize("of", [list, tuple])
+def test_a_list_or_a_tuple_of_jobs_gives_the_list_of_their_results(
+    of: Any, app: Celery, producer: Celery, own: OwnServer
+) -> None:
+    for number in (1.0, 2.0):
+        run(app, "embed_one", number, job_id=f"job-{number}")
+    jobs = of(producer.AsyncResult(f"job-{number}") for number in (1.0, 2.0))
+    values = asyncio.run(tasks.aget(jobs, timeout=20))
+    assert [value.dense[0, 0] for value in values] == [1.0, 2.0]
+    run(app, "fail", job_id="bad")
+    with pytest.raises(InvalidInput, match="number 3 is int"):
+        asyncio.run(tasks.aget(of([jobs[0], producer.AsyncResult("bad"), producer.AsyncResult("never")]), timeout=20))
+    assert asyncio.run(tasks.aget(of([]))) == []
+
+
+def test_what_is_no_job_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="given str"):
+        asyncio.run(tasks.aget("job"))
+
+
+_CLOSED_LOOPS = """
+import asyncio, gc, logging
+from celery.exceptions import TimeoutError
+from embedq import tasks
+
+async def wait():
+    try:
+        await tasks.aget(tasks.app.AsyncResult("never"), timeout=0.2)
+    except TimeoutError:
+        print("waited")
+
+logging.basicConfig(level="DEBUG")
+logging.getLogger("celery").setLevel("ERROR")
+for _ in range(3):
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(wait())
+    loop.close()
+    gc.collect()
+"""
+
+
+def test_a_loop_that_is_closed_by_hand_leaves_no_noise(own: OwnServer) -> None:
+    environment = {**os.environ, "EMBEDQ_REDIS_URL": own.url, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", _CLOSED_LOOPS], capture_output=True, text=True, env=environment, timeout=60, check=True
+    )
+    assert ended.stdout.split() == ["waited"] * 3
+    noise = [line for line in ended.stderr.splitlines() if not line.startswith("DEBUG")]
+    assert noise == []

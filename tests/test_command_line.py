@@ -169,7 +169,7 @@ def test_each_extra_installs_what_its_commands_import() -> None:
         (("embed", "absent.txt", "vectors.npy"), EXIT_FAILED, "embedq: [Errno 2] No such file or directory: 'absent.txt'"),
         (("embed", "latin.txt", "vectors.npy"), EXIT_FAILED, "embedq: latin.txt is not UTF-8: the byte at 3 cannot be read"),
         (("embed", ".", "vectors.npy"), EXIT_FAILED, "embedq: [Errno 21] Is a directory: '.'"),
-        (("embed", "texts.txt", "no/vectors.npy"), EXIT_FAILED, "embedq: [Errno 2] No such file or directory: 'no/vectors.npy.part'"),
+        (("embed", "texts.txt", "no/vectors.npy"), EXIT_FAILED, "embedq: no/vectors.npy cannot be written: there is no folder no"),
         (("embed", "texts.txt", "vectors.npy"), EXIT_FAILED, "embedq: the server does not answer; is EMBEDQ_REDIS_URL right?"),
         (("rerank", "a question", "texts.txt"), EXIT_FAILED, "embedq: the server does not answer"),
         (("models",), EXIT_FAILED, "embedq: the server does not answer"),
@@ -198,7 +198,7 @@ def test_a_wrong_setting_is_one_line_and_keeps_nobody_from_the_help() -> None:
     done = run("models", **wrong)
     assert (done.returncode, done.stderr) == (
         EXIT_FAILED,
-        "embedq: EMBEDQ_LEASE_S must be a whole number from 1; given 'soon'\n",
+        "embedq: EMBEDQ_LEASE_S must be a whole number from 1 to 86,400; given 'soon'\n",
     )
     assert run("--help", **wrong).returncode == 0
 

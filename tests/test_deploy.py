@@ -258,12 +258,24 @@ def test_systemd_finds_the_unit_little_exposed() -> None:
 
 
 def test_the_unit_gives_a_worker_longer_to_end_than_to_drain() -> None:
-    told = (DEPLOY / "systemd" / "worker.env").read_text(encoding="utf-8")
-    drain = re.search(r"^EMBEDQ_DRAIN_TIMEOUT_S=(\d+)$", told, re.MULTILINE)
-    assert drain
+    told = tomllib.loads((DEPLOY / "systemd" / "embedq.toml").read_text(encoding="utf-8"))
     service = unit()["Service"]
-    assert float(service["TimeoutStopSec"]) >= 1.5 * float(drain[1])
+    assert float(service["TimeoutStopSec"]) >= 1.5 * told["drain_timeout_s"]
     assert service["KillMode"] == "mixed"  # SIGTERM for the launcher alone, which drains its worker
+
+
+def test_what_a_reload_of_the_unit_promises_is_in_a_file_that_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process keeps the variables of its start: a setting among them would never change by SIGHUP."""
+    from embedq.core.settings import Settings, read_settings
+
+    service, directory = unit()["Service"], DEPLOY / "systemd"
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert "EMBEDQ_CONFIG=/etc/embedq/embedq.toml" in service["Environment"].split()
+    variables = re.findall(r"^(\w+)=", (directory / "worker.env").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "EMBEDQ_REDIS_URL" in variables
+    assert not {f"EMBEDQ_{name.upper()}" for name in Settings.model_fields} & set(variables)
+    monkeypatch.setenv("EMBEDQ_CONFIG", str(directory / "embedq.toml"))
+    assert list(read_settings().models) == ["minilm"]
 
 
 def test_the_unit_runs_a_command_that_exists() -> None:

@@ -294,3 +294,23 @@ def test_a_face_nobody_holds_ends_its_thread() -> None:
     del face
     gc.collect()
     assert not set(threading.enumerate()) - before
+
+
+def test_pairs_may_be_rows_of_a_numpy_array() -> None:
+    pairs = [("a query", "a passage"), ("a query", "another passage")]
+    with flag.FlagReranker(str(RERANKER), devices="cpu") as face:
+        expected = face.compute_score(pairs)
+        assert face.compute_score(list(np.array(pairs))) == expected
+        assert face.compute_score(np.array(pairs)) == expected
+        assert face.compute_score(np.array(pairs)[0]) == face.compute_score(pairs[0])
+
+
+@pytest.mark.parametrize(("name", "path"), [("FlagModel", ENCODER), ("FlagReranker", RERANKER)])
+def test_a_face_has_the_attributes_that_programs_read(name: str, path: Path) -> None:
+    with getattr(flag, name)(str(path), devices="cpu") as face:
+        assert face.device == "cpu"
+        assert face.model.spec is face.spec
+        tokenizer = face.tokenizer
+        assert tokenizer is face.tokenizer
+        assert tokenizer.name_or_path == str(path)
+        assert len(tokenizer("two words")["input_ids"]) > 2

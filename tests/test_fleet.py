@@ -227,3 +227,24 @@ def test_a_process_that_cannot_be_started_is_tried_again(monkeypatch: pytest.Mon
         driven.until(lambda: driven.fleet.children and (driven.fleet.children[0].due_s or 0) > 0)
         monkeypatch.setattr(worker_process, "COMMAND", right)
         driven.until(lambda: driven.num_ready == 1)
+
+
+def test_a_process_keeps_the_limits_of_its_start_and_the_next_one_has_the_new_ones() -> None:
+    with Driven(wanted=1) as driven:
+        driven.say(*({"state": LOADING} for _ in range(30)), {"state": READY})
+        driven.until(lambda: driven.pids)
+        driven.fleet.reload(Patience(silent_s=TIMEOUT_S, working_s=60, loading_s=0.1), drain_timeout_s=0.5)
+        driven.until(lambda: driven.num_ready == 1)
+        assert len(driven.pids) == 1, "it loaded for longer than the new limit allows"
+        driven.say({"state": LOADING})
+        os.kill(driven.pids[0], signal.SIGKILL)
+        driven.until(lambda: len(driven.pids) >= 3)
+
+
+def test_a_new_limit_of_draining_holds_at_once() -> None:
+    with Driven(wanted=1) as driven:
+        driven.until(lambda: driven.num_ready == 1)
+        child = driven.fleet.children[0]
+        driven.fleet.reload(child.patience, drain_timeout_s=1000)
+        driven.fleet.drain(child, 5.0)
+        assert child.deadline_s == 1005

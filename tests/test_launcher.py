@@ -17,6 +17,7 @@ import pytest
 from embedq import tasks
 from embedq.workers.__main__ import main
 from embedq.workers.exit_codes import EXIT_BROKEN
+from embedq.workers.launcher.remote_control import ask_all
 from tests import bulk
 from tests.conftest import GOLDEN
 from tests.pools import TIMEOUT_S, TINY, answered, capacities, environment, in_flight, workers_of
@@ -152,6 +153,41 @@ def test_a_successor_that_cannot_start_changes_nothing_and_a_worker_that_never_c
         assert running.wait() == 1
         assert running.output.count("action=cannot_start") == 1 + 3
         assert "action=launch_failed" in running.output
+
+
+def test_sighup_takes_every_setting_that_it_checks_and_names_what_needs_a_new_start(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "embedq.toml"
+    config(file, TINY)
+    models = file.read_text()
+    del tiny["EMBEDQ_MODELS"]
+    with start_workers(tiny | {"EMBEDQ_CONFIG": str(file)}, "--cpu-workers", "1") as running:
+        first = workers_of(running)
+        assert f"launcher.tiny@{HOST}" in ask_all()
+
+        file.write_text(f"{models}\n[wire]\nmax_attempts = 7\nresult_expires_s = 60\n", encoding="utf-8")
+        running.process.send_signal(signal.SIGHUP)
+        refused = running.wait_for("action=replace_failed")[0]
+        assert "EMBEDQ_RESULT_EXPIRES_S, EMBEDQ_MAX_ATTEMPTS changed" in refused
+        file.write_text("", encoding="utf-8")
+        running.process.send_signal(signal.SIGHUP)
+        assert "no model is configured" in running.wait_for("action=replace_failed", count=2)[1]
+        assert "action=replacing" not in running.output
+
+        # So short that no successor can load in it: the limit that counts is the new one, and the worker there stays.
+        file.write_text(
+            f"load_timeout_s = 0.1\ndrain_timeout_s = 7\n{models}".replace("tiny]", "other]"), encoding="utf-8"
+        )
+        running.process.send_signal(signal.SIGHUP)
+        assert field(running.wait_for("action=reloaded")[0], "changed") == "models,load_timeout_s,drain_timeout_s"
+        running.wait_for("not loaded in 0 s")
+        assert "the workers stay as they are" in running.wait_for("action=replace_failed", count=3)[2]
+        assert workers_of(running) == first
+        answers = ask_all()
+        assert f"launcher.tiny@{HOST}" not in answers
+        assert [row["model"] for row in answers[f"launcher.other@{HOST}"]["workers"]] == ["tiny"]
+        assert answered([send(["still served"])], 1) == 1
 
 
 def test_a_model_that_hangs_while_it_loads_ends_the_launcher_with_a_code_that_a_service_manager_restarts(

@@ -102,3 +102,30 @@ def test_a_ranking_comes_back() -> None:
     back = unpack(pack({"result": Ranking(np.array([0.5, 2], np.float32), np.array([1, 0], np.int32), "m")}))["result"]
     assert isinstance(back, Ranking)
     assert (list(back), back.model, back.scores.dtype) == ([(1, 2.0), (0, 0.5)], "m", np.float32)
+
+
+def test_embeddings_have_what_is_asked_of_an_array() -> None:
+    embeddings = Embeddings(DENSE)
+    assert (embeddings.shape, embeddings.ndim, embeddings.dtype) == ((3, 4), 2, np.float32)
+    np.testing.assert_array_equal(embeddings.T, DENSE.T)
+    assert np.shares_memory(embeddings.T, DENSE)
+    assert embeddings.tolist() == DENSE.tolist()
+    assert type(embeddings.tolist()[0][0]) is float
+
+
+def test_what_arrived_is_read_only_and_its_copy_is_not() -> None:
+    arrived = unpack(pack(Embeddings(DENSE)))
+    assert not arrived.dense.flags.writeable
+    changed = arrived.copy()
+    changed *= 2
+    np.testing.assert_array_equal(changed, DENSE * 2)
+    np.testing.assert_array_equal(arrived.dense, DENSE)
+
+
+@pytest.mark.parametrize("name", ["shape", "ndim", "dtype", "T"])
+def test_embeddings_without_dense_vectors_have_no_shape(name: str) -> None:
+    embeddings = Embeddings(None, COLBERT)
+    assert not hasattr(embeddings, name)
+    for ask in (embeddings.tolist, embeddings.copy):
+        with pytest.raises(AttributeError, match="no dense vectors"):
+            ask()

@@ -205,10 +205,10 @@ def test_a_verification_that_does_not_exist_is_refused_by_name() -> None:
 
 
 def test_the_url_that_is_used_says_how_it_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.config.wire, "redis_url", "rediss://user:pass@host:1/2?ssl_ca_certs=/a.pem")
+    monkeypatch.setitem(tasks.config.wire, "redis_url", f"rediss://user:pass@host:1/2?ssl_ca_certs={__file__}")
     parts = urlsplit(tasks.config.redis_url())
     assert (parts.netloc, parts.path, parts.query) == (
         "user:pass@host:1",
         "/2",
-        "ssl_ca_certs=/a.pem&ssl_cert_reqs=required",
+        f"ssl_ca_certs={__file__}&ssl_cert_reqs=required",
     )

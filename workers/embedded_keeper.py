@@ -45,7 +45,9 @@ def _end_with_parent() -> None:
 
 
 def _stop_when_unused(directory: Path, process: subprocess.Popen[bytes]) -> None:
-    users = os.open(directory / "users", os.O_RDWR | os.O_CREAT, 0o600)  # until this process has ended, after the server
+    users = os.open(
+        directory / "users", os.O_RDWR | os.O_CREAT, 0o600
+    )  # until this process has ended, after the server
     fcntl.flock(users, fcntl.LOCK_EX)
     (directory / "url").unlink(missing_ok=True)
     process.terminate()

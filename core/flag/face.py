@@ -14,13 +14,18 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+
 from embedq import core
 from embedq.core.errors import InvalidInput
 from embedq.core.options import check_pairs
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from embedq.core.checkpoint.spec import ModelSpec
     from embedq.core.engine import Engine
+    from embedq.core.models import Model
     from embedq.core.settings import Precision
 
 #: One device or several: "cuda:0", 0, ["cuda:0", "cuda:1"], [0, 1]; None chooses by what the machine has.
@@ -51,6 +56,9 @@ class Face:
     cache_dir: str | None
     batch_size: int
 
+    #: transformers' tokenizer, once it was asked for.
+    _files_tokenizer: PreTrainedTokenizerFast | None = None
+
     def __enter__(self) -> Self:
         return self
 
@@ -70,6 +78,28 @@ class Face:
     def precision(self) -> str:
         """The precision in use, by torch's name."""
         return self.engine.models[_ALIAS].precision
+
+    @property
+    def device(self) -> str:
+        """The device in use, by torch's name."""
+        return self.engine.models[_ALIAS].device
+
+    @property
+    def model(self) -> Model:
+        """The model in use, `core.models.Model`: not transformers' class, which FlagEmbedding's attribute of this name holds."""
+        return self.engine.models[_ALIAS]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """transformers' fast tokenizer of the checkpoint, as FlagEmbedding's attribute; changing it changes no result."""
+        if self._files_tokenizer is None:
+            from transformers import AutoTokenizer
+
+            # Never the checkpoint's own code, and never the network: the directory is there.
+            self._files_tokenizer = AutoTokenizer.from_pretrained(
+                self.spec.path, trust_remote_code=False, local_files_only=True
+            )
+        return self._files_tokenizer
 
     @property
     def spec(self) -> ModelSpec:
@@ -123,7 +153,7 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any], more: Mappin
 
 def pairs_of(given: Any) -> tuple[list[tuple[str, str]], bool]:
     """Read (query, passage) pairs from a list or a single bare pair; returns (pairs, whether it was a single one)."""
-    is_one = isinstance(given, list | tuple) and len(given) > 0 and isinstance(given[0], str)
+    is_one = isinstance(given, list | tuple | np.ndarray) and len(given) > 0 and isinstance(given[0], str)
     return check_pairs([given] if is_one else given), is_one
 
 

@@ -24,9 +24,13 @@ class Autoscaler:
         self._policy = policy
         self._fleet = fleet
         self._since = Since()
-        self._queues = dict(queues)
+        self.assume(queues)
         #: By model, the tokens per second of a worker at work for it, as last known.
         self._speeds: dict[str, float] = {}
+
+    def assume(self, queues: Mapping[str, str]) -> None:
+        """Take these queues, each with its model, for the workers' until one of them reports its own."""
+        self._queues = dict(queues)
 
     def step(self, look: Look, now_s: float) -> None:
         """Decide by `look` and the fleet's heartbeats, and set the number of workers that the fleet should have."""

@@ -52,6 +52,15 @@ class Fleet:
         self._drain_timeout_s = drain_timeout_s
         self._was_ready = False
 
+    def reload(self, patience: Patience, drain_timeout_s: float) -> None:
+        """Take new limits: that of draining for all workers from now on, those of a stall for processes started from now on.
+
+        A process that runs has limits of its own from its start: killed by shorter ones, it could be in the middle of a pass
+        that it may still take.
+        """
+        self._patience = patience
+        self._drain_timeout_s = drain_timeout_s
+
     @property
     def num_places(self) -> int:
         """How many workers fit."""
@@ -83,7 +92,7 @@ class Fleet:
         """Add a worker on `device`; the next `start_due` starts it."""
         taken = {child.label for child in self.children}
         labels = [device.label, *(f"{device.label}-{number}" for number in range(2, len(taken) + 3))]
-        child = Child(device, next(label for label in labels if label not in taken))
+        child = Child(device, next(label for label in labels if label not in taken), self._patience)
         self.children.append(child)
         return child
 
@@ -123,7 +132,7 @@ class Fleet:
                 if now_s > child.deadline_s:
                     self._kill(child, "worker_drain_timeout", f"not drained in {self._drain_timeout_s:.0f} s")
                 continue
-            reason = child.progress.standstill(now_s, self._patience)
+            reason = child.progress.standstill(now_s, child.patience)
             if reason:
                 child.has_hung = child.progress.is_loading
                 self._kill(child, "worker_stalled", reason)
@@ -168,6 +177,7 @@ class Fleet:
     def _start(self, child: Child, now_s: float) -> None:
         fields: dict[str, object] = {"device": child.label}
         try:
+            child.patience = self._patience
             pid = child.start(now_s, self._environment, self._locks.get(child.device.label, ()), self._reporting)
         except OSError as error:  # too many processes, or no memory for one: later there may be
             fields |= {"action": "worker_start_failed", "in_s": child.retry(now_s)}

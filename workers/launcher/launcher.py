@@ -82,7 +82,10 @@ class Launcher:
     def __init__(self, plan: Plan, settings: Settings, environment: dict[str, str]) -> None:
         self.plan = plan
         self.settings = settings
-        self.environment = environment
+        #: As read when this process was started: its own connections are made by it.
+        self._wire = dict(tasks.config.wire)
+        # Workers use the same, also one that is started after the file has changed.
+        self.environment = {f"EMBEDQ_{name.upper()}": str(value) for name, value in self._wire.items()} | environment
         self.num_places = len(plan.devices) * plan.per_device
         if plan.policy and plan.policy.max_workers > self.num_places:
             raise InvalidSettings(
@@ -104,7 +107,7 @@ class Launcher:
             self._build(locks)
             for thread in (self._backlog, self._mailbox):
                 thread.start()
-                stack.callback(thread.close)
+            stack.callback(lambda: [thread.close() for thread in (self._backlog, self._mailbox)])
             fields = {"num_workers": self._fleet.wanted, "version": __version__}
             log.info("workers are being launched", extra={"action": "launching", **fields})
             try:
@@ -116,22 +119,26 @@ class Launcher:
     def _build(self, locks: dict[str, list[int]]) -> None:
         plan, settings = self.plan, self.settings
         reporting = Reporting(self._events.put, self._beat, self._ended, self._screen)
-        silent_s = max(_MIN_SILENT_S, tasks.config.wire["lease_s"])
-        patience = Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s, settings.load_timeout_s)
-        self._fleet = Fleet(
-            plan.devices, plan.per_device, self.environment, locks, reporting, patience, settings.drain_timeout_s
-        )
+        limits = self._patience(settings), settings.drain_timeout_s
+        self._fleet = Fleet(plan.devices, plan.per_device, self.environment, locks, reporting, *limits)
         self._rolling = Rolling(self._fleet, plan.drains_first)
         policy = plan.policy or Policy(self.num_places, self.num_places)
         queues = likely_queues(settings)
         self._autoscaler = Autoscaler(policy, self._fleet, queues, is_on=plan.policy is not None)
         self._fleet.wanted = policy.min_workers
         self._backlog = BacklogSize(queues, lambda found: self._events.put(partial(self._counted, found)))
+        self._mailbox = self._mailbox_of(settings)
+
+    def _patience(self, settings: Settings) -> Patience:
+        silent_s = max(_MIN_SILENT_S, self._wire["lease_s"])
+        return Patience(silent_s, _HANG_PART * settings.hang_timeout_s + silent_s, settings.load_timeout_s)
+
+    def _mailbox_of(self, settings: Settings) -> Mailbox:
         handlers = {
             remote_control.STATUS: partial(self._answer, self._status),
             remote_control.SCALE: partial(self._answer, self._scale),
         }
-        self._mailbox = Mailbox(f"{remote_control.PREFIX}{'+'.join(settings.models)}@{socket.gethostname()}", handlers)
+        return Mailbox(f"{remote_control.PREFIX}{'+'.join(settings.models)}@{socket.gethostname()}", handlers)
 
     def _watch(self) -> int:
         while self._code is None:
@@ -163,7 +170,9 @@ class Launcher:
     def _beat(self, child: Child, process: subprocess.Popen[bytes], beat: Beat) -> None:
         if child.process is process:
             self._fleet.beat(child, beat, time.monotonic(), self._look is not None)
-            self._backlog.queues = list(beat.queues) or self._backlog.queues
+            # Of all, because while workers are replaced the old ones may serve other models than the new ones.
+            queues = [queue for one in self._fleet.children for queue in one.beat.queues]
+            self._backlog.queues = list(dict.fromkeys(queues)) or self._backlog.queues
 
     def _ended(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         if child.process is process and not self._fleet.ended(child, time.monotonic()):
@@ -184,16 +193,42 @@ class Launcher:
         self._code = 0
 
     def _hang_up(self, had_terminal: bool) -> None:
-        """Replace the workers; or stop, if our terminal was closed."""
+        """Read the settings again and replace the workers; or stop, if our terminal was closed."""
         if had_terminal and not os.isatty(2):
             self._stop()
             return
         try:
-            read_settings()
+            settings = self._read_again()
         except OperatorError as error:
             log.error("workers are not replaced, the settings are wrong: %s", error, extra={"action": "replace_failed"})
             return
+        self._reload(settings)
         self._rolling.begin()
+
+    def _read_again(self) -> Settings:
+        """The settings as they are now. InvalidSettings names what is wrong, or cannot change while this process runs."""
+        settings, wire = read_settings(), tasks.config.read_wire()
+        if not settings.models:
+            raise InvalidSettings("no model is configured any more")
+        changed = [f"EMBEDQ_{name.upper()}" for name, value in wire.items() if value != self._wire[name]]
+        if changed:
+            raise InvalidSettings(f"{', '.join(changed)} changed, which needs a new start of the launcher")
+        return settings
+
+    def _reload(self, settings: Settings) -> None:
+        """Go by new settings: limits, queues, and the models in this launcher's name. Workers read theirs themselves."""
+        before, self.settings = self.settings, settings
+        changed = [name for name in Settings.model_fields if getattr(before, name) != getattr(settings, name)]
+        changed = [name for name in changed if name != "wire"]
+        log.info("the settings were read again", extra={"action": "reloaded", "changed": ",".join(changed) or "none"})
+        self._fleet.reload(self._patience(settings), settings.drain_timeout_s)
+        queues = likely_queues(settings)
+        self._autoscaler.assume(queues)
+        self._backlog.queues = list(dict.fromkeys([*queues, *self._backlog.queues]))
+        if list(before.models) != list(settings.models):
+            self._mailbox.close()
+            self._mailbox = self._mailbox_of(settings)
+            self._mailbox.start()
 
     def _answer(self, handler: Callable[..., Any], **arguments: Any) -> Any:
         """Answer a command on the main thread. Called on the remote-control thread."""
@@ -232,11 +267,16 @@ class Launcher:
         return {"ok": f"{present} workers become {number}"}
 
     def _rows(self) -> list[dict[str, Any]]:
-        model = "+".join(self.settings.models)
         return [
-            status_table.row(child.beat, worker=child.name, device=child.label, model=model, state=child.state)
+            status_table.row(
+                child.beat, worker=child.name, device=child.label, model=self._model(child), state=child.state
+            )
             for child in self._fleet.children
         ]
+
+    def _model(self, child: Child) -> str:
+        """The models that a worker says it serves; before that those it will probably serve."""
+        return "+".join(dict.fromkeys(child.beat.queues.values()) or self.settings.models)
 
     def _caption(self, now_s: float) -> str:
         if self._look is None:

@@ -16,7 +16,7 @@ from functools import partial
 from embedq.core.devices import Device
 from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, VARIABLE, Beat
-from embedq.workers.launcher.stall_detector import Progress
+from embedq.workers.launcher.stall_detector import Patience, Progress
 from embedq.workers.launcher.status_table import Lines
 from embedq.workers.processes import spawn
 
@@ -38,8 +38,10 @@ Event = Callable[[], None]
 class Child:
     """A worker: one process after another on one device, under one name."""
 
-    def __init__(self, device: Device, label: str) -> None:
+    def __init__(self, device: Device, label: str, patience: Patience) -> None:
         self.device = device
+        #: When its process counts as stalled.
+        self.patience = patience
         #: The device's part of the worker's name; unlike the device's own where several workers share it.
         self.label = label
         #: The worker's name, also while its next process loads; its label before the first is ready.
