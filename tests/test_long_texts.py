@@ -85,7 +85,9 @@ def test_ids_are_the_first_of_the_whole_text_whatever_the_vocabulary_merges(
 def random_tokenizer(random_: random.Random, kind: str) -> RustTokenizer:
     """A tokenizer of few random tokens of up to six letters."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "bytes" else ["a", "b", "1"]
-    known = [one for one, _ in pre_tokenizers.ByteLevel(False).pre_tokenize_str("面é")][0] if kind == "bytes" else "ab1"
+    known = (
+        next(one for one, _ in pre_tokenizers.ByteLevel(False).pre_tokenize_str("面é")) if kind == "bytes" else "ab1"
+    )
     words = {"".join(random_.choices(known, k=random_.randint(2, 6))) for _ in range(12)}
     if kind == "Unigram":
         scores = [("[UNK]", -9.0), *((one, -random_.random() * 4 - 1) for one in sorted({*letters, *words}))]
