@@ -76,7 +76,7 @@ def test_once_its_workers_are_gone_an_alias_may_stand_for_another_model(client: 
     Speeds(client).withdraw("one@host")
     Registry(client).announce([LARGER], "two@host")
     # Killed, and not heard of since.
-    report = json.loads(client.hget(WORKERS_KEY, "two@host"))  # type: ignore[arg-type]
+    report = json.loads(client.hget(WORKERS_KEY, "two@host"))
     client.hset(WORKERS_KEY, "two@host", json.dumps(report | {"told_s": report["told_s"] - MAX_AGE_S}))
     Registry(client).announce([OLD], "three@host")
     assert Registry(client).all() == {"m": OLD}
@@ -133,7 +133,8 @@ def test_records_that_cannot_be_read_are_passed_over(client: redis.Redis, broken
 def test_of_workers_that_start_together_one_wins(server: str, client: redis.Redis, rivals: list[Served]) -> None:
     for _ in range(20):
         client.delete(KEY, WORKERS_KEY)
-        barrier, refused = threading.Barrier(len(rivals)), []
+        barrier = threading.Barrier(len(rivals))
+        refused: list[int] = []
 
         def start(number: int, barrier: threading.Barrier = barrier, refused: list[int] = refused) -> None:
             with redis.Redis.from_url(server.removesuffix("/0") + "/2") as own:
