@@ -45,9 +45,7 @@ def test_a_child_is_the_program_itself_with_its_cores_environment_and_session() 
 
 def test_a_child_has_the_pipes_it_is_given_and_no_others() -> None:
     given, other = os.pipe(), os.pipe()
-    program = (
-        "import os, sys; os.write(int(sys.argv[1]), b'told')\ntry: os.fstat(int(sys.argv[2]))\nexcept OSError: sys.exit(3)"
-    )
+    program = "import os, sys; os.write(int(sys.argv[1]), b'told')\ntry: os.fstat(int(sys.argv[2]))\nexcept OSError: sys.exit(3)"
     with spawn([sys.executable, "-c", program, str(given[1]), str(other[1])], pass_fds=(given[1],)) as process:
         assert process.wait(60) == 3
     assert os.read(given[0], 10) == b"told"
@@ -78,7 +76,9 @@ def test_children_end_with_a_parent_that_is_killed() -> None:
 def test_no_python_code_of_ours_runs_between_fork_and_exec(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, object]] = []
     real = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: (asked.append(options), real(*args, **options))[1])
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *args, **options: (asked.append(options), real(*args, **options))[1]
+    )
     stop(spawn([sys.executable, "-c", ""]), 20)
     assert asked
     assert all(options.get("preexec_fn") is None for options in asked)
