@@ -43,7 +43,8 @@ class CallBuilder:
                 dense, ranges = vectors.finish(pooled, chosen.dimensions, normalize, chosen.dtype)
             if "colbert" in rows:
                 colbert = [vectors.finish(row, chosen.dimensions, normalize, "float32")[0] for row in rows["colbert"]]
-            return Embeddings(dense, colbert, rows.get("sparse"), ranges, model.spec.alias)
+            sparse = rows.get("sparse")
+            return Embeddings(dense, colbert, sparse, ranges, model.spec.alias, revision=model.spec.revision)
 
         def encode(some: list[str]) -> list[Tokens]:
             return model.encode_texts(some, chosen)
@@ -61,10 +62,11 @@ class CallBuilder:
 
         def finish(layers: np.ndarray) -> Ranking:
             order = np.argsort(-layers[-1], kind="stable")[: chosen.top_k].astype(np.int32)
-            return Ranking(layers[-1], order, alias, layers if len(layers) > 1 else None)
+            several = layers if len(layers) > 1 else None
+            return Ranking(layers[-1], order, spec.alias, several, revision=spec.revision)
 
         call = self._pairs([(query, passage) for passage in passages], chosen, finish)
-        alias = call.model.spec.alias
+        spec = call.model.spec
         return call
 
     def score(self, pairs: Pairs, **given: Any) -> Call:

@@ -46,7 +46,7 @@ _FAR = re.compile(r"\(\?(=|!|<=|<!|>)|(?<!\\)\$|\\[bBzZAG]")
 _NEAR = r"\s+(?!\S)"
 
 #: Punctuation behind which BERT's tokenizer ends a word; none of it occurs in special tokens as a rule.
-_ENDS = "+/.,;:!?=&%，。、！？；："  # noqa: RUF001
+_ENDS = "+/.,;:!?=&%，。、！？；："
 
 #: Characters that BERT's tokenizer puts into one word: ASCII letters and digits, and Thai, which has no blanks.
 _ENDLESS = re.compile(r"[0-9A-Za-z\u0e01-\u0e3a\u0e40-\u0e4e]+")

@@ -94,6 +94,9 @@ class Embeddings:
     model: str = ""
     #: For calls with `timings=True`.
     timings: Timings | None = None
+    #: Revision of that model: a hash of its files, a dot, a hash of how they are read. Empty if unknown: from workers
+    #: before 0.2.0, and for models that were not loaded from files.
+    revision: str = ""
 
     def __len__(self) -> int:
         return len(self._rows())
@@ -164,7 +167,7 @@ class Embeddings:
             "sparse": sparse,
             "int8_ranges": self.int8_ranges,
             "model": self.model,
-            **_timings_map(self.timings),
+            **_optional(self),
         }
 
     @classmethod
@@ -179,7 +182,7 @@ class Embeddings:
             sparse = [Sparse(ids, weights) for ids, weights in cut]
         if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
             raise ValueError("malformed Embeddings arrived")
-        return cls(dense, colbert, sparse, ranges, model, Timings.from_map(fields.get("timings")))
+        return cls(dense, colbert, sparse, ranges, model, Timings.from_map(fields.get("timings")), _revision(fields))
 
     def _rows(self) -> Any:
         return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
@@ -214,6 +217,9 @@ class Ranking:
     layer_scores: np.ndarray | None = None
     #: For calls with `timings=True`.
     timings: Timings | None = None
+    #: Revision of that model: a hash of its files, a dot, a hash of how they are read. Empty if unknown: from workers
+    #: before 0.2.0, and for models that were not loaded from files.
+    revision: str = ""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -232,7 +238,7 @@ class Ranking:
             "order": self.order,
             "model": self.model,
             "layer_scores": self.layer_scores,
-            **_timings_map(self.timings),
+            **_optional(self),
         }
 
     @classmethod
@@ -244,7 +250,7 @@ class Ranking:
             raise ValueError("a malformed Ranking arrived")
         if not (isinstance(model, str) and _is_array(layers, 2)):
             raise ValueError("a malformed Ranking arrived: its model is not a string, or its layers no array")
-        return cls(scores, order, model, layers, Timings.from_map(fields.get("timings")))
+        return cls(scores, order, model, layers, Timings.from_map(fields.get("timings")), _revision(fields))
 
 
 class Scores(np.ndarray):
@@ -262,9 +268,18 @@ def timed(result: Any, timings: Timings) -> Any:
     return replace(result, timings=timings)
 
 
-def _timings_map(timings: Timings | None) -> dict[str, Any]:
-    """The field of the timings; empty without them, so that other results are no larger."""
-    return {"timings": asdict(timings)} if timings else {}
+def _optional(result: Embeddings | Ranking) -> dict[str, Any]:
+    """The fields of timings and revision; left out if empty, so that other results are no larger."""
+    timings = {"timings": asdict(result.timings)} if result.timings else {}
+    return timings | ({"revision": result.revision} if result.revision else {})
+
+
+def _revision(fields: dict[str, Any]) -> str:
+    """The revision that arrived, empty from a worker that does not send it. ValueError if it is no string."""
+    revision = fields.get("revision", "")
+    if not isinstance(revision, str):
+        raise ValueError("a malformed revision arrived: not a string")
+    return revision
 
 
 def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:

@@ -164,6 +164,10 @@ class Settings(BaseSettings):
     metrics_host: str = "127.0.0.1"
     #: Whether to record spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
     traces: bool = False
+    #: Whether this worker may serve another revision of a model than workers present do, if dimensions and outputs are
+    #: the same. Otherwise it is refused, because their vectors would be mixed. A launcher sets it for the successors of
+    #: a rolling restart (SIGHUP); set it where a service manager replaces workers one by one.
+    replace_revision: bool = False
     #: Producers' settings. Declared so that the file may contain them; only `celeryconfig.py` reads them.
     wire: dict[str, Any] = Field(default={}, exclude=True)
 

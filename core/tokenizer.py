@@ -78,16 +78,31 @@ class Tokenizer:
         room = limit - self._pair_frame.num_tokens
         queries = list(dict.fromkeys(query for query, _ in pairs))  # a rerank has one, many times
         is_longest = self._spec.pair_truncation == "longest"
-        # Only after encoding both texts to their ends is it known which is longer.
         share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
-        query_limit = query_max_length or (ALL_TOKENS if is_longest else share)
+        query_limit = query_max_length or (room + 1 if is_longest else share)
         encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
-        passages = self._encode([passage for _, passage in pairs], ALL_TOKENS if is_longest else limit)
+        passages = self._encode([passage for _, passage in pairs], room + 1 if is_longest else limit)
+        if is_longest and room % 2:
+            self._complete(pairs, encoded, passages, room, query_max_length or ALL_TOKENS)
         cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
         cuts = [cut(encoded[query], passage, room) for (query, _), passage in zip(pairs, passages, strict=True)]
         joined = self._pair_frame.around(cuts)
         self._check_positions(joined)
         return joined
+
+    def _complete(
+        self,
+        pairs: list[tuple[str, str]],
+        queries: dict[str, list[int]],
+        passages: list[list[int]],
+        room: int,
+        query_limit: int,
+    ) -> None:
+        """Encode both texts of a pair to their ends if each alone exceeds the room: the longer gets the odd token."""
+        for index, (query, passage) in enumerate(pairs):
+            if len(queries[query]) > room and len(passages[index]) > room:
+                (queries[query],) = self._encode([query], query_limit)
+                (passages[index],) = self._encode([passage], ALL_TOKENS)
 
     def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""

@@ -3,6 +3,12 @@
     embedq:models     hash   alias -> JSON of `Served`; kept when workers stop, since a queue outlives
                              them and a pool may be scaled to zero
 
+Workers that take jobs of one model share its queue, so their vectors must be of one revision: what the files hold
+(`core.checkpoint.content_hash`) and how they are read. A worker of another revision is refused while workers of the
+announced one are present (`tasks.speeds`). The exception is a rolling revision: a worker that may replace
+(`EMBEDQ_REPLACE_REVISION`, and every successor of a launcher's rolling restart) and has the same dimensions, kinds and
+outputs. Its results name their revision, as all do.
+
 So a producer refuses an unknown model at the call; otherwise a job with a typo would wait for ever in a queue that no
 worker consumes. As long as no worker has announced anything, every name is accepted.
 """
@@ -11,13 +17,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import redis
 
 from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
+from embedq.tasks.speeds import MAX_AGE_S, WORKERS_KEY
 
 KEY = "embedq:models"
+
+#: Checks and announces in one step: of workers that start together each sees what the one before it announced.
+_ANNOUNCE = Path(__file__).with_name("announce.lua").read_text(encoding="utf-8")
 
 #: A larger announcement is ignored; ours have some hundred bytes.
 _MAX_BYTES = 64 * 1024
@@ -39,6 +50,20 @@ class Served:
     default_for: list[str]
     #: Of embedq, in the worker that announced it; empty for workers before 0.2.0.
     version: str = ""
+    #: Revision it was asked for by, and what its files hold (`core.checkpoint.content_hash`); empty where unknown.
+    revision: str = ""
+    content: str = ""
+    #: How its files are read: a hash of the settings that change its numbers; empty where unknown.
+    reading: str = ""
+
+    def __str__(self) -> str:
+        """What tells it from another of its alias."""
+        asked = f" at revision {self.revision}" if self.revision else ""
+        read = f", read as {self.reading}" if self.reading else ""
+        return (
+            f"{self.source}{asked} ({self.dimensions} dimensions, {'+'.join(self.outputs)}, "
+            f"content {self.content[:12] or 'unknown'}{read})"
+        )
 
 
 class Registry:
@@ -47,7 +72,7 @@ class Registry:
     def __init__(self, client: Any, prefix: str = "") -> None:
         """`prefix` is the installation's, as on its queues: two with prefixes of their own may share a server."""
         self._client = client
-        self._key = prefix + KEY
+        self._key, self._workers_key = prefix + KEY, prefix + WORKERS_KEY
         self._seen: dict[str, Served] = {}
 
     def all(self) -> dict[str, Served]:
@@ -82,25 +107,20 @@ class Registry:
             "Start a worker that serves it before sending it work."
         )
 
-    def announce(self, models: list[Served]) -> None:
-        """Announce what a worker serves. InvalidSettings if another model is the default already.
+    def announce(self, models: list[Served], worker: str = "", may_replace: bool = False) -> None:
+        """Announce what `worker` serves, and that it is present. InvalidSettings if that contradicts another worker.
 
-        Two defaults would put vectors of two models into one result set, which nobody notices until
-        search results are nonsense.
+        Two defaults, or two revisions of one alias, would put vectors of two models into one result set, which nobody
+        notices until search results are nonsense. `may_replace` admits another revision of the same dimensions.
         """
-        known = self.all()
-        for model in models:
-            for kind in model.default_for:
-                rival = next(
-                    (one for one in known.values() if kind in one.default_for and one.alias != model.alias), None
-                )
-                if rival:
-                    raise InvalidSettings(
-                        f"model {model.alias!r} would become the default for {kind}, but {rival.alias!r} is. "
-                        f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival.alias!r} is "
-                        f"gone for good, run `embedq forget {rival.alias}`"
-                    )
-        self._client.hset(self._key, mapping={model.alias: json.dumps(asdict(model)) for model in models})
+        found = self._client.register_script(_ANNOUNCE)(
+            keys=[self._key, self._workers_key],
+            args=[worker, MAX_AGE_S, int(may_replace), *(json.dumps(asdict(model)) for model in models)],
+        )
+        if found:
+            why, alias, *rest = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in found)
+            new = next(model for model in models if model.alias == alias)
+            raise _two_defaults(alias, *rest) if why == "default" else _two_revisions(new, *rest)
 
     def forget(self, alias: str) -> bool:
         """Remove an announcement; False if there was none. Workers announce again when they start."""
@@ -118,8 +138,30 @@ def _read(value: bytes) -> Served | None:
     names = (model.kinds, model.outputs, model.default_for)
     are_lists = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in names)
     are_numbers = type(model.dimensions) is int and type(model.max_length) is int
-    are_texts = all(isinstance(one, str) for one in (model.alias, model.source, model.version))
+    texts = (model.alias, model.source, model.version, model.revision, model.content, model.reading)
+    are_texts = all(isinstance(one, str) for one in texts)
     return model if are_lists and are_numbers and are_texts else None
+
+
+def _two_defaults(alias: str, kind: str, rival: str) -> InvalidSettings:
+    return InvalidSettings(
+        f"model {alias!r} would become the default for {kind}, but {rival!r} is. "
+        f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival!r} is "
+        f"gone for good, run `embedq forget {rival}`"
+    )
+
+
+def _two_revisions(new: Served, worker: str, difference: str, announced: str) -> InvalidSettings:
+    old = _read(announced.encode()) or "a malformed announcement"
+    cure = (
+        "To replace it while both run, send the launcher SIGHUP or start this worker with EMBEDQ_REPLACE_REVISION=true"
+        if difference == "revision"
+        else "Their vectors cannot be mixed, so this cannot be a rolling revision"
+    )
+    return InvalidSettings(
+        f"model {new.alias!r} is {new}, but worker {worker} serves {old} under that alias. {cure}; or choose another "
+        "alias, or stop the other workers first"
+    )
 
 
 def _can(known: dict[str, Served], kind: str, alias: str | None) -> bool:

@@ -22,7 +22,7 @@ WORKERS_KEY, SPEEDS_KEY = "embedq:workers", "embedq:speeds"
 
 #: Seconds between two reports of a worker, and seconds after its last report when it counts as gone: two may be lost.
 INTERVAL_S = 5.0
-_MAX_AGE_S = 3.5 * INTERVAL_S
+MAX_AGE_S = 3.5 * INTERVAL_S
 
 #: Seconds after the last report when the key expires, with what dead workers left in it.
 _EXPIRES_S = 3600
@@ -110,7 +110,7 @@ def known_speeds(given: Any) -> dict[str, Speed]:
 
 
 def _is_present(report: Report | None, now_s: float) -> bool:
-    return report is not None and now_s - report.told_s < _MAX_AGE_S
+    return report is not None and now_s - report.told_s < MAX_AGE_S
 
 
 def _report(value: bytes) -> Report | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,6 +193,29 @@ def test_replacing_keeps_all_workers_or_all_but_one(drains_first: bool, fewest: 
         assert driven.fewest_ready == fewest
         assert len(driven.pids) == 4
         assert driven.num_ready == 2
+
+
+@pytest.mark.parametrize("drains_first", [False, True])
+def test_successors_alone_may_serve_another_revision_and_not_after_a_crash(drains_first: bool) -> None:
+    with Driven(wanted=2, drains_first=drains_first) as driven:
+        driven.until(lambda: driven.num_ready == 2)
+        assert may_replace(driven) == {False}
+        driven.rolling.begin()
+        driven.until(lambda: not driven.rolling.is_under_way)
+        assert may_replace(driven) == {True}
+        for child in driven.fleet.children:
+            assert child.process
+            child.process.kill()
+        driven.until(lambda: len(driven.pids) == 6 and driven.num_ready == 2)
+        assert may_replace(driven) == {False}
+
+
+def may_replace(driven: Driven) -> set[bool]:
+    """What the environments of the workers present say."""
+    environments = [
+        Path(f"/proc/{one.process.pid}/environ").read_bytes() for one in driven.fleet.children if one.process
+    ]
+    return {b"EMBEDQ_REPLACE_REVISION=true" in one.split(b"\0") for one in environments}
 
 
 @pytest.mark.parametrize("drains_first", [False, True])

@@ -45,6 +45,16 @@ def test_every_row_is_in_one_slice() -> None:
 
 
 @pytest.mark.parametrize(
+    "row", ["x" * 100_000, ("q", "x" * 99_999), (True, "x" * 100_000)], ids=["text", "pair", "side"]
+)
+def test_a_slice_of_long_texts_ends_before_it_keeps_a_thread_for_long(row: Any) -> None:
+    job = job_of(FakeModel(), 12)
+    job.call.rows[:] = [row] * 12
+    slices = [job.take_slice() for _ in range(3)]
+    assert [(one.start, one.stop) for one in slices] == [(0, 5), (5, 10), (10, 12)]
+
+
+@pytest.mark.parametrize(
     ("num_rows", "is_bulk", "becomes_bulk"),
     [(MAX_INTERACTIVE_ROWS, False, False), (MAX_INTERACTIVE_ROWS + 1, False, True), (1, True, True)],
 )

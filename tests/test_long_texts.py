@@ -7,16 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from embedq.core.checkpoint.read_spec import read_spec
 from embedq.core.long_texts import LongTexts
+from embedq.core.settings import ModelSettings
+from embedq.core.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
+PROPERTY = settings(
+    deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 #: WordPiece, Unigram behind Metaspace, byte-level BPE, and BPE over the whole text as one word.
 CASES = ["flagreranker_bert", "flagreranker_xlmr", "st_modernbert", "layerwise_reranker"]
@@ -85,7 +90,9 @@ def test_ids_are_the_first_of_the_whole_text_whatever_the_vocabulary_merges(
 def random_tokenizer(random_: random.Random, kind: str) -> RustTokenizer:
     """A tokenizer of few random tokens of up to six letters."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if kind == "bytes" else ["a", "b", "1"]
-    known = [one for one, _ in pre_tokenizers.ByteLevel(False).pre_tokenize_str("面é")][0] if kind == "bytes" else "ab1"
+    known = (
+        next(one for one, _ in pre_tokenizers.ByteLevel(False).pre_tokenize_str("面é")) if kind == "bytes" else "ab1"
+    )
     words = {"".join(random_.choices(known, k=random_.randint(2, 6))) for _ in range(12)}
     if kind == "Unigram":
         scores = [("[UNK]", -9.0), *((one, -random_.random() * 4 - 1) for one in sorted({*letters, *words}))]
@@ -163,3 +170,29 @@ def test_a_rule_that_looks_at_the_end_of_a_text_makes_us_read_all_of_it() -> Non
     for length in (30_000, 30_001, 30_002):
         text = ("0123456789" * 3_001)[:length]
         assert LongTexts(rust).first_ids(text, 5, 80) == whole(rust, text)[:5]
+
+
+@PROPERTY
+@given(st.text("ab \u9762", max_size=200), st.text("ab \u9762", max_size=200), st.integers(8, 40))
+def test_of_the_longer_of_two_texts_as_much_is_cut_as_if_both_were_encoded_to_their_ends(
+    longest: Tokenizer, query: str, passage: str, max_length: int
+) -> None:
+    rust = RustTokenizer.from_file(str(GOLDEN / "st_cross_encoder" / "model" / "tokenizer.json"))
+    rust.no_padding()
+    rust.enable_truncation(max_length, strategy="longest_first")
+    (tokens,) = longest.encode_pairs([(query, passage)], max_length)
+    assert tokens.ids.tolist() == rust.encode(query, passage).ids
+
+
+def test_a_short_query_does_not_make_a_long_passage_be_read_to_its_end(longest: Tokenizer) -> None:
+    counting = Counting(longest._rust)
+    longest._rust = longest._long_texts._rust = counting  # type: ignore[assignment]
+    longest.encode_pairs([("the ferry", "garden " * 500_000)], 64)
+    assert counting.num_characters < 10_000
+
+
+@pytest.fixture
+def longest() -> Tokenizer:
+    """A cross-encoder's tokenizer that cuts the longer text of a pair."""
+    directory = str(GOLDEN / "st_cross_encoder" / "model")
+    return Tokenizer(read_spec("m", ModelSettings(path=directory, pair_truncation="longest")))

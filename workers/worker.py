@@ -106,7 +106,8 @@ def _run(settings: Settings, health: Health, heart: Heart) -> int:
             tracing.start(engine.meter, worker_name(engine))
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
-        with_server(url, lambda: tasks.embed.registry.announce(announcements(engine)))
+        name, may_replace = worker_name(engine), settings.replace_revision
+        with_server(url, lambda: tasks.embed.registry.announce(announcements(engine), name, may_replace))
         return serve(engine, settings, health, heart)
 
 
@@ -197,6 +198,9 @@ def announcements(engine: Engine) -> list[Served]:
             outputs=sorted(model.outputs),
             default_for=[kind for kind, default in defaults.items() if default == alias],
             version=__version__,
+            revision=engine.settings.models[alias].revision or "",
+            content=model.spec.revision.partition(".")[0],
+            reading=model.spec.revision.partition(".")[2],
         )
         for alias, model in engine.models.items()
     ]

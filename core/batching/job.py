@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 #: long behind it, enough to keep the tokenizer's threads busy.
 SLICE = 256
 
+#: Characters after which a slice ends, at a row: of long texts 256 rows would keep a thread from interactive jobs for
+#: seconds. More than 256 rows of a thousand characters, which stay one slice.
+_SLICE_CHARACTERS = 500_000
+
 #: A job of more rows is bulk whatever its priority: it is seconds of work on a CPU.
 MAX_INTERACTIVE_ROWS = 1_000
 
@@ -108,9 +112,13 @@ class Job:
 
     def take_slice(self) -> slice:
         """The next rows to encode; empty once all are taken. One thread at a time."""
-        taken = slice(self._next_row, min(self._next_row + SLICE, self.call.num_rows))
-        self._next_row = taken.stop
-        return taken
+        first, num_characters = self._next_row, 0
+        for row in self.call.rows[first : first + SLICE]:
+            num_characters += _num_characters(row)
+            self._next_row += 1
+            if num_characters >= _SLICE_CHARACTERS:
+                break
+        return slice(first, self._next_row)
 
     @property
     def computed_s(self) -> float:
@@ -183,3 +191,9 @@ class Job:
             return
         with contextlib.suppress(InvalidStateError):  # cancelled at this moment
             self.answer.set_result(result)
+
+
+def _num_characters(row: Any) -> int:
+    """Of a text, or of the texts of a pair."""
+    parts = row if isinstance(row, (tuple, list)) else (row,)
+    return sum(len(part) for part in parts if isinstance(part, str))

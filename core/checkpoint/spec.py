@@ -72,6 +72,8 @@ class ModelSpec:
     dense_modules: tuple[DenseModule, ...] = ()
     #: Dtype to round weights to before using them in another; None keeps them.
     weights_rounded_to: str | None = None
+    #: What its files hold and how they are read (`core.checkpoint.revision`); empty if it was not loaded from files.
+    revision: str = ""
 
     @property
     def is_embedder(self) -> bool:

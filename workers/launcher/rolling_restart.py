@@ -45,7 +45,7 @@ class Rolling:
             if self._new is None:
                 if not is_gone:
                     return
-                self._new = self._fleet.add(self._old.device)  # its place is free now
+                self._new = self._successor(self._old)  # its place is free now
                 return
             if self._has_failed():
                 self._give_up()
@@ -59,6 +59,7 @@ class Rolling:
             log.info(
                 "a worker was replaced", extra={"action": "replaced", "old": self._old.name, "new": self._new.name}
             )
+            self._new.is_successor = False  # a restart after a crash must not bring an old revision back
             self._old = self._new = None
             if not self._left:
                 log.info("all workers were replaced", extra={"action": "replaced_all"})
@@ -72,8 +73,13 @@ class Rolling:
         if self._drains_first:
             self._fleet.drain(self._old, now_s)
         else:
-            self._new = self._old.successor = self._fleet.add(self._old.device)
+            self._new = self._old.successor = self._successor(self._old)
         return True
+
+    def _successor(self, old: Child) -> Child:
+        new = self._fleet.add(old.device)
+        new.is_successor = True
+        return new
 
     def _has_failed(self) -> bool:
         new = self._new

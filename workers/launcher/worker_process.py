@@ -56,6 +56,8 @@ class Child:
         self.deadline_s: float | None = None
         #: The worker that replaces it once ready, and already counts instead of it among those wanted.
         self.successor: Child | None = None
+        #: Whether it takes the place of another in a rolling restart: it may serve another revision than the others do.
+        self.is_successor = False
         #: How often in a row it could not start, and whether the last time because it hung while it loaded.
         self.num_refusals = 0
         self.has_hung = False
@@ -88,6 +90,8 @@ class Child:
             "EMBEDQ_WORKER_NAME": "",  # a name for one worker is not for all of a launcher
             VARIABLE: str(writing),
         }
+        if self.is_successor:
+            environment["EMBEDQ_REPLACE_REVISION"] = "true"
         try:
             self.process = spawn(
                 COMMAND, environment, self.device.cores, pass_fds=(writing, *locks), **reporting.screen.popen

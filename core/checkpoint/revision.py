@@ -1,0 +1,45 @@
+"""Which revision of a model a worker serves: what its files hold, and how they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+
+from embedq.core.checkpoint.content_hash import content_hash
+from embedq.core.checkpoint.spec import ModelSpec
+
+#: What settings may change about a checkpoint's numbers. The precision is not among it: devices differ in theirs, and
+#: workers on several kinds of devices may share a queue.
+_READING = (
+    "family",
+    "pooling",
+    "normalize",
+    "max_length",
+    "default_length",
+    "dimensions",
+    "prompts",
+    "default_prompt",
+    "query_instruction",
+    "passage_instruction",
+    "query_format",
+    "passage_format",
+    "examples_format",
+    "suffix",
+    "examples",
+    "pair_truncation",
+    "heads_by",
+    "strip",
+    "lower",
+)
+
+
+def with_revision(spec: ModelSpec) -> ModelSpec:
+    """`spec` with the revision that its files and settings make. Reads the files in part, see `content_hash`."""
+    return replace(spec, revision=f"{content_hash(spec.path)}.{_reading(spec)}")
+
+
+def _reading(spec: ModelSpec) -> str:
+    """8 hexadecimal digits; equal for two models of the same files exactly if those are read alike."""
+    chosen = {name: getattr(spec, name, None) for name in _READING}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:8]
