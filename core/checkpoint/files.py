@@ -13,7 +13,9 @@ from embedq.core.errors import CannotLoadModel
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 #: Files to download from the hub: weights as safetensors, and the small files that describe them.
-_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*_linear.pt"]
+#: A module behind the network may store its few weights as a pickle, of which only tensors are read.
+_DOWNLOAD += [f"*_{module}/pytorch_model.bin" for module in ("Dense", "LayerNorm")]
 
 
 def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
