@@ -266,7 +266,10 @@ def _load(spec: ModelSpec) -> RustTokenizer:
     """Read `tokenizer.json` directly, because versions of transformers interpret it differently."""
     file = spec.path / "tokenizer.json"
     if not file.is_file():
-        raise CannotLoadModel(f"{spec.path} has no tokenizer.json; save the model's fast tokenizer beside the weights")
+        raise CannotLoadModel(
+            f'{spec.path} has no tokenizer.json; make one beside the weights once: python -c "from transformers '
+            f"import AutoTokenizer as T; T.from_pretrained('{spec.path}').save_pretrained('{spec.path}')\""
+        )
     try:
         return RustTokenizer.from_file(str(file))
     except Exception as error:  # the Rust library raises bare Exception

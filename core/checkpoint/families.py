@@ -23,6 +23,16 @@ MEANINGS = {
     "qwen3_reranker": "Qwen3-Reranker by its authors' recipe: yes against no",
 }
 
+#: Families whose networks embedq builds by itself, whatever transformers knows of their types.
+_OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker"})
+
+#: What sentence-transformers calls the kinds that are not served, and what they are.
+_OTHER_KINDS = {
+    "SparseEncoder": "it gives weights of words and no vectors",
+    "MultiVectorEncoder": "it gives a vector for each token (late interaction) and none for a text",
+    "ColBERT": "PyLate saved it: it gives a vector for each token (late interaction) and none for a text",
+}
+
 #: Types that a family can run; a family that is not listed checks its weights by itself.
 _FITTING = {
     "icl": DECODER_TYPES,
@@ -51,6 +61,8 @@ def check(path: Path, family: str, config: dict[str, Any], saved: Saved | None) 
     if family not in MEANINGS:
         raise CannotLoadModel(f"family is {family!r:.80}, and there is none of that name. Families are {listed()}")
     kind = config.get("model_type")
+    if family not in _OWN_NETWORKS and not is_native(kind):
+        raise _not_recognised(path, config, [str(name) for name in config.get("architectures") or []])
     fitting = _FITTING.get(family)
     is_wrong = (family == "encoder" and kind in DECODER_TYPES) or (
         family == "decoder" and (kind in ENCODER_TYPES or kind in ENCODER_CLASSES)
@@ -83,13 +95,23 @@ def of_saved(saved: Saved) -> str | None:
     """The family of a CrossEncoder by its modules; None for what embeds. CannotLoadModel for what is not served."""
     if saved.kind == "SentenceTransformer":
         return None
-    if saved.kind != "CrossEncoder":
-        raise CannotLoadModel(f"{saved.root} is a {saved.kind} of sentence-transformers, which is not supported")
     if saved.names == ["Transformer"] and saved.transformer.task == "sequence-classification":
         return "cross_encoder"
     raise saved.refuse(
         f"of a CrossEncoder, a Transformer for sequence-classification is supported; its task is {saved.transformer.task}"
     )
+
+
+def check_kind(saved: Saved) -> None:
+    """CannotLoadModel for a kind, or a first module, that no family runs; before its weights are looked for."""
+    if saved.kind not in ("SentenceTransformer", "CrossEncoder"):
+        meaning = _OTHER_KINDS.get(saved.kind, "a kind that embedq does not know")
+        raise CannotLoadModel(
+            f"{saved.root} is a {saved.kind} of sentence-transformers (config_sentence_transformers.json): {meaning}. "
+            "Supported are SentenceTransformer and CrossEncoder"
+        )
+    if saved.names[:1] != ["Transformer"]:
+        raise saved.refuse("supported as the first module is Transformer")
 
 
 def of_files(path: Path, config: dict[str, Any], saved: Saved | None) -> str:

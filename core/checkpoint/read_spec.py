@@ -44,6 +44,8 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     root = find(settings.path, settings.revision, settings.cache_dir)
     try:
         saved = read_saved(root) if settings.layout is None else None
+        if saved is not None:
+            families.check_kind(saved)
         path = saved.modules[0].path if saved and saved.modules else root  # once in 0_Transformer
         check_weights(path, settings.sha256)
         config = read_json(path / "config.json")

@@ -63,6 +63,8 @@ def load(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):  # transformers' own advice, which no setting here follows
+            error = ValueError("it needs code that the checkpoint brings along, which is never run")
         raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
     _check(spec, info, unused)
     place(module, device, target)
