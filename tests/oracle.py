@@ -37,6 +37,9 @@ PAIRS = [(QUERY, text) for text in TEXTS] + [(TEXTS[3], TEXTS[4]), (TEXTS[3], TE
 #: The largest difference between two ways of computing the same in float32.
 WITHIN = 2e-6
 
+#: Recorded cases, whose tokenizers tiny checkpoints borrow.
+GOLDEN = Path(__file__).parent / "golden"
+
 #: Names of what is compared.
 Numbers = dict[str, np.ndarray]
 

@@ -21,10 +21,13 @@ MEANINGS = {
     "layerwise_reranker": "bge-reranker-v2-minicpm-layerwise: a head behind each layer",
     "lightweight_reranker": "bge-reranker-v2.5-gemma2-lightweight: the same, and passages are compressed",
     "qwen3_reranker": "Qwen3-Reranker by its authors' recipe: yes against no",
+    "logit_score": "a CrossEncoder that is a language model: logits of the tokens its LogitScore module names",
+    "pooled_reranker": "a CrossEncoder of a network, a pooling and modules behind it, as Ettin's",
+    "static": "StaticEmbedding and model2vec: the mean of a vector per token, without a network",
 }
 
 #: Families whose networks embedq builds by itself, whatever transformers knows of their types.
-_OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker"})
+_OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker", "static"})
 
 #: What sentence-transformers calls the kinds that are not served, and what they are.
 _OTHER_KINDS = {
@@ -37,6 +40,7 @@ _OTHER_KINDS = {
 _FITTING = {
     "icl": DECODER_TYPES,
     "llm_reranker": DECODER_TYPES,
+    "logit_score": DECODER_TYPES,
     "m3": ENCODER_TYPES,
     "qwen3_reranker": frozenset({"qwen3"}),
 }
@@ -82,9 +86,9 @@ def check(path: Path, family: str, config: dict[str, Any], saved: Saved | None) 
 def _check_saved(path: Path, family: str, saved: Saved) -> None:
     """CannotLoadModel if sentence-transformers' files describe something else than `family`."""
     told = of_saved(saved)
-    if (told or "encoder") in RERANKERS and told != family:
+    if told is not None and told != family:
         raise CannotLoadModel(
-            f"{path}/modules.json describes a CrossEncoder of family {told}, and `family` of the model is {family}. "
+            f"{path}/modules.json describes a {saved.kind} of family {told}, and `family` of the model is {family}. "
             'Leave `family` out; layout = "transformers" leaves sentence-transformers\' files unread'
         )
     if told is None and family in RERANKERS:
@@ -92,13 +96,19 @@ def _check_saved(path: Path, family: str, saved: Saved) -> None:
 
 
 def of_saved(saved: Saved) -> str | None:
-    """The family of a CrossEncoder by its modules; None for what embeds. CannotLoadModel for what is not served."""
+    """The family by the modules, where they alone tell; None for a network that embeds. CannotLoadModel for what is not served."""
     if saved.kind == "SentenceTransformer":
-        return None
-    if saved.names == ["Transformer"] and saved.transformer.task == "sequence-classification":
+        return "static" if saved.names[:1] == ["StaticEmbedding"] else None
+    task = saved.transformer.task
+    if saved.names == ["Transformer"] and task == "sequence-classification":
         return "cross_encoder"
+    if saved.names == ["Transformer", "LogitScore"] and task == "text-generation":
+        return "logit_score"
+    if saved.names[:1] == ["Transformer"] and "Pooling" in saved.names and task == "feature-extraction":
+        return "pooled_reranker"
     raise saved.refuse(
-        f"of a CrossEncoder, a Transformer for sequence-classification is supported; its task is {saved.transformer.task}"
+        "of a CrossEncoder supported are a Transformer for sequence-classification, one for text-generation with "
+        f"LogitScore, and one for feature-extraction with Pooling and Dense; its task is {task}"
     )
 
 
@@ -110,8 +120,8 @@ def check_kind(saved: Saved) -> None:
             f"{saved.root} is a {saved.kind} of sentence-transformers (config_sentence_transformers.json): {meaning}. "
             "Supported are SentenceTransformer and CrossEncoder"
         )
-    if saved.names[:1] != ["Transformer"]:
-        raise saved.refuse("supported as the first module is Transformer")
+    if saved.names[:1] not in (["Transformer"], ["StaticEmbedding"]):
+        raise saved.refuse("supported as the first module are Transformer and StaticEmbedding")
 
 
 def of_files(path: Path, config: dict[str, Any], saved: Saved | None) -> str:

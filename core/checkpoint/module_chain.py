@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from embedq.core.checkpoint.saved_modules import Saved, SavedModule, pooling_of
@@ -41,6 +41,11 @@ class Chain:
         """Whether Normalize is the last module."""
         return self.last is not None
 
+    @property
+    def all(self) -> tuple[SavedModule, ...]:
+        """What follows the pooling, Normalize included."""
+        return self.behind if self.last is None else (*self.behind, self.last)
+
     def width(self, hidden: int, num_poolings: int) -> int:
         """Components of a vector, where a token's state has `hidden`."""
         return width_behind(self.behind, width_behind(self.before, hidden) * num_poolings)
@@ -66,9 +71,32 @@ def read_chain(saved: Saved) -> Chain:
         _check(saved, module, _OF_VECTORS, _VECTOR)
     if saved.transformer.query_expansion is not None:
         raise saved.refuse("query_expansion of its Transformer is for models with a vector per token")
+    return Chain(before, pooling_of(pooling), bool(pooling.config.get("include_prompt", True)), *_split(behind))
+
+
+def read_static_chain(saved: Saved) -> Chain:
+    """The modules behind a StaticEmbedding, which makes the vector of a text itself."""
+    for module in saved.modules[1:]:
+        _check(saved, module, _OF_VECTORS, _VECTOR)
+    return Chain((), (), True, *_split(saved.modules[1:]))
+
+
+def read_scoring_chain(saved: Saved) -> Chain:
+    """The modules of a CrossEncoder with a pooling, the last of which is a Dense that writes its one value as the score."""
+    *_, last = saved.modules
+    config = dict(last.config)
+    if last.name != "Dense" or config.get("module_output_name") != "scores" or config.get("out_features") != 1:
+        raise saved.refuse("the last must be a Dense with module_output_name scores and 1 of out_features")
+    scoring = SavedModule(last.name, last.path, config | {"module_output_name": config.get("module_input_name")})
+    chain = read_chain(replace(saved, modules=(*saved.modules[:-1], scoring)))
+    return replace(chain, behind=chain.all, last=None)
+
+
+def _split(behind: tuple[SavedModule, ...]) -> tuple[tuple[SavedModule, ...], SavedModule | None]:
+    """The modules that change a vector, and apart from them a Normalize that is the last."""
     working = [module for module in behind if module.name != "Dropout"]
     last = working.pop() if working and working[-1].name == "Normalize" else None
-    return Chain(before, pooling_of(pooling), bool(pooling.config.get("include_prompt", True)), tuple(working), last)
+    return tuple(working), last
 
 
 def _check(saved: Saved, module: SavedModule, classes: tuple[str, ...], feature: str) -> None:

@@ -71,6 +71,8 @@ _OFFSET_TYPES = frozenset(
     {
         "camembert",
         "data2vec-text",
+        "ibert",
+        "longformer",
         "luke",
         "mpnet",
         "roberta",

@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from embedq.core.checkpoint import families
 from embedq.core.checkpoint.chat import read_chat
 from embedq.core.checkpoint.files import check_weights, find, read_json
-from embedq.core.checkpoint.module_chain import Chain, read_chain
+from embedq.core.checkpoint.module_chain import Chain, read_chain, read_scoring_chain, read_static_chain
 from embedq.core.checkpoint.network_types import UNLIMITED, Sizes, read_sizes, tokenizer_limit
 from embedq.core.checkpoint.published_models import BY_FAMILY, RERANKER_PROMPTS, ModelDefaults, defaults_of
 from embedq.core.checkpoint.saved_modules import Saved, TransformerFile, read_saved
@@ -48,6 +50,8 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
             families.check_kind(saved)
         path = saved.modules[0].path if saved and saved.modules else root  # once in 0_Transformer
         check_weights(path, settings.sha256)
+        if saved is not None and families.of_saved(saved) == "static":
+            return read_static(alias, path, saved, settings)
         config = read_json(path / "config.json")
         if config is None:
             raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
@@ -133,6 +137,33 @@ def _read_embedder(
     )
 
 
+def read_static(alias: str, path: Path, saved: Saved, settings: ModelSettings) -> ModelSpec:
+    """A table of vectors, which has no network and so no `config.json` of one."""
+    if settings.family not in (None, "static"):
+        families.check(path, settings.family, {}, saved)
+    chain = read_static_chain(saved)
+    with safe_open(path / "model.safetensors", framework="numpy") as weights:
+        name = next(name for name in ("embedding.weight", "embeddings") if name in weights.keys())  # noqa: SIM118
+        width = chain.width(int(weights.get_slice(name).get_shape()[1]), 1)
+    is_cut = saved.truncate_dim is not None and chain.is_normalized
+    return ModelSpec(
+        alias=alias,
+        path=path,
+        family="static",
+        pooling="mean",
+        normalize=chain.is_normalized and not is_cut if settings.normalize is None else settings.normalize,
+        max_length=settings.max_length or UNLIMITED,
+        dimensions=min(width, saved.truncate_dim or width),
+        pad_token_id=0,
+        prompts=_prompts(saved),
+        default_prompt=saved.default_prompt,
+        strip=settings.strip,
+        similarity=saved.similarity or "cosine",
+        modules=chain.all if is_cut else chain.behind,
+        **_given(settings, "query_instruction", "passage_instruction", "query_format", "passage_format"),
+    )
+
+
 def _read_reranker(
     alias: str,
     path: Path,
@@ -151,7 +182,7 @@ def _read_reranker(
     usual = _USUAL_LENGTHS.get(family) if settings.max_length is None else None
     told: dict[str, Any] = dict(RERANKER_PROMPTS.get(family, {}))
     if saved is not None:
-        told |= {"query_instruction": saved.default_prompt or None}
+        told |= {"query_instruction": saved.default_prompt or None} | _of_modules(family, saved)
     if family == "cross_encoder" and (saved is not None or any(name in config for name in _CROSS_ENCODER_KEYS)):
         told |= {"pair_truncation": "longest"}  # as the library that it was trained with
     names = (
@@ -166,7 +197,7 @@ def _read_reranker(
         alias=alias,
         path=path,
         family=family,
-        pooling=None,
+        **({"pooling": None} | told | _given(settings, *names)),
         normalize=False,
         max_length=length,
         dimensions=1,
@@ -178,8 +209,23 @@ def _read_reranker(
         lower=transformer.lower,
         truncation_side=transformer.truncation_side,
         chat=read_chat(path, transformer) if saved else None,
-        **(told | _given(settings, *names)),
     )
+
+
+def _of_modules(family: str, saved: Saved) -> dict[str, Any]:
+    """What the modules of a CrossEncoder say of how a score is made: fields of `ModelSpec`."""
+    if family == "logit_score":
+        module = saved.modules[1]
+        module.refuse_other_keys({"true_token_id", "false_token_id", "module_input_name"})
+        if module.config.get("module_input_name", "causal_logits") != "causal_logits":
+            raise CannotLoadModel(f"{module.path}/config.json reads something else than causal_logits")
+        answers = (module.config["true_token_id"], module.config.get("false_token_id"))
+        return {"answers": tuple(int(one) for one in answers if one is not None), "pair_truncation": "longest"}
+    if family == "pooled_reranker":
+        chain = read_scoring_chain(saved)
+        given = {"token_modules": chain.before, "modules": chain.behind, "include_prompt": chain.include_prompt}
+        return given | {"pooling": "+".join(chain.poolings), "pair_truncation": "longest"}
+    return {}
 
 
 def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:

@@ -12,7 +12,10 @@ from embedq.core.checkpoint.saved_modules import SavedModule
 from embedq.core.options import EmbedOptions, RerankOptions
 
 #: Families that score pairs and have no vectors.
-RERANKERS = frozenset({"cross_encoder", "llm_reranker", "layerwise_reranker", "lightweight_reranker", "qwen3_reranker"})
+RERANKERS = frozenset(
+    {"cross_encoder", "llm_reranker", "layerwise_reranker", "lightweight_reranker", "qwen3_reranker"}
+    | {"logit_score", "pooled_reranker"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class ModelSpec:
     chat: Chat | None = None
     #: sentence-transformers' modules between the network and the pooling, and behind the pooling.
     token_modules: tuple[SavedModule, ...] = ()
+    #: Tokens whose logits make the score of a language model: the first's, less the second's if there are two.
+    answers: tuple[int, ...] = ()
     modules: tuple[SavedModule, ...] = ()
     #: Dtype to round weights to before using them in another; None keeps them.
     weights_rounded_to: str | None = None
