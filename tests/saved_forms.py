@@ -326,6 +326,21 @@ def _logit_score(
     shutil.rmtree(saved)
 
 
+def _splade(path: Path, network: Network, strategy: str, activation: str, **model: Any) -> None:
+    """A masked language model whose logits are weights of words."""
+    from sentence_transformers import SparseEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sparse_encoder.modules import SpladePooling
+
+    saved = network.save(path / "network", "AutoModelForMaskedLM")
+    with oracle.quiet():
+        transformer = Transformer(str(saved), transformer_task="fill-mask", model_kwargs={"dtype": torch.float32})
+        pooling = SpladePooling(strategy, activation)  # type: ignore[arg-type]
+        made = SparseEncoder(modules=[transformer, pooling], device="cpu", **model)
+        made.save_pretrained(str(path), create_model_card=False)
+    shutil.rmtree(saved)
+
+
 def _static(path: Path, *, is_normalized: bool, model2vec: str = "", **model: Any) -> None:
     """A table of vectors; as model2vec saves it, plain or with a mapping and weights of tokens."""
     from safetensors.torch import save_file
@@ -398,7 +413,7 @@ def _forms() -> dict[str, Form]:
     ):  # fmt: skip
         forms[f"bert, mean, {', '.join(more)}"] = _embedder(_BERT, _pooled("mean", *more))
     forms["bert, Dense and Normalize of tokens"] = _embedder(_BERT, _of_tokens)
-    forms |= _with_settings() | _rerankers() | _static_forms()
+    forms |= _with_settings() | _rerankers() | _static_forms() | _sparse_forms()
     return forms
 
 
@@ -452,6 +467,24 @@ def _rerankers() -> dict[str, Form]:
             path, CHAT_TEMPLATE, (70, 71), prompts={"web": "Judge it."}, default_prompt_name="web"
         ),
     )
+    return forms
+
+
+def _sparse_forms() -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    for name in ("bert", "distilbert", "modernbert", "xlm-roberta"):
+        forms[f"{name}, SPLADE"] = Form(
+            "SparseEncoder", lambda path, name=name: _splade(path, ENCODERS[name], "max", "relu")
+        )
+    for strategy, activation in (("sum", "relu"), ("max", "log1p_relu")):
+        forms[f"bert, SPLADE, {strategy} of {activation}"] = Form(
+            "SparseEncoder",
+            lambda path, strategy=strategy, activation=activation: _splade(path, _BERT, strategy, activation),
+        )
+    forms["bert, SPLADE, max_active_dims"] = Form(
+        "SparseEncoder", lambda path: _splade(path, _BERT, "max", "relu", max_active_dims=9)
+    )
+    forms["bert, SPLADE, prompts"] = Form("SparseEncoder", lambda path: _splade(path, _BERT, "max", "relu", **_PROMPTS))
     return forms
 
 

@@ -84,7 +84,7 @@ def test_a_directory_without_safetensors_is_told_the_cure_for_what_it_has(
     assert ("embedq convert" in str(caught.value)) == (said == "`embedq convert ")
 
 
-@pytest.mark.parametrize("kind", ["SparseEncoder", "MultiVectorEncoder", "ColBERT"])
+@pytest.mark.parametrize("kind", ["MultiVectorEncoder", "ColBERT"])
 def test_a_kind_that_is_not_served_is_named(kind: str, tmp_path: Path) -> None:
     path = saved_forms.save("bert dense normalize", tmp_path / "model")
     write_json(path / "config_sentence_transformers.json", {"model_type": kind})

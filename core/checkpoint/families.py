@@ -23,6 +23,7 @@ MEANINGS = {
     "qwen3_reranker": "Qwen3-Reranker by its authors' recipe: yes against no",
     "logit_score": "a CrossEncoder that is a language model: logits of the tokens its LogitScore module names",
     "pooled_reranker": "a CrossEncoder of a network, a pooling and modules behind it, as Ettin's",
+    "splade": "a sparse encoder: weights of words by a masked language model",
     "static": "StaticEmbedding and model2vec: the mean of a vector per token, without a network",
 }
 
@@ -31,7 +32,6 @@ _OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker", "static
 
 #: What sentence-transformers calls the kinds that are not served, and what they are.
 _OTHER_KINDS = {
-    "SparseEncoder": "it gives weights of words and no vectors",
     "MultiVectorEncoder": "it gives a vector for each token (late interaction) and none for a text",
     "ColBERT": "PyLate saved it: it gives a vector for each token (late interaction) and none for a text",
 }
@@ -42,6 +42,7 @@ _FITTING = {
     "llm_reranker": DECODER_TYPES,
     "logit_score": DECODER_TYPES,
     "m3": ENCODER_TYPES,
+    "splade": ENCODER_TYPES,
     "qwen3_reranker": frozenset({"qwen3"}),
 }
 
@@ -100,6 +101,12 @@ def of_saved(saved: Saved) -> str | None:
     if saved.kind == "SentenceTransformer":
         return "static" if saved.names[:1] == ["StaticEmbedding"] else None
     task = saved.transformer.task
+    if saved.kind == "SparseEncoder":
+        if saved.names == ["Transformer", "SpladePooling"] and task == "fill-mask":
+            return "splade"
+        raise saved.refuse(
+            f"of a SparseEncoder, a Transformer for fill-mask with SpladePooling is supported; its task is {task}"
+        )
     if saved.names == ["Transformer"] and task == "sequence-classification":
         return "cross_encoder"
     if saved.names == ["Transformer", "LogitScore"] and task == "text-generation":
@@ -114,11 +121,11 @@ def of_saved(saved: Saved) -> str | None:
 
 def check_kind(saved: Saved) -> None:
     """CannotLoadModel for a kind, or a first module, that no family runs; before its weights are looked for."""
-    if saved.kind not in ("SentenceTransformer", "CrossEncoder"):
+    if saved.kind not in ("SentenceTransformer", "CrossEncoder", "SparseEncoder"):
         meaning = _OTHER_KINDS.get(saved.kind, "a kind that embedq does not know")
         raise CannotLoadModel(
             f"{saved.root} is a {saved.kind} of sentence-transformers (config_sentence_transformers.json): {meaning}. "
-            "Supported are SentenceTransformer and CrossEncoder"
+            "Supported are SentenceTransformer, CrossEncoder and SparseEncoder"
         )
     if saved.names[:1] not in (["Transformer"], ["StaticEmbedding"]):
         raise saved.refuse("supported as the first module are Transformer and StaticEmbedding")
@@ -161,8 +168,8 @@ def _refuse_masked_model(path: Path, architectures: list[str]) -> None:
     if any(name.endswith("ForMaskedLM") for name in architectures):
         raise CannotLoadModel(
             f"{path} is a masked language model ({', '.join(architectures)}) without modules.json: a sparse encoder "
-            "(SPLADE), or a base model that was not trained to embed. If its mean-pooled states are wanted, set "
-            'family = "encoder" of the model'
+            '(SPLADE), or a base model that was not trained to embed. Set family = "splade" of the model for '
+            'weights of words, or family = "encoder" for its mean-pooled states'
         )
 
 

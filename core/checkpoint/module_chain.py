@@ -74,6 +74,20 @@ def read_chain(saved: Saved) -> Chain:
     return Chain(before, pooling_of(pooling), bool(pooling.config.get("include_prompt", True)), *_split(behind))
 
 
+def read_sparse_chain(saved: Saved) -> Chain:
+    """The SpladePooling of a SparseEncoder, which reads logits and no states."""
+    pooling = saved.modules[1]
+    pooling.refuse_other_keys(
+        {"pooling_strategy", "activation_function", "embedding_dimension", "word_embedding_dimension"}
+    )
+    for name, known in (("pooling_strategy", ("max", "sum")), ("activation_function", ("relu", "log1p_relu"))):
+        if pooling.config.get(name, known[0]) not in known:
+            raise CannotLoadModel(
+                f"{pooling.path}/config.json has {name} {pooling.config[name]!r:.80}; supported are {known}"
+            )
+    return Chain(behind=(replace(pooling, config={**pooling.config, "max_active_dims": saved.max_active_dims}),))
+
+
 def read_static_chain(saved: Saved) -> Chain:
     """The modules behind a StaticEmbedding, which makes the vector of a text itself."""
     for module in saved.modules[1:]:

@@ -105,6 +105,8 @@ class Sizes:
     has_table: bool
     pad_token_id: int
     num_labels: int
+    #: Tokens of the vocabulary.
+    num_words: int
 
 
 def read_sizes(path: Path, config: dict[str, Any]) -> Sizes:
@@ -122,6 +124,7 @@ def read_sizes(path: Path, config: dict[str, Any]) -> Sizes:
             kind in _WITHOUT_TABLE or (kind == "deberta-v2" and config.get("position_biased_input") is False)
         ),
         pad_token_id=int(pad_token_id),
+        num_words=int(stated.get("vocab_size") or 0),
         num_labels=len(config.get("id2label") or {0: "", 1: ""}),  # transformers' own default is two
     )
 

@@ -15,7 +15,13 @@ from safetensors import safe_open
 from embedq.core.checkpoint import families
 from embedq.core.checkpoint.chat import read_chat
 from embedq.core.checkpoint.files import check_weights, find, read_json
-from embedq.core.checkpoint.module_chain import Chain, read_chain, read_scoring_chain, read_static_chain
+from embedq.core.checkpoint.module_chain import (
+    Chain,
+    read_chain,
+    read_scoring_chain,
+    read_sparse_chain,
+    read_static_chain,
+)
 from embedq.core.checkpoint.network_types import UNLIMITED, Sizes, read_sizes, tokenizer_limit
 from embedq.core.checkpoint.published_models import BY_FAMILY, RERANKER_PROMPTS, ModelDefaults, defaults_of
 from embedq.core.checkpoint.saved_modules import Saved, TransformerFile, read_saved
@@ -86,7 +92,7 @@ def _read_embedder(
     settings: ModelSettings,
     listed: ModelDefaults,
 ) -> ModelSpec:
-    chain = read_chain(saved) if saved else Chain()
+    chain = Chain() if saved is None else read_sparse_chain(saved) if family == "splade" else read_chain(saved)
     transformer = saved.transformer if saved else TransformerFile()
     pooling = settings.pooling or "+".join(chain.poolings) or listed.pooling
     pooling = pooling or _USUAL_POOLINGS.get(family, "last_token")
@@ -108,7 +114,7 @@ def _read_embedder(
         normalize=is_normalized if settings.normalize is None else settings.normalize,
         max_length=max_length,
         default_length=usual if usual < max_length else None,
-        dimensions=min(width, truncate_dim or width),
+        dimensions=sizes.num_words if family == "splade" else min(width, truncate_dim or width),
         pad_token_id=sizes.pad_token_id,
         hidden_size=sizes.hidden,
         config=config,

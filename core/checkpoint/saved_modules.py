@@ -158,6 +158,8 @@ class Saved:
     default_prompt: str
     similarity: str | None
     truncate_dim: int | None
+    #: Words of a sparse vector that are kept, the heaviest ones.
+    max_active_dims: int | None = None
 
     @property
     def names(self) -> list[str]:
@@ -194,6 +196,7 @@ def read_saved(root: Path) -> Saved | None:
         default_prompt=(prompts | {"document": prompts.get("document", "")}).get(default or "", ""),
         similarity=similarity if similarity in SIMILARITIES else None,
         truncate_dim=described.get("truncate_dim"),
+        max_active_dims=described.get("max_active_dims"),
     )
 
 
@@ -236,8 +239,10 @@ def _module(root: Path, entry: Mapping[str, Any]) -> SavedModule:
         )
     path = root / place
     name = kind.rpartition(".")[2]
-    if name == "Transformer":
+    if name in ("Transformer", "MLMTransformer"):
         config: Any = next((found for file in TRANSFORMER_FILES if (found := read_json(path / file))), {})
+        if name == "MLMTransformer":  # an older name
+            name, config = "Transformer", {"transformer_task": "fill-mask"} | config
     else:
         config = read_json(path / "config.json") or {}
     return SavedModule(name, path, config)
@@ -254,9 +259,14 @@ def _check_model_keys(file: Path, described: Mapping[str, Any], kind: str, modul
     for name in described.get("keep_in_fp32_modules") or ():
         if name not in dense:
             raise CannotLoadModel(f"{file} has keep_in_fp32_modules {name!r:.80}; supported are Dense modules")
-    truncate_dim = described.get("truncate_dim")
-    if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
-        raise CannotLoadModel(f"{file} has truncate_dim {truncate_dim!r:.80}; it must be a whole number from 1")
+    for name in ("truncate_dim", "max_active_dims"):
+        count = described.get(name)
+        if count is not None and (type(count) is not int or count < 1):
+            raise CannotLoadModel(f"{file} has {name} {count!r:.80}; it must be a whole number from 1")
+    if kind == "SparseEncoder" and described.get("similarity_fn_name") not in (None, "dot"):
+        raise CannotLoadModel(
+            f"{file} has similarity_fn_name {described['similarity_fn_name']!r:.80}; of a SparseEncoder dot is supported"
+        )
 
 
 def _transformer(module: SavedModule) -> TransformerFile:

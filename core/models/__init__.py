@@ -32,6 +32,7 @@ FAMILIES = {
     "qwen3_reranker": "embedq.core.models.decoders.qwen3_reranker:Qwen3Reranker",
     "logit_score": "embedq.core.models.decoders.logit_score:LogitScore",
     "pooled_reranker": "embedq.core.models.encoders.pooled_reranker:PooledReranker",
+    "splade": "embedq.core.models.encoders.splade:Splade",
     "static": "embedq.core.models.static:Static",
 }
 
