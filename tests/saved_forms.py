@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,6 +55,10 @@ class Form(NamedTuple):
     #: The library's class that loads it.
     kind: str
     make: Callable[[Path], None]
+    #: Settings that embedq is given, where the library's defaults are others than ours.
+    model: Mapping[str, Any] = {}
+    #: What the refusal says; None for a form that is served.
+    refused: str | None = None
 
 
 class Network(NamedTuple):
@@ -236,8 +240,22 @@ def cross_encoder(network: Path, target: Path, **model: Any) -> None:
     shutil.rmtree(network)
 
 
-def _embedder(network: Network, behind: Behind, **model: Any) -> Form:
-    return Form("SentenceTransformer", lambda path: embedder(network.save(path / "network"), path, behind, **model))
+def _embedder(network: Network, behind: Behind, refused: str | None = None, **model: Any) -> Form:
+    return Form(
+        "SentenceTransformer",
+        lambda path: embedder(network.save(path / "network"), path, behind, **model),
+        refused=refused,
+    )
+
+
+def _changed(form: Form, change: Callable[[Path], Any], refused: str | None = None) -> Form:
+    """The same with something changed after it was saved."""
+
+    def make(path: Path) -> None:
+        form.make(path)
+        change(path)
+
+    return Form(form.kind, make, form.model, refused)
 
 
 def _classifier(network: Network, **model: Any) -> Form:
@@ -402,7 +420,9 @@ def _forms() -> dict[str, Form]:
         forms[f"{name}, last token, normalized"] = _embedder(network, _pooled("lasttoken", "normalize"))
         forms[f"{name}, mean"] = _embedder(network, _pooled("mean"))
     for name, network in OTHERS.items():
-        forms[f"{name}, mean, normalized"] = _embedder(network, _pooled("mean", "normalize"))
+        forms[f"{name}, mean, normalized"] = _embedder(
+            network, _pooled("mean", "normalize"), refused=_REFUSED_TYPES.get(name)
+        )
     for network, mode in itertools.product((_BERT, _MODERN, _QWEN3), _MODES):
         forms[f"{network.model_type}, pooling {mode}"] = _embedder(network, _pooled(mode))
     for modes in (["cls", "mean"], ["max", "mean", "lasttoken"], ["weightedmean", "mean_sqrt_len_tokens"]):
@@ -413,8 +433,151 @@ def _forms() -> dict[str, Form]:
     ):  # fmt: skip
         forms[f"bert, mean, {', '.join(more)}"] = _embedder(_BERT, _pooled("mean", *more))
     forms["bert, Dense and Normalize of tokens"] = _embedder(_BERT, _of_tokens)
-    forms |= _with_settings() | _rerankers() | _static_forms() | _sparse_forms()
+    forms |= _plain_forms() | _refused_forms() | _with_settings() | _rerankers() | _static_forms() | _sparse_forms()
     return forms
+
+
+#: Types whose padding reaches into other texts.
+_REFUSED_TYPES = {
+    "convbert": "padding changes them",
+    "mobilebert": "padding changes them",
+    "nystromformer": "which fails on texts of up to 126 tokens",
+}
+
+
+def _plain_forms() -> dict[str, Form]:
+    """Directories of transformers alone, and older layouts of the library."""
+    forms: dict[str, Form] = {}
+    for name in ("bert", "distilbert", "modernbert", "mpnet", "nomic_bert", "xlm-roberta"):
+        make = _plain(ENCODERS[name])
+        forms[f"{name}, without modules.json"] = Form("SentenceTransformer", make, {"normalize": False})
+    normalized = _embedder(_BERT, _pooled("mean", "normalize"))
+    forms["bert, network in 0_Transformer"] = _changed(normalized, into_folder)
+    for name in ("roberta", "distilbert", "xlnet"):
+        forms[f"bert, sentence_{name}_config.json"] = _changed(
+            normalized,
+            lambda path, name=name: (path / "sentence_bert_config.json").rename(path / f"sentence_{name}_config.json"),
+        )
+    forms["bert, masked language model, without modules.json"] = Form(
+        "SparseEncoder", _plain(_BERT, "AutoModelForMaskedLM"), refused="is a masked language model"
+    )
+    forms["bert, masked language model, family splade"] = Form(
+        "SparseEncoder", _plain(_BERT, "AutoModelForMaskedLM"), {"family": "splade"}
+    )
+    for labels in (2, 3):
+        forms[f"bert, CrossEncoder of {labels} labels"] = Form(
+            "CrossEncoder", _plain(_BERT, _CLASSIFIER, num_labels=labels), refused=f"has {labels} labels"
+        )
+    return forms
+
+
+def _save_modules(path: Path, library: str, make: Callable[[], list[Any]]) -> None:
+    """Save a model of modules that stand for a class of them."""
+    import sentence_transformers
+
+    with oracle.quiet():
+        getattr(sentence_transformers, library)(modules=make(), device="cpu").save_pretrained(
+            str(path), create_model_card=False
+        )
+
+
+def _of_modules(library: str, make: Callable[[Path], list[Any]], refused: str) -> Form:
+    return Form(library, lambda path: _save_modules(path, library, lambda: make(path)), refused=refused)
+
+
+def _transformer(path: Path, **more: Any) -> Any:
+    from sentence_transformers.base.modules import Transformer
+
+    return Transformer(str(_BERT.save(path.parent / "network")), model_kwargs={"dtype": torch.float32}, **more)
+
+
+def _refused_forms() -> dict[str, Form]:
+    """Modules of the library that no family runs, and what only other programs read."""
+    from sentence_transformers.sentence_transformer import modules as st
+    from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+
+    normalized = _embedder(_BERT, _pooled("mean", "normalize"))
+
+    def only(pattern: str, name: str) -> Callable[[Path], None]:
+        def change(path: Path) -> None:
+            for file in path.glob(pattern):
+                file.unlink()
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(b"")
+
+        return change
+
+    def class_of(number: int, name: str) -> Callable[[Path], None]:
+        def change(path: Path) -> None:
+            modules = tiny_models.read(path / "modules.json")
+            modules[number]["type"] = name
+            tiny_models.write(path / "modules.json", modules)
+
+        return change
+
+    def adapted(path: Path) -> None:
+        tiny_models.write(path / "adapter_config.json", {"peft_type": "LORA"})
+
+    return {
+        "bert, WeightedLayerPooling": _of_modules(
+            "SentenceTransformer",
+            lambda path: [_transformer(path), st.WeightedLayerPooling(32, 2, 1), st.Pooling(32, "mean")],
+            "lists Transformer, WeightedLayerPooling, Pooling",
+        ),
+        "bert, CNN": _of_modules(
+            "SentenceTransformer",
+            lambda path: [_transformer(path), st.CNN(32, 8), st.Pooling(24, "mean")],
+            "lists Transformer, CNN",
+        ),
+        "bert, LSTM": _of_modules(
+            "SentenceTransformer",
+            lambda path: [_transformer(path), st.LSTM(32, 8), st.Pooling(16, "mean")],
+            "lists Transformer, LSTM",
+        ),
+        "BoW": _of_modules("SentenceTransformer", lambda path: [st.BoW(["a", "ferry"])], "lists BoW"),
+        "bert, CSR (SparseAutoEncoder)": _of_modules(
+            "SparseEncoder",
+            lambda path: [_transformer(path), st.Pooling(32, "mean"), SparseAutoEncoder(32, 64, k=8)],
+            "lists Transformer, Pooling, SparseAutoEncoder",
+        ),
+        "bert, MultiVectorEncoder": _multi_vector(),
+        "bert, Router": _of_modules("SentenceTransformer", _routed, "lists Router"),
+        "bert, a Pooling of its own": _changed(
+            normalized, class_of(1, "my_pooling.Pooling"), "names the class 'my_pooling.Pooling'"
+        ),
+        "bert, a Transformer of its own": _changed(
+            normalized, class_of(0, "custom_st.Transformer"), "names the class 'custom_st.Transformer'"
+        ),
+        "bert, adapter beside the weights": _changed(normalized, adapted, "has an adapter"),
+        "bert, ONNX only": _changed(normalized, only("model.safetensors", "onnx/model.onnx"), "weights for ONNX"),
+        "bert, pickle only": _changed(normalized, only("model.safetensors", "pytorch_model.bin"), "embedq convert"),
+        "bert, GGUF only": _changed(normalized, only("model.safetensors", "model.gguf"), "llama.cpp (GGUF)"),
+        "bert, no tokenizer.json": _changed(
+            normalized, lambda path: (path / "tokenizer.json").unlink(), "has no tokenizer.json"
+        ),
+    }
+
+
+def _multi_vector() -> Form:
+    from sentence_transformers.base.modules import Dense, Normalize
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+
+    tokens = "token_embeddings"
+
+    def make(path: Path) -> list[Any]:
+        dense = Dense(32, 16, bias=False, activation_function=torch.nn.Identity(), module_input_name=tokens)
+        return [_transformer(path), dense, MultiVectorMask(), Normalize(module_input_name=tokens)]
+
+    return _of_modules("MultiVectorEncoder", make, "is a MultiVectorEncoder of sentence-transformers")
+
+
+def _routed(path: Path) -> list[Any]:
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    return [
+        Router.for_query_document([_transformer(path), Pooling(32, "mean")], [_transformer(path), Pooling(32, "cls")])
+    ]
 
 
 def _with_settings() -> dict[str, Form]:
