@@ -48,7 +48,7 @@ class Tokenizer:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._rust = _load(spec)
-        self._stated = read_json(spec.path / "tokenizer_config.json") or {}
+        self._stated = read_json((spec.tokenizer_path or spec.path) / "tokenizer_config.json") or {}
         self._cuts_left = self._read_side() == "left"
         self._rust.no_truncation()
         self._rust.no_padding()
@@ -141,7 +141,7 @@ class Tokenizer:
         The tokenizer's files decide; `config.json` only if they do not mention it.
         """
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            stated = read_json(self._spec.path / file) or {}
+            stated = read_json((self._spec.tokenizer_path or self._spec.path) / file) or {}
             if name in stated:
                 token = stated[name]
                 return self.id_of(token["content"] if isinstance(token, dict) else token)
@@ -264,11 +264,12 @@ def _head(text: str, max_characters: int) -> str:
 
 def _load(spec: ModelSpec) -> RustTokenizer:
     """Read `tokenizer.json` directly, because versions of transformers interpret it differently."""
-    file = spec.path / "tokenizer.json"
+    path = spec.tokenizer_path or spec.path
+    file = path / "tokenizer.json"
     if not file.is_file():
         raise CannotLoadModel(
-            f'{spec.path} has no tokenizer.json; make one beside the weights once: python -c "from transformers '
-            f"import AutoTokenizer as T; T.from_pretrained('{spec.path}').save_pretrained('{spec.path}')\""
+            f'{path} has no tokenizer.json; make one beside the weights once: python -c "from transformers '
+            f"import AutoTokenizer as T; T.from_pretrained('{path}').save_pretrained('{path}')\""
         )
     try:
         return RustTokenizer.from_file(str(file))

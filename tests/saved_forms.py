@@ -515,9 +515,6 @@ def _refused_forms() -> dict[str, Form]:
 
         return change
 
-    def adapted(path: Path) -> None:
-        tiny_models.write(path / "adapter_config.json", {"peft_type": "LORA"})
-
     return {
         "bert, WeightedLayerPooling": _of_modules(
             "SentenceTransformer",
@@ -548,7 +545,6 @@ def _refused_forms() -> dict[str, Form]:
         "bert, a Transformer of its own": _changed(
             normalized, class_of(0, "custom_st.Transformer"), "names the class 'custom_st.Transformer'"
         ),
-        "bert, adapter beside the weights": _changed(normalized, adapted, "has an adapter"),
         "bert, ONNX only": _changed(normalized, only("model.safetensors", "onnx/model.onnx"), "weights for ONNX"),
         "bert, pickle only": _changed(normalized, only("model.safetensors", "pytorch_model.bin"), "embedq convert"),
         "bert, GGUF only": _changed(normalized, only("model.safetensors", "model.gguf"), "llama.cpp (GGUF)"),

@@ -69,10 +69,9 @@ def _with(name: str) -> Callable[[Path], None]:
         (_with("pytorch_model.bin"), "`embedq convert "),
         (_with("pytorch_model.bin.index.json"), "save_pretrained('"),
         (_with("onnx/model.onnx"), "weights for ONNX, which embedq does not run"),
-        (_with("adapter_config.json"), "merge the two once with peft's merge_and_unload"),
         (_with("model.gguf"), "weights for llama.cpp (GGUF)"),
     ],
-    ids=["none", "pickle", "pickles", "onnx", "adapter", "gguf"],
+    ids=["none", "pickle", "pickles", "onnx", "gguf"],
 )
 def test_a_directory_without_safetensors_is_told_the_cure_for_what_it_has(
     change: Callable[[Path], None], said: str, tmp_path: Path

@@ -28,7 +28,7 @@ MEANINGS = {
 }
 
 #: Families whose networks embedq builds by itself, whatever transformers knows of their types.
-_OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker", "static"})
+OWN_NETWORKS = frozenset({"layerwise_reranker", "lightweight_reranker", "static"})
 
 #: What sentence-transformers calls the kinds that are not served, and what they are.
 _OTHER_KINDS = {
@@ -66,7 +66,7 @@ def check(path: Path, family: str, config: dict[str, Any], saved: Saved | None) 
     if family not in MEANINGS:
         raise CannotLoadModel(f"family is {family!r:.80}, and there is none of that name. Families are {listed()}")
     kind = config.get("model_type")
-    if family not in _OWN_NETWORKS and not is_native(kind):
+    if family not in OWN_NETWORKS and not is_native(kind):
         raise _not_recognised(path, config, [str(name) for name in config.get("architectures") or []])
     fitting = _FITTING.get(family)
     is_wrong = (family == "encoder" and kind in DECODER_TYPES) or (

@@ -48,9 +48,14 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
         ) from error
 
 
+def has_weights(path: Path) -> bool:
+    """Whether the directory holds safetensors of a network."""
+    return any((path / name).is_file() for name in _WEIGHTS)
+
+
 def check_weights(path: Path, sha256: str | None) -> None:
     """CannotLoadModel unless `path` holds safetensors, and those have the expected SHA-256 if one is given."""
-    if not any((path / name).is_file() for name in _WEIGHTS):
+    if not has_weights(path):
         raise CannotLoadModel(
             f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. {_other_weights(path)}"
         )
@@ -78,11 +83,6 @@ def _other_weights(path: Path) -> str:
         return (
             "It has a pickle in several files (pytorch_model.bin.index.json), and a pickle is never served; save it as "
             f"safetensors once: {_saved_again(path)}"
-        )
-    if (path / "adapter_config.json").is_file():
-        return (
-            "It is an adapter (adapter_config.json) without the model it belongs to; merge the two once with peft's "
-            "merge_and_unload and save_pretrained, and serve that directory"
         )
     for pattern, name in _OTHER_FORMATS.items():
         if next(path.glob(pattern), None) is not None:

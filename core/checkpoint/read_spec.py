@@ -7,12 +7,14 @@ nothing of devices.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
 from embedq.core.checkpoint import families
+from embedq.core.checkpoint.adapter import Adapter, read_adapter
 from embedq.core.checkpoint.chat import read_chat
 from embedq.core.checkpoint.files import check_weights, find, read_json
 from embedq.core.checkpoint.module_chain import (
@@ -55,18 +57,29 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
         if saved is not None:
             families.check_kind(saved)
         path = saved.modules[0].path if saved and saved.modules else root  # once in 0_Transformer
-        check_weights(path, settings.sha256)
+        adapter = read_adapter(path, settings.cache_dir)
+        base = adapter.base if adapter else path
+        check_weights(base, settings.sha256)
         if saved is not None and families.of_saved(saved) == "static":
             return read_static(alias, path, saved, settings)
-        config = read_json(path / "config.json")
+        config = read_json(base / "config.json")
         if config is None:
-            raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
-        _refuse_adapters(path)
-        return _read(alias, path, config, saved, settings)
+            raise CannotLoadModel(f"{base} has no config.json, so it is not a transformers checkpoint")
+        return _with_adapter(_read(alias, base, config, saved, settings), adapter, path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CannotLoadModel(
             f"a configuration file of {root} does not have the expected form: {error!r:.200}"
         ) from error
+
+
+def _with_adapter(spec: ModelSpec, adapter: Adapter | None, path: Path) -> ModelSpec:
+    """The same with the adapter in `path`, and with the tokenizer beside the adapter if there is one."""
+    if adapter is None:
+        return spec
+    if spec.family in families.OWN_NETWORKS:
+        raise CannotLoadModel(f"{path} has an adapter (adapter_config.json), which family {spec.family} does not merge")
+    has_tokenizer = (path / "tokenizer.json").is_file()
+    return replace(spec, adapter=adapter, tokenizer_path=path if has_tokenizer else None)
 
 
 def _read(alias: str, path: Path, config: dict[str, Any], saved: Saved | None, settings: ModelSettings) -> ModelSpec:
@@ -98,8 +111,9 @@ def _read_embedder(
     pooling = pooling or _USUAL_POOLINGS.get(family, "last_token")
     width = chain.width(sizes.hidden, len(pooling.split("+")))
     truncate_dim = saved.truncate_dim if saved else None
-    max_length = _max_length(alias, path, sizes, transformer, settings)
-    usual = settings.max_length or _usual_length(path, sizes, transformer, settings)
+    home = saved.modules[0].path if saved else path  # of the tokenizer's files: those of an adapter are beside it
+    max_length = _max_length(alias, home, sizes, transformer, settings)
+    usual = settings.max_length or _usual_length(home, sizes, transformer, settings)
     lengths = {} if settings.max_length else {k: _possible(v, sizes) for k, v in transformer.lengths.items()}
     modules, is_normalized = chain.behind, chain.is_normalized if saved else True
     if truncate_dim is not None and is_normalized:  # normalised first, then cut: shorter than 1, as the library has it
@@ -127,7 +141,7 @@ def _read_embedder(
         truncation_side=transformer.truncation_side,
         include_prompt=chain.include_prompt and settings.path not in _INSTRUCTORS,
         similarity=(saved.similarity if saved else None) or "cosine",
-        chat=read_chat(path, transformer) if saved else None,
+        chat=read_chat(home, transformer) if saved else None,
         token_modules=chain.before,
         modules=modules,
         weights_rounded_to=settings.weights_rounded_to,
@@ -184,7 +198,8 @@ def _read_reranker(
             f"{path} has {sizes.num_labels} labels; a reranker gives one score, so it must have exactly 1"
         )
     transformer = saved.transformer if saved else TransformerFile()
-    length = _max_length(alias, path, sizes, transformer, settings)
+    home = saved.modules[0].path if saved else path
+    length = _max_length(alias, home, sizes, transformer, settings)
     usual = _USUAL_LENGTHS.get(family) if settings.max_length is None else None
     told: dict[str, Any] = dict(RERANKER_PROMPTS.get(family, {}))
     if saved is not None:
@@ -211,10 +226,10 @@ def _read_reranker(
         hidden_size=sizes.hidden,
         config=config,
         default_length=min(usual, length) if usual else None,
-        num_positions=max(length, sizes.positions if settings.layout else _limit(path, sizes, transformer)),
+        num_positions=max(length, sizes.positions if settings.layout else _limit(home, sizes, transformer)),
         lower=transformer.lower,
         truncation_side=transformer.truncation_side,
-        chat=read_chat(path, transformer) if saved else None,
+        chat=read_chat(home, transformer) if saved else None,
     )
 
 
@@ -237,16 +252,6 @@ def _of_modules(family: str, saved: Saved) -> dict[str, Any]:
 def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:
     """Those of `names` that are set, with their values."""
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
-
-
-def _refuse_adapters(path: Path) -> None:
-    """transformers applies an adapter if the package `peft` happens to be installed, and else leaves it out."""
-    if (path / "adapter_config.json").is_file():
-        raise CannotLoadModel(
-            f"{path} has an adapter (adapter_config.json), which is not applied. Merge it into the weights once, with "
-            "peft's merge_and_unload and save_pretrained, and serve that directory; or remove adapter_config.json to "
-            "serve the weights without it"
-        )
 
 
 def _prompts(saved: Saved | None) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from embedq.core.checkpoint.adapter import Adapter
 from embedq.core.checkpoint.chat import Chat
 from embedq.core.checkpoint.prompts import PLAIN, write
 from embedq.core.checkpoint.saved_modules import SavedModule
@@ -78,6 +79,10 @@ class ModelSpec:
     #: Tokens whose logits make the score of a language model: the first's, less the second's if there are two.
     answers: tuple[int, ...] = ()
     modules: tuple[SavedModule, ...] = ()
+    #: An adapter to merge into the weights.
+    adapter: Adapter | None = None
+    #: Directory of the tokenizer's files; None for `path`.
+    tokenizer_path: Path | None = None
     #: Dtype to round weights to before using them in another; None keeps them.
     weights_rounded_to: str | None = None
 
