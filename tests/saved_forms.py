@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -339,7 +340,7 @@ def _logit_score(
         (saved / "chat_template.jinja").write_text(template)
     with oracle.quiet():
         transformer = Transformer(str(saved), transformer_task="text-generation", model_kwargs={"dtype": torch.float32})
-        made = CrossEncoder(modules=[transformer, LogitScore(*answers)], device="cpu", **model)
+        made = CrossEncoder(modules=[transformer, LogitScore(answers[0], answers[1] if len(answers) > 1 else None)], device="cpu", **model)
         made.save_pretrained(str(path), create_model_card=False)
     shutil.rmtree(saved)
 
@@ -395,7 +396,10 @@ def _plain(network: Network, auto_class: str = "AutoModel", **stated: Any) -> Ca
 
 _BERT, _MODERN, _QWEN3 = ENCODERS["bert"], ENCODERS["modernbert"], DECODERS["qwen3"]
 _MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-_PROMPTS = {"prompts": {"query": "Represent this: ", "document": "text: "}, "default_prompt_name": "query"}
+_PROMPTS: dict[str, Any] = {
+    "prompts": {"query": "Represent this: ", "document": "text: "},
+    "default_prompt_name": "query",
+}
 
 
 def _forms() -> dict[str, Form]:
@@ -445,6 +449,10 @@ _REFUSED_TYPES = {
 }
 
 
+def _rename(old: str, new: str, path: Path) -> None:
+    (path / old).rename(path / new)
+
+
 def _plain_forms() -> dict[str, Form]:
     """Directories of transformers alone, and older layouts of the library."""
     forms: dict[str, Form] = {}
@@ -456,7 +464,7 @@ def _plain_forms() -> dict[str, Form]:
     for name in ("roberta", "distilbert", "xlnet"):
         forms[f"bert, sentence_{name}_config.json"] = _changed(
             normalized,
-            lambda path, name=name: (path / "sentence_bert_config.json").rename(path / f"sentence_{name}_config.json"),
+            partial(_rename, "sentence_bert_config.json", f"sentence_{name}_config.json"),
         )
     forms["bert, masked language model, without modules.json"] = Form(
         "SparseEncoder", _plain(_BERT, "AutoModelForMaskedLM"), refused="is a masked language model"
@@ -608,17 +616,17 @@ def _rerankers() -> dict[str, Form]:
     forms["bert, CrossEncoder, prompts"] = _classifier(_BERT, prompts={"web": "find: "}, default_prompt_name="web")
     for network, mode in itertools.product((_MODERN, _BERT), ("cls", "mean")):
         forms[f"{network.model_type}, CrossEncoder of modules, {mode}"] = Form(
-            "CrossEncoder", lambda path, network=network, mode=mode: _ettin(path, network, mode)
+            "CrossEncoder", partial(_ettin, network=network, mode=mode)
         )
     for (template, what), answers in itertools.product(
         ((CHAT_TEMPLATE, ", chat template"), (None, "")), ((70, 71), (70,))
     ):
         forms[f"qwen3, LogitScore of {len(answers)}{what}"] = Form(
-            "CrossEncoder", lambda path, template=template, answers=answers: _logit_score(path, template, answers)
+            "CrossEncoder", partial(_logit_score, template=template, answers=answers)
         )
     for name in ("llama", "qwen2", "mistral", "gemma2"):
         forms[f"{name}, LogitScore, chat template"] = Form(
-            "CrossEncoder", lambda path, name=name: _logit_score(path, CHAT_TEMPLATE, (70, 71), name)
+            "CrossEncoder", partial(_logit_score, template=CHAT_TEMPLATE, answers=(70, 71), network=name)
         )
     forms["qwen3, LogitScore, an instruction as prompt"] = Form(
         "CrossEncoder",
@@ -633,12 +641,12 @@ def _sparse_forms() -> dict[str, Form]:
     forms: dict[str, Form] = {}
     for name in ("bert", "distilbert", "modernbert", "xlm-roberta"):
         forms[f"{name}, SPLADE"] = Form(
-            "SparseEncoder", lambda path, name=name: _splade(path, ENCODERS[name], "max", "relu")
+            "SparseEncoder", partial(_splade, network=ENCODERS[name], strategy="max", activation="relu")
         )
     for strategy, activation in (("sum", "relu"), ("max", "log1p_relu")):
         forms[f"bert, SPLADE, {strategy} of {activation}"] = Form(
             "SparseEncoder",
-            lambda path, strategy=strategy, activation=activation: _splade(path, _BERT, strategy, activation),
+            partial(_splade, network=_BERT, strategy=strategy, activation=activation),
         )
     forms["bert, SPLADE, max_active_dims"] = Form(
         "SparseEncoder", lambda path: _splade(path, _BERT, "max", "relu", max_active_dims=9)

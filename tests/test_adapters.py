@@ -23,7 +23,8 @@ def adapter(path: Path, names: list[str] = LAYERS, prefix: str = "base_model.mod
     """Write an adapter's two files into `path`; returns what it adds to each layer's weight."""
     path.mkdir(exist_ok=True)
     draw = torch.Generator().manual_seed(3)
-    state, added = {}, {}
+    state: dict[str, Any] = {}
+    added: dict[str, Any] = {}
     for name in names:
         outputs, inputs = (32, 64) if name.endswith("output.dense") and "attention" not in name else (32, 32)
         down, up = torch.randn(RANK, inputs, generator=draw), torch.randn(outputs, RANK, generator=draw) * 0.2

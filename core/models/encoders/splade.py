@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForMaskedLM
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import around_products, choose_precision
@@ -37,7 +36,7 @@ class Splade:
         self.spec = spec
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
-        self._module: Any = load(AutoModelForMaskedLM, spec, device, around_products(device, self.precision))
+        self._module: Any = load("AutoModelForMaskedLM", spec, device, around_products(device, self.precision))
         self._inputs = TextInputs(spec, Tokenizer(spec))
         pooling = spec.modules[0].config if spec.modules else {}
         self._is_sum = pooling.get("pooling_strategy") == "sum"
