@@ -340,7 +340,11 @@ def _logit_score(
         (saved / "chat_template.jinja").write_text(template)
     with oracle.quiet():
         transformer = Transformer(str(saved), transformer_task="text-generation", model_kwargs={"dtype": torch.float32})
-        made = CrossEncoder(modules=[transformer, LogitScore(answers[0], answers[1] if len(answers) > 1 else None)], device="cpu", **model)
+        made = CrossEncoder(
+            modules=[transformer, LogitScore(answers[0], answers[1] if len(answers) > 1 else None)],
+            device="cpu",
+            **model,
+        )
         made.save_pretrained(str(path), create_model_card=False)
     shutil.rmtree(saved)
 
