@@ -1,6 +1,7 @@
 """`embedq` and `python -m embedq`: every command, each imported when it is used.
 
     workers status drain scale devices convert        workers/commands.py
+    check                                             core/check.py
     models forget embed rerank dead exporter          tasks/commands.py
     flower                                            deploy/flower/__main__.py
     demo                                              deploy/demo/__main__.py
@@ -44,6 +45,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Begin": {
         "demo": ("embedq.deploy.demo.__main__", "Run everything once, on real texts."),
+        "check": ("embedq.core.check", "Say how a model would be run, and why not."),
         "convert": (_WORKERS, "Convert a pickled checkpoint to safetensors."),
     },
 }

@@ -15,6 +15,7 @@ from embedq.core import vectors
 from embedq.core.batching.job import Call
 from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
 from embedq.core.models import Embedder, Model, Reranker
+from embedq.core.models.requested_outputs import usual_mode
 from embedq.core.options import EmbedOptions, RerankOptions, check_pairs, check_text, check_texts
 from embedq.core.results import Embeddings, Ranking
 from embedq.core.sequence import Tokens
@@ -135,13 +136,17 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
     def finish_rows(rows: dict[str, list[Any]]) -> Any:
         if "colbert" in rows:
             rows["colbert"] = [vectors.normalized(row) for row in rows["colbert"]]
+        if "dense" in rows and model.spec.normalize and model.spec.similarity != "cosine":
+            rows["dense"] = list(vectors.normalized(_stack(rows["dense"], model.spec.dimensions)))
         query_rows = {query: index for index, query in enumerate(queries)}
         passage_rows = {passage: index for index, passage in enumerate(passages, len(queries))}
         sides = [
             {name: [values[query_rows[pair[0]]] for pair in pairs] for name, values in rows.items()},
             {name: [values[passage_rows[pair[1]]] for pair in pairs] for name, values in rows.items()},
         ]
-        scores = vectors.score(sides[0], sides[1], chosen.mode or "dense", chosen.weights)
+        scores = vectors.score(
+            sides[0], sides[1], chosen.mode or usual_mode(model.outputs), chosen.weights, model.spec.similarity
+        )
         return finish(_scaled(scores[np.newaxis], chosen))
 
     return Call(model, model.wanted(chosen), rows, encode, finish_rows, chosen.timings)

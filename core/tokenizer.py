@@ -6,8 +6,11 @@ makes sharing safe; truncation happens here instead, per call. Knows nothing of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import BertNormalizer, Lowercase
 from tokenizers.normalizers import Sequence as Rules
 
 from embedq.core.checkpoint.files import read_json
@@ -32,6 +35,9 @@ ALL_TOKENS = 2**31
 #: their models were trained); others ignore it.
 _ENDING_CLASSES = ("Llama", "CodeLlama", "Gemma")
 
+#: Tokenizer classes that take their normalizing from `tokenizer_config.json`, whatever `tokenizer.json` says.
+_NORMALIZING_CLASSES = ("Bert", "DistilBert", "Electra", "MPNet")
+
 
 class Tokenizer:
     """Encodes texts and pairs for one model."""
@@ -39,8 +45,11 @@ class Tokenizer:
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
         self._rust = _load(spec)
+        self._stated = read_json((spec.tokenizer_path or spec.path) / "tokenizer_config.json") or {}
+        self._cuts_left = self._read_side() == "left"
         self._rust.no_truncation()
         self._rust.no_padding()
+        self._normalize_as_stated()
         if spec.lower:  # as a rule of the tokenizer, so that special tokens in a text keep their case
             rules = [Lowercase()] + ([self._rust.normalizer] if self._rust.normalizer else [])
             self._rust.normalizer = Rules(rules)
@@ -85,8 +94,13 @@ class Tokenizer:
         if is_longest and room % 2:
             self._complete(pairs, encoded, passages, room, query_max_length or ALL_TOKENS)
         cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
-        cuts = [cut(encoded[query], passage, room) for (query, _), passage in zip(pairs, passages, strict=True)]
+        kept = _last if self._cuts_left else _first
+        cuts = [cut(encoded[query], passage, room, kept) for (query, _), passage in zip(pairs, passages, strict=True)]
         joined = self._pair_frame.around(cuts)
+        if self._pair_frame.num_tokens == 0 and not all(len(row.ids) for row in joined):
+            raise InvalidInput(
+                f"a pair has no tokens, and model {self._spec.alias} adds no special ones, so it cannot read an empty pair"
+            )
         self._check_positions(joined)
         return joined
 
@@ -103,6 +117,22 @@ class Tokenizer:
             if len(queries[query]) > room and len(passages[index]) > room:
                 (queries[query],) = self._encode([query], query_limit)
                 (passages[index],) = self._encode([passage], ALL_TOKENS)
+
+    def encode_written(self, texts: list[str], limit: int, end: tuple[int, ...]) -> list[Tokens]:
+        """Encode texts that contain their special tokens, each cut to `limit` tokens; the last of a cut one become `end`."""
+        rows = [np.array(ids, np.int32) for ids in self._encode(texts, limit)]
+        for row in rows:
+            kept = min(len(end), len(row))
+            if kept and len(row) >= limit:
+                row[len(row) - kept :] = end[len(end) - kept :]
+        if not all(map(len, rows)):
+            raise InvalidInput(f"the chat template of model {self._spec.alias} writes no tokens for a text")
+        return [Tokens(row, np.zeros_like(row)) for row in rows]
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token is special: no part of a text."""
+        token = self._rust.get_added_tokens_decoder().get(token_id)
+        return bool(token is not None and token.special)
 
     def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""
@@ -124,7 +154,7 @@ class Tokenizer:
         The tokenizer's files decide; `config.json` only if they do not mention it.
         """
         for file in ("tokenizer_config.json", "special_tokens_map.json"):
-            stated = read_json(self._spec.path / file) or {}
+            stated = read_json((self._spec.tokenizer_path or self._spec.path) / file) or {}
             if name in stated:
                 token = stated[name]
                 return self.id_of(token["content"] if isinstance(token, dict) else token)
@@ -136,13 +166,32 @@ class Tokenizer:
 
         A text's vector is often that of its last token, so a missing end token would change it.
         """
-        stated = read_json(self._spec.path / "tokenizer_config.json") or {}
+        stated = self._stated
         does_end = str(stated.get("tokenizer_class")).startswith(_ENDING_CLASSES) or "auto_map" in stated
         end = self.special_id("eos_token")
         if not (stated.get("add_eos_token") is True and does_end) or end is None:
             return []
         plain, full = (self._rust.encode("a", add_special_tokens=has_special).ids for has_special in (False, True))
         return [end] if full[-1] == plain[-1] else []  # otherwise the template already adds something
+
+    def _read_side(self) -> str:
+        """The end of an over-long text that transformers would cut off."""
+        truncation = self._rust.truncation or {}
+        return str(
+            self._spec.truncation_side or self._stated.get("truncation_side") or truncation.get("direction") or "right"
+        ).lower()
+
+    def _normalize_as_stated(self) -> None:
+        """Lower-case and strip as `tokenizer_config.json` states, if the tokenizer's class gives it precedence."""
+        normalizer = self._rust.normalizer
+        name = str(self._stated.get("tokenizer_class")).removesuffix("Fast").removesuffix("Tokenizer")
+        if not isinstance(normalizer, BertNormalizer) or name not in _NORMALIZING_CLASSES:
+            return
+        self._rust.normalizer = BertNormalizer(
+            handle_chinese_chars=self._stated.get("tokenize_chinese_chars", True),
+            strip_accents=self._stated.get("strip_accents"),
+            lowercase=self._stated.get("do_lower_case", True),
+        )
 
     def _check_positions(self, joined: list[Tokens]) -> None:
         """InvalidInput if a pair exceeds the model's limit: `query_max_length` may leave the passage no room."""
@@ -167,6 +216,9 @@ class Tokenizer:
         """The first `max_tokens` ids of each text, without special tokens."""
         if self._spec.strip:
             texts = [text.strip() for text in texts]
+        if self._cuts_left:
+            whole = self._rust.encode_batch_fast(texts, add_special_tokens=False)
+            return [_last(one.ids, max_tokens) for one in whole]
         num_characters = max_tokens * _CHARACTERS_PER_TOKEN
         heads = [self._long_texts.head(text, num_characters) for text in texts]
         encoded = self._rust.encode_batch_fast(heads, add_special_tokens=False)  # without offsets: a fifth faster
@@ -178,15 +230,26 @@ class Tokenizer:
         ]
 
 
-def _cut_passage(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
-    return query, passage[: room - len(query)]
+Kept = Callable[[list[int], int], list[int]]
 
 
-def _cut_passage_with_room(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
-    return _cut_passage(query, passage, room) if len(query) < room else (query, passage)
+def _first(ids: list[int], count: int) -> list[int]:
+    return ids[:count]
 
 
-def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[int], list[int]]:
+def _last(ids: list[int], count: int) -> list[int]:
+    return ids[max(len(ids) - count, 0) :]
+
+
+def _cut_passage(query: list[int], passage: list[int], room: int, kept: Kept) -> tuple[list[int], list[int]]:
+    return query, kept(passage, room - len(query))
+
+
+def _cut_passage_with_room(query: list[int], passage: list[int], room: int, kept: Kept) -> tuple[list[int], list[int]]:
+    return _cut_passage(query, passage, room, kept) if len(query) < room else (query, passage)
+
+
+def _cut_longest(query: list[int], passage: list[int], room: int, kept: Kept) -> tuple[list[int], list[int]]:
     """Cut the longer one until both are equally long; then they share the room."""
     if len(query) + len(passage) <= room:
         return query, passage
@@ -195,14 +258,18 @@ def _cut_longest(query: list[int], passage: list[int], room: int) -> tuple[list[
         shorter = room // 2
     is_query_longer = len(query) > len(passage)
     query_room = room - shorter if is_query_longer else shorter
-    return query[:query_room], passage[: room - query_room]
+    return kept(query, query_room), kept(passage, room - query_room)
 
 
 def _load(spec: ModelSpec) -> RustTokenizer:
     """Read `tokenizer.json` directly, because versions of transformers interpret it differently."""
-    file = spec.path / "tokenizer.json"
+    path = spec.tokenizer_path or spec.path
+    file = path / "tokenizer.json"
     if not file.is_file():
-        raise CannotLoadModel(f"{spec.path} has no tokenizer.json; save the model's fast tokenizer beside the weights")
+        raise CannotLoadModel(
+            f'{path} has no tokenizer.json; make one beside the weights once: python -c "from transformers '
+            f"import AutoTokenizer as T; T.from_pretrained('{path}').save_pretrained('{path}')\""
+        )
     try:
         return RustTokenizer.from_file(str(file))
     except Exception as error:  # the Rust library raises bare Exception

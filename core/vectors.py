@@ -62,15 +62,17 @@ def score(
     passages: Mapping[str, Sequence[Any]],
     mode: str,
     weights: tuple[float, float, float] | None = None,
+    similarity: str = "cosine",
 ) -> np.ndarray:
     """(num_pairs,) float32 scores of pair after pair, from the rows that `mode` needs, as BGE-M3 defines them.
 
-    "weighted" is (w0 dense + w1 sparse + w2 colbert) / (w0 + w1 + w2), by default the mean of the three.
+    Dense rows are compared by `similarity`: their "cosine", "dot" product, or less their "euclidean" or "manhattan"
+    distance. "weighted" is (w0 dense + w1 sparse + w2 colbert) / (w0 + w1 + w2), by default the mean of the three.
     """
     if mode == "weighted":
-        parts = [score(queries, passages, part) for part in ("dense", "sparse", "colbert")]
+        parts = [score(queries, passages, part, similarity=similarity) for part in ("dense", "sparse", "colbert")]
         return np.average(parts, axis=0, weights=weights).astype(np.float32)
-    one = _SCORES[mode]
+    one = _SIMILARITIES[similarity] if mode == "dense" else _SCORES[mode]
     pairs = zip(queries[mode], passages[mode], strict=True)
     return np.array([one(query, passage) for query, passage in pairs], np.float32)
 
@@ -93,9 +95,16 @@ def match_weights(query: Sparse, passage: Sparse) -> float:
     return float(query.weights[in_query] @ passage.weights[in_passage])
 
 
-def _dense(query: np.ndarray, passage: np.ndarray) -> float:
+def _cosine(query: np.ndarray, passage: np.ndarray) -> float:
     scaled = normalized(np.stack([query, passage]))
     return float(scaled[0] @ scaled[1])
 
 
-_SCORES: dict[str, Callable[[Any, Any], float]] = {"dense": _dense, "sparse": match_weights, "colbert": max_sim}
+_SCORES: dict[str, Callable[[Any, Any], float]] = {"sparse": match_weights, "colbert": max_sim}
+
+_SIMILARITIES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "cosine": _cosine,
+    "dot": lambda query, passage: float(query @ passage),
+    "euclidean": lambda query, passage: -float(np.linalg.norm(query - passage)),
+    "manhattan": lambda query, passage: -float(np.abs(query - passage).sum()),
+}

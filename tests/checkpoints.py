@@ -55,8 +55,11 @@ _SIZES: dict[str, Any] = {
 _OF_TYPE: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 16},
     "camembert": {"max_position_embeddings": 66},
+    "data2vec-text": {"max_position_embeddings": 66},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "electra": {"embedding_size": 16},
+    "eurobert": {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "num_key_value_heads": 2},
+    "luke": {"max_position_embeddings": 66, "entity_vocab_size": 10, "entity_emb_size": 8},
     "modernbert": {
         "pad_token_id": 0,
         "cls_token_id": 2,
@@ -67,7 +70,9 @@ _OF_TYPE: dict[str, dict[str, Any]] = {
     },
     "mpnet": {"max_position_embeddings": 66},
     "roberta": {"max_position_embeddings": 66},
+    "roberta-prelayernorm": {"max_position_embeddings": 66},
     "xlm-roberta": {"max_position_embeddings": 66},
+    "xlm-roberta-xl": {"max_position_embeddings": 66},
 }
 
 

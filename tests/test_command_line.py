@@ -66,7 +66,7 @@ def all_commands(command: click.Command = embedq, path: tuple[str, ...] = ()) ->
 
 
 def test_these_are_the_commands() -> None:
-    names = "workers status drain scale devices models forget embed rerank dead exporter flower convert demo completion"
+    names = "workers status drain scale devices models forget embed rerank dead exporter flower check convert demo completion"
     assert set(NAMES) == set(names.split())
     assert {words[1] for words in all_commands() if len(words) == 2} == {"list", "show", "replay", "drop"}
 
@@ -126,10 +126,10 @@ def test_the_help_of_the_whole_loads_no_part() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", ["workers", "status", "devices", "exporter", "flower", "convert", "demo"])
+@pytest.mark.parametrize("name", ["workers", "status", "devices", "exporter", "flower", "check", "convert", "demo"])
 def test_a_command_whose_extra_is_missing_names_it(name: str) -> None:
     require(PRODUCER.exists(), "the producer's environment is not there: run `make test`")
-    done = run(name, *(["x"] if name == "convert" else []), python=PRODUCER, EMBEDQ_REDIS_URL=NOWHERE)
+    done = run(name, *(["x"] if name in ("check", "convert") else []), python=PRODUCER, EMBEDQ_REDIS_URL=NOWHERE)
     extra = name if name in EXTRAS else "worker"
     assert done.returncode == EXIT_FAILED
     assert done.stderr.startswith(

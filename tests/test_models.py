@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from embedq import core
-from embedq.core.checkpoint.read_spec import ENCODER_TYPES, read_spec
+from embedq.core.checkpoint.network_types import ENCODER_TYPES
+from embedq.core.checkpoint.read_spec import read_spec
 from embedq.core.engine import Engine
 from embedq.core.errors import CannotLoadModel, InvalidSettings
 from embedq.core.models import weights

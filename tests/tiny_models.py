@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
 from tests.conftest import GOLDEN
 
@@ -18,10 +19,12 @@ from tests.conftest import GOLDEN
 _STANDARD_DEVIATION = 0.15
 
 
-def save(directory: Path, config: PretrainedConfig, case: str, seed: int = 0, **stated: Any) -> Path:
+def save(
+    directory: Path, config: PretrainedConfig, case: str, seed: int = 0, auto_class: str = "AutoModel", **stated: Any
+) -> Path:
     """Weights drawn by `seed` and the tokenizer of `case`; `stated` goes into config.json as it is."""
     torch.manual_seed(seed)
-    module = AutoModel.from_config(config, dtype=torch.float32)
+    module = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     for weight in module.parameters():
         if weight.dim() > 1:
             torch.nn.init.normal_(weight, std=_STANDARD_DEVIATION)

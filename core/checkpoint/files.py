@@ -12,8 +12,20 @@ from embedq.core.errors import CannotLoadModel
 #: The only files that weights are read from; `pytorch_model.bin` is a pickle.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
+#: Weights of other programs, and whose they are.
+_OTHER_FORMATS = {
+    "*.onnx": "ONNX",
+    "onnx/*.onnx": "ONNX",
+    "openvino*": "OpenVINO",
+    "*.gguf": "llama.cpp (GGUF)",
+    "tf_model.h5": "TensorFlow",
+    "flax_model.msgpack": "Flax",
+}
+
 #: Files to download from the hub: weights as safetensors, and the small files that describe them.
-_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*_linear.pt"]
+_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*_linear.pt"]
+#: A module behind the network may store its few weights as a pickle, of which only tensors are read.
+_DOWNLOAD += [f"*_{module}/pytorch_model.bin" for module in ("Dense", "LayerNorm")]
 
 
 def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
@@ -36,12 +48,16 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
         ) from error
 
 
+def has_weights(path: Path) -> bool:
+    """Whether the directory holds safetensors of a network."""
+    return any((path / name).is_file() for name in _WEIGHTS)
+
+
 def check_weights(path: Path, sha256: str | None) -> None:
     """CannotLoadModel unless `path` holds safetensors, and those have the expected SHA-256 if one is given."""
-    if not any((path / name).is_file() for name in _WEIGHTS):
+    if not has_weights(path):
         raise CannotLoadModel(
-            f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. A pickle (pytorch_model.bin) is "
-            "never served; turn a local one into safetensors once with `embedq convert DIRECTORY`"
+            f"{path} has no weights as safetensors: looked for {' and '.join(_WEIGHTS)}. {_other_weights(path)}"
         )
     if sha256 is None:
         return
@@ -53,6 +69,31 @@ def check_weights(path: Path, sha256: str | None) -> None:
         found = hashlib.file_digest(weights, "sha256").hexdigest()
     if found != sha256:
         raise CannotLoadModel(f"{path / _WEIGHTS[0]} has SHA-256 {found}, not the expected {sha256}")
+
+
+def _other_weights(path: Path) -> str:
+    """What the directory has instead of safetensors, and the cure that works for it."""
+    if not path.is_dir():
+        return "There is no such directory"
+    if (path / "pytorch_model.bin").is_file():
+        return (
+            f"A pickle (pytorch_model.bin) is never served; turn it into safetensors once with `embedq convert {path}`"
+        )
+    if (path / "pytorch_model.bin.index.json").is_file():
+        return (
+            "It has a pickle in several files (pytorch_model.bin.index.json), and a pickle is never served; save it as "
+            f"safetensors once: {_saved_again(path)}"
+        )
+    for pattern, name in _OTHER_FORMATS.items():
+        if next(path.glob(pattern), None) is not None:
+            return f"It has weights for {name}, which embedq does not run; the model's page may have safetensors, too"
+    return "It has no other weights either: was the download complete?"
+
+
+def _saved_again(path: Path) -> str:
+    return (
+        f"python -c \"from transformers import AutoModel as M; M.from_pretrained('{path}').save_pretrained('{path}')\""
+    )
 
 
 def read_json(path: Path, form: type = dict) -> Any:

@@ -7,69 +7,29 @@ nothing of devices.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from safetensors import safe_open
+
+from embedq.core.checkpoint import families
+from embedq.core.checkpoint.adapter import Adapter, read_adapter
+from embedq.core.checkpoint.chat import read_chat
 from embedq.core.checkpoint.files import check_weights, find, read_json
+from embedq.core.checkpoint.module_chain import (
+    Chain,
+    read_chain,
+    read_scoring_chain,
+    read_sparse_chain,
+    read_static_chain,
+)
+from embedq.core.checkpoint.network_types import UNLIMITED, Sizes, read_sizes, tokenizer_limit
 from embedq.core.checkpoint.published_models import BY_FAMILY, RERANKER_PROMPTS, ModelDefaults, defaults_of
-from embedq.core.checkpoint.spec import RERANKERS, DenseModule, ModelSpec
+from embedq.core.checkpoint.saved_modules import Saved, TransformerFile, read_saved
+from embedq.core.checkpoint.spec import RERANKERS, ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.settings import ModelSettings
-
-#: sentence-transformers modules (the last part of their class's path) that may follow the pooling.
-_BEHIND = ("Dense", "Normalize")
-
-#: Our names of the pooling flags in `1_Pooling/config.json`.
-_POOLINGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last_token",
-    "pooling_mode_cls": "cls",
-    "pooling_mode_mean": "mean",
-}
-
-#: Model types with bidirectional attention.
-ENCODER_TYPES = frozenset(
-    {"albert", "bert", "camembert", "distilbert", "electra", "modernbert", "mpnet", "roberta", "xlm-roberta"}
-)
-
-#: Model types with causal attention; these need a family of their own.
-DECODER_TYPES = frozenset(
-    {
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "llama",
-        "mistral",
-        "mixtral",
-        "phi3",
-        "qwen2",
-        "qwen2_moe",
-        "qwen3",
-        "qwen3_moe",
-    }
-)
-
-#: Model types whose position ids start after the padding index, which lowers the limit by as many tokens.
-_OFFSET_TYPES = frozenset({"camembert", "mpnet", "roberta", "xlm-roberta"})
-
-#: Tokenizers write numbers above this for "no limit".
-_NO_LIMIT = 10**6
-
-
-class Modules(NamedTuple):
-    """Pooling, normalising and Dense modules, as `modules.json` names them."""
-
-    pooling: str | None
-    normalize: bool
-    dense: tuple[DenseModule, ...]
-
-
-#: Families of architectures that belong to one family only.
-_ARCHITECTURES = {
-    "LayerWiseMiniCPMForCausalLM": "layerwise_reranker",
-    "CostWiseGemmaForCausalLM": "lightweight_reranker",
-}
 
 #: Tokens for calls without `max_length`, by family, as in the models' own libraries. The weights allow far more, but
 #: then every over-long passage would cost a language model's full context.
@@ -78,8 +38,11 @@ _USUAL_LENGTHS = {"llm_reranker": 512, "layerwise_reranker": 512, "lightweight_r
 #: Pooling by family where neither directory nor name states it; other families use the last token.
 _USUAL_POOLINGS = {"encoder": "mean", "m3": "cls"}
 
-#: Files that BGE-M3 adds to an XLM-R directory.
-_M3_FILES = ("sparse_linear.pt", "colbert_linear.pt")
+#: Names for which sentence-transformers leaves the prompt out of the pooling, whatever their files say.
+_INSTRUCTORS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large", "xl"))
+
+#: Keys of `config.json` by which sentence-transformers marks what its CrossEncoder saved.
+_CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
@@ -88,81 +51,99 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     Settings override the tables of published names, and those override the directory's own files. CannotLoadModel names
     what is missing or unsupported, and where.
     """
-    path = find(settings.path, settings.revision, settings.cache_dir)
-    check_weights(path, settings.sha256)
-    config = read_json(path / "config.json")
-    if config is None:
-        raise CannotLoadModel(f"{path} has no config.json, so it is not a transformers checkpoint")
-    listed = defaults_of(settings.path)
+    root = find(settings.path, settings.revision, settings.cache_dir)
     try:
-        family = settings.family or (listed.family if listed else _family(path, config))
-        if family in RERANKERS:
-            return _read_reranker(alias, path, family, config, settings)
-        return _read_embedder(
-            alias, path, family, config, settings, listed or BY_FAMILY.get(family, ModelDefaults(family))
-        )
+        saved = read_saved(root) if settings.layout is None else None
+        if saved is not None:
+            families.check_kind(saved)
+        path = saved.modules[0].path if saved and saved.modules else root  # once in 0_Transformer
+        adapter = read_adapter(path, settings.cache_dir)
+        base = adapter.base if adapter else path
+        check_weights(base, settings.sha256)
+        if saved is not None and families.of_saved(saved) == "static":
+            return read_static(alias, path, saved, settings)
+        config = read_json(base / "config.json")
+        if config is None:
+            raise CannotLoadModel(f"{base} has no config.json, so it is not a transformers checkpoint")
+        return _with_adapter(_read(alias, base, config, saved, settings), adapter, path)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CannotLoadModel(
-            f"a configuration file of {path} does not have the expected form: {error!r:.200}"
+            f"a configuration file of {root} does not have the expected form: {error!r:.200}"
         ) from error
 
 
-def _family(path: Path, config: dict[str, Any]) -> str:
-    """Recognise the family by the directory's own files. CannotLoadModel lists the signs looked for."""
-    model_type, architectures = config.get("model_type"), config.get("architectures") or []
-    if not isinstance(model_type, str):
-        model_type = repr(model_type)
-    for name in architectures:
-        if name in _ARCHITECTURES:
-            return _ARCHITECTURES[name]
-        if name.endswith("ForSequenceClassification"):
-            return "cross_encoder"
-    if any((path / name).is_file() for name in _M3_FILES):
-        return "m3"
-    if model_type in ENCODER_TYPES:
-        return "encoder"
-    if model_type in DECODER_TYPES and (
-        (path / "modules.json").is_file() or any(str(name).endswith("Model") for name in architectures)
-    ):
-        return "decoder"
-    raise CannotLoadModel(
-        f"{path} is not recognised: type {model_type}, architectures {architectures}. Looked for modules.json, "
-        f"{' or '.join(_M3_FILES)}, an architecture that ends in ForSequenceClassification, one of "
-        f"{', '.join(_ARCHITECTURES)}, an encoder's type ({', '.join(sorted(ENCODER_TYPES))}), and a decoder's type "
-        f"({', '.join(sorted(DECODER_TYPES))}) without a language model's head. "
-        "If you know what it is, set `family` of the model"
-    )
+def _with_adapter(spec: ModelSpec, adapter: Adapter | None, path: Path) -> ModelSpec:
+    """The same with the adapter in `path`, and with the tokenizer beside the adapter if there is one."""
+    if adapter is None:
+        return spec
+    if spec.family in families.OWN_NETWORKS:
+        raise CannotLoadModel(f"{path} has an adapter (adapter_config.json), which family {spec.family} does not merge")
+    has_tokenizer = (path / "tokenizer.json").is_file()
+    return replace(spec, adapter=adapter, tokenizer_path=path if has_tokenizer else None)
+
+
+def _read(alias: str, path: Path, config: dict[str, Any], saved: Saved | None, settings: ModelSettings) -> ModelSpec:
+    listed = defaults_of(settings.path)
+    # A CrossEncoder's modules say more than a name, which may have been given to another conversion.
+    told = families.of_saved(saved) if saved else None
+    family = settings.family or told or (listed.family if listed else families.of_files(path, config, saved))
+    families.check(path, family, config, saved)
+    sizes = read_sizes(path, config)
+    if family in RERANKERS:
+        return _read_reranker(alias, path, family, config, sizes, saved, settings)
+    defaults = listed or BY_FAMILY.get(family, ModelDefaults(family))
+    return _read_embedder(alias, path, family, config, sizes, saved, settings, defaults)
 
 
 def _read_embedder(
-    alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings, listed: ModelDefaults
+    alias: str,
+    path: Path,
+    family: str,
+    config: dict[str, Any],
+    sizes: Sizes,
+    saved: Saved | None,
+    settings: ModelSettings,
+    listed: ModelDefaults,
 ) -> ModelSpec:
-    is_layered = settings.layout is None  # read sentence-transformers' files, too
-    modules = read_json(path / "modules.json", list) if is_layered else None
-    stated = _read_modules(path, modules) if modules is not None else Modules(None, True, ())
-    sentence = (read_json(path / "sentence_bert_config.json") or {}) if is_layered else {}
-    described = (read_json(path / "config_sentence_transformers.json") or {}) if is_layered else {}
-    prompts = {name: text or "" for name, text in (described.get("prompts") or {}).items()}
-    if "passage" in prompts:  # an older name for the same thing
-        prompts.setdefault("document", prompts["passage"])
-    limit = _max_length(path, config, settings)
-    hidden = int(config["hidden_size"] if "hidden_size" in config else config["dim"])
+    chain = Chain() if saved is None else read_sparse_chain(saved) if family == "splade" else read_chain(saved)
+    transformer = saved.transformer if saved else TransformerFile()
+    pooling = settings.pooling or "+".join(chain.poolings) or listed.pooling
+    pooling = pooling or _USUAL_POOLINGS.get(family, "last_token")
+    width = chain.width(sizes.hidden, len(pooling.split("+")))
+    truncate_dim = saved.truncate_dim if saved else None
+    home = saved.modules[0].path if saved else path  # of the tokenizer's files: those of an adapter are beside it
+    max_length = _max_length(alias, home, sizes, transformer, settings)
+    usual = settings.max_length or _usual_length(home, sizes, transformer, settings)
+    lengths = {} if settings.max_length else {k: _possible(v, sizes) for k, v in transformer.lengths.items()}
+    modules, is_normalized = chain.behind, chain.is_normalized if saved else True
+    if truncate_dim is not None and is_normalized:  # normalised first, then cut: shorter than 1, as the library has it
+        assert chain.last is not None
+        modules, is_normalized = (*modules, chain.last), False
+    prompts = _prompts(saved)
     return ModelSpec(
         alias=alias,
         path=path,
         family=family,
-        pooling=settings.pooling or stated.pooling or listed.pooling or _USUAL_POOLINGS.get(family, "last_token"),
-        normalize=stated.normalize if settings.normalize is None else settings.normalize,
-        max_length=_chosen_length(alias, settings.max_length, sentence.get("max_seq_length"), limit),
-        dimensions=stated.dense[-1].out_features if stated.dense else hidden,
-        pad_token_id=_pad_token_id(config),
+        pooling=pooling,
+        normalize=is_normalized if settings.normalize is None else settings.normalize,
+        max_length=max_length,
+        default_length=usual if usual < max_length else None,
+        dimensions=sizes.num_words if family == "splade" else min(width, truncate_dim or width),
+        pad_token_id=sizes.pad_token_id,
+        hidden_size=sizes.hidden,
         config=config,
         prompts=prompts,
-        default_prompt=prompts.get(described.get("default_prompt_name") or "", ""),
+        default_prompt=saved.default_prompt if saved else "",
         query_format=settings.query_format or listed.query_format,
         strip=settings.strip,
-        lower=bool(sentence.get("do_lower_case")),
-        dense_modules=stated.dense,
+        lower=transformer.lower,
+        lengths=lengths,
+        truncation_side=transformer.truncation_side,
+        include_prompt=chain.include_prompt and settings.path not in _INSTRUCTORS,
+        similarity=(saved.similarity if saved else None) or "cosine",
+        chat=read_chat(home, transformer) if saved else None,
+        token_modules=chain.before,
+        modules=modules,
         weights_rounded_to=settings.weights_rounded_to,
         **_given(
             settings,
@@ -176,13 +157,55 @@ def _read_embedder(
     )
 
 
-def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], settings: ModelSettings) -> ModelSpec:
-    num_labels = len(config.get("id2label") or {0: "", 1: ""})  # transformers' own default is two
-    if family == "cross_encoder" and num_labels != 1:
-        raise CannotLoadModel(f"{path} has {num_labels} labels; a reranker gives one score, so it must have exactly 1")
-    limit = _max_length(path, config, settings)
-    length = _chosen_length(alias, settings.max_length, None, limit)
+def read_static(alias: str, path: Path, saved: Saved, settings: ModelSettings) -> ModelSpec:
+    """A table of vectors, which has no network and so no `config.json` of one."""
+    if settings.family not in (None, "static"):
+        families.check(path, settings.family, {}, saved)
+    chain = read_static_chain(saved)
+    with safe_open(path / "model.safetensors", framework="numpy") as weights:
+        name = next(name for name in ("embedding.weight", "embeddings") if name in weights.keys())  # noqa: SIM118
+        width = chain.width(int(weights.get_slice(name).get_shape()[1]), 1)
+    is_cut = saved.truncate_dim is not None and chain.is_normalized
+    return ModelSpec(
+        alias=alias,
+        path=path,
+        family="static",
+        pooling="mean",
+        normalize=chain.is_normalized and not is_cut if settings.normalize is None else settings.normalize,
+        max_length=settings.max_length or UNLIMITED,
+        dimensions=min(width, saved.truncate_dim or width),
+        pad_token_id=0,
+        prompts=_prompts(saved),
+        default_prompt=saved.default_prompt,
+        strip=settings.strip,
+        similarity=saved.similarity or "cosine",
+        modules=chain.all if is_cut else chain.behind,
+        **_given(settings, "query_instruction", "passage_instruction", "query_format", "passage_format"),
+    )
+
+
+def _read_reranker(
+    alias: str,
+    path: Path,
+    family: str,
+    config: dict[str, Any],
+    sizes: Sizes,
+    saved: Saved | None,
+    settings: ModelSettings,
+) -> ModelSpec:
+    if family == "cross_encoder" and sizes.num_labels != 1:
+        raise CannotLoadModel(
+            f"{path} has {sizes.num_labels} labels; a reranker gives one score, so it must have exactly 1"
+        )
+    transformer = saved.transformer if saved else TransformerFile()
+    home = saved.modules[0].path if saved else path
+    length = _max_length(alias, home, sizes, transformer, settings)
     usual = _USUAL_LENGTHS.get(family) if settings.max_length is None else None
+    told: dict[str, Any] = dict(RERANKER_PROMPTS.get(family, {}))
+    if saved is not None:
+        told |= {"query_instruction": saved.default_prompt or None} | _of_modules(family, saved)
+    if family == "cross_encoder" and (saved is not None or any(name in config for name in _CROSS_ENCODER_KEYS)):
+        told |= {"pair_truncation": "longest"}  # as the library that it was trained with
     names = (
         "query_instruction",
         "passage_instruction",
@@ -195,16 +218,35 @@ def _read_reranker(alias: str, path: Path, family: str, config: dict[str, Any], 
         alias=alias,
         path=path,
         family=family,
-        pooling=None,
+        **({"pooling": None} | told | _given(settings, *names)),
         normalize=False,
         max_length=length,
         dimensions=1,
-        pad_token_id=_pad_token_id(config),
+        pad_token_id=sizes.pad_token_id,
+        hidden_size=sizes.hidden,
         config=config,
         default_length=min(usual, length) if usual else None,
-        num_positions=limit,
-        **(RERANKER_PROMPTS.get(family, {}) | _given(settings, *names)),
+        num_positions=max(length, sizes.positions if settings.layout else _limit(home, sizes, transformer)),
+        lower=transformer.lower,
+        truncation_side=transformer.truncation_side,
+        chat=read_chat(home, transformer) if saved else None,
     )
+
+
+def _of_modules(family: str, saved: Saved) -> dict[str, Any]:
+    """What the modules of a CrossEncoder say of how a score is made: fields of `ModelSpec`."""
+    if family == "logit_score":
+        module = saved.modules[1]
+        module.refuse_other_keys({"true_token_id", "false_token_id", "module_input_name"})
+        if module.config.get("module_input_name", "causal_logits") != "causal_logits":
+            raise CannotLoadModel(f"{module.path}/config.json reads something else than causal_logits")
+        answers = (module.config["true_token_id"], module.config.get("false_token_id"))
+        return {"answers": tuple(int(one) for one in answers if one is not None), "pair_truncation": "longest"}
+    if family == "pooled_reranker":
+        chain = read_scoring_chain(saved)
+        given = {"token_modules": chain.before, "modules": chain.behind, "include_prompt": chain.include_prompt}
+        return given | {"pooling": "+".join(chain.poolings), "pair_truncation": "longest"}
+    return {}
 
 
 def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:
@@ -212,75 +254,46 @@ def _given(settings: ModelSettings, *names: str) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(settings, name)) is not None}
 
 
-def _read_modules(path: Path, modules: list[dict[str, Any]]) -> Modules:
-    """Read the modules behind the transformer. CannotLoadModel for modules that are not supported."""
-    names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if names[:2] != ["Transformer", "Pooling"] or any(name not in _BEHIND for name in names[2:]):
-        raise CannotLoadModel(
-            f"{path}/modules.json lists {', '.join(names)}; supported are Transformer, Pooling, then any of {', '.join(_BEHIND)}"
-        )
-    dense = [
-        _read_dense(path / str(module["path"])) for module, name in zip(modules, names, strict=True) if name == "Dense"
-    ]
-    if "Normalize" in names[:-1]:
-        raise CannotLoadModel(f"{path}/modules.json lists {', '.join(names)}; Normalize is supported as the last only")
-    return Modules(
-        _read_pooling(path / str(modules[1].get("path", "")) / "config.json"), "Normalize" in names, tuple(dense)
-    )
+def _prompts(saved: Saved | None) -> dict[str, str]:
+    """Prompt by input type. Only a call that names no type gets the default one, as the library has it."""
+    prompts = dict(saved.prompts) if saved else {}
+    for older in ("passage", "corpus"):  # older names for the same thing
+        if older in prompts:
+            prompts.setdefault("document", prompts[older])
+    return {"query": "", "document": ""} | prompts if prompts else {}
 
 
-def _read_pooling(file: Path) -> str:
-    flags = read_json(file) or {}
-    chosen = [name for name, is_on in flags.items() if name.startswith("pooling_mode_") and is_on is True]
-    # Newer files name the mode itself.
-    named = flags.get("pooling_mode") or []
-    chosen += [f"pooling_mode_{name}" for name in ([named] if isinstance(named, str) else named)]
-    if len(chosen) != 1 or chosen[0] not in _POOLINGS:
-        raise CannotLoadModel(f"{file} asks for {chosen or 'no pooling'}; supported is one of {list(_POOLINGS)}")
-    if flags.get("include_prompt") is False:
-        raise CannotLoadModel(f"{file} leaves the prompt out of the pooling (include_prompt), which is not supported")
-    return _POOLINGS[chosen[0]]
+def _limit(path: Path, sizes: Sizes, transformer: TransformerFile) -> int:
+    """Tokens of a text that the weights have positions for, or fewer where the tokenizer's own limit is shorter.
+
+    What sentence-transformers states goes before the tokenizer's limit, and, where places are computed and not looked
+    up, before the number of positions.
+    """
+    stated = transformer.max_length
+    limit = min(sizes.positions, tokenizer_limit(read_json(path / "tokenizer_config.json") or {}) or UNLIMITED)
+    if stated is None:
+        return limit
+    return max(limit, _possible(stated, sizes))
 
 
-def _read_dense(directory: Path) -> DenseModule:
-    config = read_json(directory / "config.json") or {}
-    if "in_features" not in config:
-        raise CannotLoadModel(f"{directory}/config.json does not say in_features and out_features of the Dense module")
-    read = config.get("module_input_name") or "sentence_embedding"
-    if config.get("use_residual") or {read, config.get("module_output_name") or read} != {"sentence_embedding"}:
-        raise CannotLoadModel(
-            f"{directory}/config.json asks for a Dense module with a residual, or one that reads or writes something "
-            "else than sentence_embedding; neither is supported"
-        )
-    return DenseModule(
-        directory,
-        int(config["in_features"]),
-        int(config["out_features"]),
-        bool(config.get("bias", True)),
-        str(config.get("activation_function", "torch.nn.modules.activation.Tanh")),
-    )
+def _possible(length: int, sizes: Sizes) -> int:
+    return min(length, sizes.positions) if sizes.has_table else length
 
 
-def _pad_token_id(config: dict[str, Any]) -> int:
-    """The stated padding token; if none is stated, transformers' default for the type."""
-    stated = config.get("pad_token_id")
-    return int(config.get("model_type") in _OFFSET_TYPES) if stated is None else int(stated)
-
-
-def _max_length(path: Path, config: dict[str, Any], settings: ModelSettings) -> int:
-    """The number of positions in the weights, or the tokenizer's own limit if lower."""
-    positions = int(config.get("max_position_embeddings") or 512)
-    if config.get("model_type") in _OFFSET_TYPES:
-        positions -= _pad_token_id(config) + 1
-    if settings.layout == "transformers":
-        return positions
-    tokenizer = (read_json(path / "tokenizer_config.json") or {}).get("model_max_length")
-    return min(positions, int(tokenizer)) if tokenizer and tokenizer < _NO_LIMIT else positions
-
-
-def _chosen_length(alias: str, asked: int | None, stated: int | None, limit: int) -> int:
+def _max_length(alias: str, path: Path, sizes: Sizes, transformer: TransformerFile, settings: ModelSettings) -> int:
+    """Tokens of a text: as set, else as stated, else as many as there can be."""
+    limit = sizes.positions if settings.layout == "transformers" else _limit(path, sizes, transformer)
+    lengths = [_possible(length, sizes) for length in transformer.lengths.values()]  # may be longer than other texts
+    limit = max(limit, *lengths) if lengths else limit
+    asked = settings.max_length
     if asked is not None and asked > limit:
         raise CannotLoadModel(
             f"max_length of model {alias!r} is set to {asked}; its weights have positions for {limit} tokens"
         )
-    return asked or min(stated or limit, limit)
+    return asked or max(_usual_length(path, sizes, transformer, settings), *lengths, 0)
+
+
+def _usual_length(path: Path, sizes: Sizes, transformer: TransformerFile, settings: ModelSettings) -> int:
+    """Tokens of a text of no type, where nothing is set."""
+    limit = sizes.positions if settings.layout == "transformers" else _limit(path, sizes, transformer)
+    return min(transformer.max_length or limit, limit)

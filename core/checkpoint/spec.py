@@ -6,24 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from embedq.core.checkpoint.adapter import Adapter
+from embedq.core.checkpoint.chat import Chat
 from embedq.core.checkpoint.prompts import PLAIN, write
+from embedq.core.checkpoint.saved_modules import SavedModule
 from embedq.core.options import EmbedOptions, RerankOptions
 
 #: Families that score pairs and have no vectors.
-RERANKERS = frozenset({"cross_encoder", "llm_reranker", "layerwise_reranker", "lightweight_reranker", "qwen3_reranker"})
-
-
-@dataclass(frozen=True, slots=True)
-class DenseModule:
-    """A projection after the pooling, as sentence-transformers defines it."""
-
-    #: Directory of its weights.
-    path: Path
-    in_features: int
-    out_features: int
-    has_bias: bool
-    #: Name of a torch module, as `modules.json`'s own files write it: "torch.nn.modules.activation.Tanh".
-    activation: str
+RERANKERS = frozenset(
+    {"cross_encoder", "llm_reranker", "layerwise_reranker", "lightweight_reranker", "qwen3_reranker"}
+    | {"logit_score", "pooled_reranker"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +28,7 @@ class ModelSpec:
     path: Path
     #: Which class of `core.models` runs it; a key of `core.models.FAMILIES`.
     family: str
-    #: How to pool a text's hidden states into one vector; None for rerankers.
+    #: How to pool a text's hidden states into one vector, several ways joined by "+"; None for rerankers.
     pooling: str | None
     #: Whether vectors are scaled to length 1 unless a call says otherwise.
     normalize: bool
@@ -44,6 +37,8 @@ class ModelSpec:
     #: Components of a vector; 1 for rerankers.
     dimensions: int
     pad_token_id: int
+    #: Components of a token's last hidden state.
+    hidden_size: int = 0
     #: The content of `config.json`, for the families that build their own network.
     config: dict[str, Any] = field(default_factory=dict, repr=False)
     #: Prompt per input type ("query", "document"), and the one used when a call names none.
@@ -69,7 +64,25 @@ class ModelSpec:
     #: Whether to strip white space around texts, and to lower-case them, before tokenizing.
     strip: bool = False
     lower: bool = False
-    dense_modules: tuple[DenseModule, ...] = ()
+    #: Tokens per text by input type, for calls without `max_length`.
+    lengths: dict[str, int] = field(default_factory=dict)
+    #: The end of an over-long text to cut off, "left" or "right"; None for the tokenizer files' choice.
+    truncation_side: str | None = None
+    #: Whether the pooling counts the prompt's tokens.
+    include_prompt: bool = True
+    #: How to compare two vectors: "cosine", "dot", "euclidean" or "manhattan".
+    similarity: str = "cosine"
+    #: The chat template that texts pass through; None for texts as they are.
+    chat: Chat | None = None
+    #: sentence-transformers' modules between the network and the pooling, and behind the pooling.
+    token_modules: tuple[SavedModule, ...] = ()
+    #: Tokens whose logits make the score of a language model: the first's, less the second's if there are two.
+    answers: tuple[int, ...] = ()
+    modules: tuple[SavedModule, ...] = ()
+    #: An adapter to merge into the weights.
+    adapter: Adapter | None = None
+    #: Directory of the tokenizer's files; None for `path`.
+    tokenizer_path: Path | None = None
     #: Dtype to round weights to before using them in another; None keeps them.
     weights_rounded_to: str | None = None
     #: What its files hold and how they are read (`core.checkpoint.revision`); empty if it was not loaded from files.
@@ -81,16 +94,27 @@ class ModelSpec:
 
     def write(self, texts: list[str], options: EmbedOptions) -> list[str]:
         """Write the call's instruction, or else the checkpoint's instruction or prompt, around each text."""
-        is_document = options.input_type == "document"
-        own_format = self.passage_format if is_document else self.query_format
-        if options.instruction is not None:
-            return write(texts, options.instruction, options.instruction_format or own_format)
-        own = {"query": self.query_instruction, "document": self.passage_instruction}.get(options.input_type or "")
-        if own is not None:
-            return write(texts, own, options.instruction_format or own_format)
-        # As sentence-transformers: a type without a prompt of its own gets the default one.
-        prompt = self.prompts.get(options.input_type or "", self.default_prompt)
-        return [prompt + text for text in texts] if prompt else texts
+        instruction, form = self.instruction(options)
+        if instruction is None:
+            return texts
+        # The usual case by itself: it is a third quicker, and thousands of texts may come in one call.
+        return [instruction + text for text in texts] if form == PLAIN else write(texts, instruction, form)
+
+    def instruction(self, options: EmbedOptions) -> tuple[str | None, str]:
+        """The call's instruction, or else the checkpoint's instruction or prompt, and the format that joins it to a text."""
+        kind = options.input_type or ""
+        form = options.instruction_format or (self.passage_format if kind == "document" else self.query_format)
+        own = {"query": self.query_instruction, "document": self.passage_instruction}.get(kind)
+        instruction = own if options.instruction is None else options.instruction
+        if instruction is not None:
+            return instruction, form
+        # As sentence-transformers: the default prompt is for calls without an input type.
+        return (self.prompts.get(kind, "") if kind else self.default_prompt) or None, PLAIN
+
+    def pair_instruction(self, options: RerankOptions) -> tuple[str | None, str]:
+        """The same for a pair, whose instruction is written with the query."""
+        own = self.query_instruction if options.query_instruction is None else options.query_instruction
+        return own, options.query_instruction_format or self.query_format
 
     def write_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[tuple[str, str]]:
         """Write the call's instructions, or else the model's own, around queries and passages."""

@@ -30,6 +30,10 @@ FAMILIES = {
     "layerwise_reranker": "embedq.core.models.decoders.layerwise_reranker:LayerwiseReranker",
     "lightweight_reranker": "embedq.core.models.decoders.lightweight_reranker:LightweightReranker",
     "qwen3_reranker": "embedq.core.models.decoders.qwen3_reranker:Qwen3Reranker",
+    "logit_score": "embedq.core.models.decoders.logit_score:LogitScore",
+    "pooled_reranker": "embedq.core.models.encoders.pooled_reranker:PooledReranker",
+    "splade": "embedq.core.models.encoders.splade:Splade",
+    "static": "embedq.core.models.static:Static",
 }
 
 #: Families whose networks can run in int8; `core.models.encoders.network` decides which model types.

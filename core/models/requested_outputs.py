@@ -31,7 +31,7 @@ def of_embedder(
     """The request to an embedding model, by an embedding or a reranking call. `reasons`: why it may lack an output."""
     if isinstance(options, RerankOptions):
         refuse(spec, options, _SPECIAL)
-        wanted = _MODE_OUTPUTS[options.mode or "dense"]
+        wanted = _MODE_OUTPUTS[options.mode or usual_mode(outputs)]
     else:
         wanted = frozenset(options.outputs)
         if options.dimensions is not None and options.dimensions > spec.dimensions:
@@ -42,6 +42,11 @@ def of_embedder(
         reason = f": {reasons[output]}" if reasons and output in reasons else ""
         raise InvalidInput(f"model {spec.alias} has no {output!r} output{reason}; it has {', '.join(sorted(outputs))}")
     return _of_outputs(wanted)
+
+
+def usual_mode(outputs: frozenset[str]) -> str:
+    """The way of scoring for calls without `mode`: by vectors, if the model has them."""
+    return "dense" if "dense" in outputs else min(outputs)
 
 
 @cache

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel
+from embedq.core.models.adapters import base_alone, merge
 from embedq.core.models.safetensors_files import weight_files
 from embedq.core.models.silence import without_load_report
 
@@ -45,9 +46,9 @@ def load(
     import transformers  # takes seconds, and the commonest types do without (core.models.encoders.bert)
 
     try:
-        with without_load_report():
+        with without_load_report(), base_alone(spec.path) as base:
             module, info = getattr(transformers, auto_class).from_pretrained(
-                str(spec.path),
+                str(base),
                 # Loaded in its stored dtype, a weight stays in its mapped file; transformers would convert all weights
                 # in host memory. Half precisions are converted at once: this is also the dtype of constants (Gemma's
                 # scale).
@@ -63,8 +64,12 @@ def load(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):  # transformers' own advice, which no setting here follows
+            error = ValueError("it needs code that the checkpoint brings along, which is never run")
         raise CannotLoadModel(f"{spec.path} cannot be loaded: {error}") from error
     _check(spec, info, unused)
+    if spec.adapter is not None:
+        merge(module, spec.adapter)
     place(module, device, target)
     round_weights(module, spec)
     loaded: torch.nn.Module = module.eval()

@@ -26,6 +26,7 @@ from embedq.core.models.weights import CAPPED_TYPES, load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
+from embedq.core.text_inputs import TextInputs
 from embedq.core.tokenizer import Tokenizer
 
 
@@ -43,6 +44,7 @@ class Decoder:
         self._direction = _direction(spec)
         self._module = load("AutoModel", spec, device, self.precision)
         self._pool = Pooling(spec, device)
+        self._inputs = TextInputs(spec, self._tokenizer)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
@@ -50,7 +52,7 @@ class Decoder:
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """See `core.models.Embedder.encode_texts`."""
-        return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
+        return self._inputs.encode(texts, options)
 
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:

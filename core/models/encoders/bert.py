@@ -336,7 +336,8 @@ def load(spec: ModelSpec, device: str, precision: str, is_classifier: bool = Fal
 def _is_usual(spec: ModelSpec) -> bool:
     """Whether nothing in `config.json`, and no file beside it, can make transformers compute anything else."""
     config = spec.config
-    if config.get("model_type") not in _PREFIXES or (spec.path / "adapter_config.json").exists():
+    has_adapter = spec.adapter is not None or (spec.path / "adapter_config.json").exists()
+    if config.get("model_type") not in _PREFIXES or has_adapter:
         return False
     if not all(type(config.get(name)) is int and config[name] >= 0 for name in _SIZES):
         return False

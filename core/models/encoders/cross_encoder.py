@@ -18,6 +18,7 @@ from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
+from embedq.core.text_inputs import TextInputs
 from embedq.core.tokenizer import Tokenizer
 
 
@@ -36,7 +37,7 @@ class CrossEncoder:
         )
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
-        self._tokenizer = Tokenizer(spec)
+        self._inputs = TextInputs(spec, Tokenizer(spec))
         # BERT distinguishes query and passage by segment; XLM-R and RoBERTa have one segment and take no segment ids.
         self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
 
@@ -48,8 +49,7 @@ class CrossEncoder:
 
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`."""
-        written = self.spec.write_pairs(pairs, options)
-        return self._tokenizer.encode_pairs(written, options.max_length, options.query_max_length)
+        return self._inputs.encode_pairs(pairs, options)
 
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:

@@ -13,6 +13,8 @@ from embedq.core.devices import around_products, choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.encoders import bert
 from embedq.core.models.encoders.network import Padded, build
+from embedq.core.models.encoders.padding_probe import check_padding
+from embedq.core.models.network_class import network_class
 from embedq.core.models.pooling import Pooling
 from embedq.core.models.requested_outputs import of_embedder
 from embedq.core.models.token_layout import TokenLayout
@@ -21,6 +23,7 @@ from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
+from embedq.core.text_inputs import TextInputs
 from embedq.core.tokenizer import Tokenizer
 
 
@@ -36,10 +39,12 @@ class Encoder:
         self._tokenizer = Tokenizer(spec)
         # The pooler is BERT's next-sentence head; many embedding checkpoints lack it.
         dtype = around_products(device, self.precision)
-        module = bert.load(spec, device, dtype) or load("AutoModel", spec, device, dtype, unused=("pooler.",))
+        module = bert.load(spec, device, dtype) or load(network_class(spec), spec, device, dtype, unused=("pooler.",))
         self._network = build(module, spec, device, self.precision)
+        check_padding(self._network, spec, device)
         self.is_padded = isinstance(self._network, Padded)
         self._pool = Pooling(spec, device)
+        self._inputs = TextInputs(spec, self._tokenizer)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
@@ -47,7 +52,7 @@ class Encoder:
 
     def encode_texts(self, texts: list[str], options: EmbedOptions) -> list[Tokens]:
         """See `core.models.Embedder.encode_texts`."""
-        return self._tokenizer.encode(self.spec.write(texts, options), options.max_length)
+        return self._inputs.encode(texts, options)
 
     @torch.inference_mode()
     def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:

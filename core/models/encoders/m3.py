@@ -17,8 +17,8 @@ from embedq.core.devices import around_products
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.encoders.encoder import Encoder
-from embedq.core.models.pooling import read_linear, read_state
 from embedq.core.models.requested_outputs import of_embedder
+from embedq.core.models.small_weights import read_linear, read_state
 from embedq.core.models.token_layout import TokenLayout
 from embedq.core.models.transfer import launched_as, to_host
 from embedq.core.models.weights import round_weights

@@ -1,0 +1,133 @@
+"""A LoRA adapter is merged into its base, beside it or apart from it, whether or not the package peft is installed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from embedq.core.errors import CannotLoadModel
+from tests import oracle, saved_forms
+from tests.tiny_models import read, write
+
+RANK, ALPHA = 3, 5
+LAYERS = ["encoder.layer.0.attention.self.query", "encoder.layer.1.output.dense"]
+
+
+def adapter(path: Path, names: list[str] = LAYERS, prefix: str = "base_model.model.", **stated: Any) -> dict[str, Any]:
+    """Write an adapter's two files into `path`; returns what it adds to each layer's weight."""
+    path.mkdir(exist_ok=True)
+    draw = torch.Generator().manual_seed(3)
+    state: dict[str, Any] = {}
+    added: dict[str, Any] = {}
+    for name in names:
+        outputs, inputs = (32, 64) if name.endswith("output.dense") and "attention" not in name else (32, 32)
+        down, up = torch.randn(RANK, inputs, generator=draw), torch.randn(outputs, RANK, generator=draw) * 0.2
+        state |= {f"{prefix}{name}.lora_A.weight": down, f"{prefix}{name}.lora_B.weight": up}
+        added[name] = up @ down
+    save_file(state, path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "target_modules": ["query"], "bias": "none"}
+    write(
+        path / "adapter_config.json", config | {"base_model_name_or_path": "nowhere/at-all", "use_dora": False} | stated
+    )
+    return added
+
+
+def merged(path: Path, added: dict[str, Any], scale: float) -> Path:
+    """A copy of the directory whose weights hold the adapter already."""
+    target = shutil.copytree(path, path.parent / "merged", ignore=shutil.ignore_patterns("adapter_*"))
+    weights = load_file(target / "model.safetensors")
+    weights |= {f"{name}.weight": weights[f"{name}.weight"] + scale * one for name, one in added.items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def vectors(path: Path) -> np.ndarray:
+    return oracle.of_ours(path)[0]["plain"]
+
+
+@pytest.fixture
+def embedder(tmp_path: Path) -> Path:
+    return saved_forms.save("bert dense normalize", tmp_path / "model")
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, ALPHA / RANK), (True, ALPHA / RANK**0.5)])
+def test_an_adapter_beside_its_base_is_merged(embedder: Path, use_rslora: bool, scale: float) -> None:
+    before = vectors(embedder)
+    added = adapter(embedder, use_rslora=use_rslora)
+    expected = vectors(merged(embedder, added, scale))
+    found = vectors(embedder)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found - before).max() > 0.01
+    assert {file.name for file in embedder.iterdir()} >= {"adapter_config.json", "model.safetensors"}  # left as it was
+
+
+def test_an_adapter_apart_from_its_base_takes_the_bases_weights_and_its_own_modules(
+    embedder: Path, tmp_path: Path
+) -> None:
+    apart = shutil.copytree(embedder, tmp_path / "apart")
+    (apart / "model.safetensors").unlink()
+    (apart / "config.json").unlink()
+    shutil.rmtree(apart / "2_Dense")
+    write(apart / "modules.json", [one for one in read(apart / "modules.json") if not one["path"].startswith("2_")])
+    (embedder / "tokenizer.json").unlink()  # its own is taken
+    added = adapter(apart, base_model_name_or_path=str(embedder))
+    found = vectors(apart)
+    shutil.copy(apart / "tokenizer.json", embedder)
+    shutil.copy(apart / "modules.json", embedder)
+    np.testing.assert_allclose(found, vectors(merged(embedder, added, ALPHA / RANK)), atol=1e-6)
+
+
+def test_names_from_under_a_head_are_found(embedder: Path) -> None:
+    added = adapter(embedder, prefix="base_model.model.bert.")
+    np.testing.assert_allclose(vectors(embedder), vectors(merged(embedder, added, ALPHA / RANK)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        ({"peft_type": "IA3"}, "an adapter of type 'IA3'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"modules_to_save": ["classifier"]}, "modules_to_save"),
+        ({"rank_pattern": {"query": 8}}, "rank_pattern"),
+        ({"alpha_pattern": {"query": 8}}, "alpha_pattern"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"a_key_of_tomorrow": 1}, "a_key_of_tomorrow"),
+    ],
+)
+def test_an_adapter_that_is_more_than_lora_is_refused_by_name(
+    embedder: Path, stated: dict[str, Any], said: str
+) -> None:
+    adapter(embedder, **stated)
+    with pytest.raises(CannotLoadModel, match=said) as caught:
+        vectors(embedder)
+    assert "merge_and_unload" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["encoder.layer.7.attention.self.query"], "has no such weight"),
+        (["encoder.layer.0.intermediate.dense"], "of that shape"),
+        ([], "lacks a matrix"),
+    ],
+    ids=["another layer", "another shape", "nothing"],
+)
+def test_an_adapter_of_another_base_is_refused(embedder: Path, names: list[str], said: str) -> None:
+    adapter(embedder, names)
+    with pytest.raises(CannotLoadModel, match=said):
+        vectors(embedder)
+
+
+def test_a_pickled_adapter_is_refused(embedder: Path) -> None:
+    adapter(embedder)
+    (embedder / "adapter_model.safetensors").rename(embedder / "adapter_model.bin")
+    with pytest.raises(CannotLoadModel, match="a pickled adapter is never read"):
+        vectors(embedder)
