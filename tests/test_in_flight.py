@@ -198,7 +198,8 @@ def test_jobs_in_flight_are_removed_on_one_thread_while_another_looks_at_them() 
 
 
 def test_what_is_reported_is_reported_once_whoever_takes_it() -> None:
-    held, taken, threads = InFlight(), [[] for _ in range(4)], []
+    held, threads = InFlight(), []
+    taken: list[list[str]] = [[] for _ in range(4)]
     for number in range(4000):
         held.add(str(number), _Owner())  # type: ignore[arg-type]
     is_over = threading.Event()
