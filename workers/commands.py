@@ -68,9 +68,9 @@ if TYPE_CHECKING:
 def workers(models: Sequence[str], **options: Any) -> int:
     """Start workers on this machine, and watch them.
 
-    One worker per accelerator, or one on the CPU, until SIGTERM or Ctrl-C, which drain them; SIGHUP replaces them one by
-    one. Without EMBEDQ_REDIS_URL it starts a server for this user. Models are those of --model, else of EMBEDQ_MODELS,
-    else of [models.ALIAS] in embedq.toml.
+    One worker per accelerator, or one on the CPU, until SIGTERM or Ctrl-C, which drain them; SIGHUP reads the settings
+    file again and replaces them one by one. Without EMBEDQ_REDIS_URL they use this user's embedded server, which is
+    started if none runs. Models are those of --model, else of EMBEDQ_MODELS, else of [models.ALIAS] in embedq.toml.
     """
     from embedq.core.settings import models_text, read_settings
     from embedq.workers import embedded
