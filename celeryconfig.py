@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -101,8 +102,12 @@ def _value(name: str, given: Any, default: Any) -> Any:
 
 def data_dir() -> Path:
     """Directory of the embedded server, by default below the user's own data directory."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(wire["data_dir"] or f"{home}/embedq").expanduser()
+    return _expanded(wire["data_dir"] or f"{os.environ.get('XDG_DATA_HOME') or '~/.local/share'}/embedq")
+
+
+@lru_cache(maxsize=16)
+def _expanded(directory: str) -> Path:
+    return Path(directory).expanduser()  # takes longer than sending a job should
 
 
 def url_file() -> Path:
@@ -135,11 +140,22 @@ def named_url() -> NamedUrl | None:
 
 
 def embedded_url() -> str | None:
-    """URL of this user's embedded server, as it published it; None if none runs."""
+    """URL of this user's embedded server, as it published it; None if none runs.
+
+    Some microseconds where the file has not changed: a producer looks several times for each job.
+    """
+    file = url_file()
     try:
-        return url_file().read_text(encoding="utf-8").strip() or None
+        found = os.stat(file)
+        return _read_url(file, found.st_ino, found.st_mtime_ns)
     except OSError:
         return None
+
+
+@lru_cache(maxsize=4)
+def _read_url(file: Path, *_: int) -> str | None:
+    """What the file holds, remembered until its inode or its time changes."""
+    return file.read_text(encoding="utf-8").strip() or None
 
 
 #: The form of a URL, for errors.
