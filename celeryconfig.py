@@ -146,7 +146,7 @@ def embedded_url() -> str | None:
     """
     file = url_file()
     try:
-        found = os.stat(file)
+        found = file.stat()
         return _read_url(file, found.st_ino, found.st_mtime_ns)
     except OSError:
         return None
