@@ -14,13 +14,15 @@ import pytest
 import redis
 
 from embedq import core
+from embedq.core.checkpoint import revision
 from embedq.core.checkpoint.content_hash import content_hash
 from embedq.core.codec import pack, unpack
 from embedq.core.errors import InvalidSettings
 from embedq.core.results import Embeddings, Ranking
+from embedq.core.settings import ModelSettings
 from embedq.tasks.models import KEY, Registry, Served
 from embedq.tasks.speeds import MAX_AGE_S, WORKERS_KEY, Speed, Speeds
-from tests.checkpoints import change_weights, save_cross_encoder, save_encoder
+from tests.checkpoints import as_sentence_transformer, change_weights, save_cross_encoder, save_encoder
 
 OLD = Served(
     "m", "/models/old", ["embed", "rerank"], 384, 256, ["dense"], [], "0.2.0", "v1", content="a" * 32, reading="1" * 8
@@ -157,21 +159,31 @@ def test_of_workers_that_start_together_one_wins(server: str, client: redis.Redi
 def test_a_result_names_the_revision_that_made_it(tmp_path: Path) -> None:
     directory = save_encoder(tmp_path / "e")
 
-    def revision(**model: Any) -> str:
+    def made_by(**model: Any) -> str:
         with core.load(str(directory), device="cpu", model=model) as engine:
             made: Embeddings = engine.embed(["the ferry"])
             assert engine.rerank("the ferry", ["a map"]).revision == made.revision
         return made.revision
 
-    first = revision()
+    first = made_by()
     assert first.startswith(content_hash(directory) + ".")
-    assert revision() == first == revision(precision="float32")
-    assert revision(pooling="cls").partition(".")[0] == first.partition(".")[0]
-    assert revision(pooling="cls") != first
+    assert made_by() == first == made_by(precision="float32")
+    assert made_by(pooling="cls").partition(".")[0] == first.partition(".")[0]
+    assert made_by(pooling="cls") != first
     change_weights(directory, lambda tensors: tensors["embeddings.word_embeddings.weight"].add_(0.5))
-    assert revision().partition(".")[0] != first.partition(".")[0]
+    assert made_by().partition(".")[0] != first.partition(".")[0]
+    as_sentence_transformer(directory, modules=["Transformer", "Pooling"])
+    assert made_by(normalize=True) != made_by(normalize=False)
     with core.load(str(save_cross_encoder(tmp_path / "r")), device="cpu") as engine:
         assert len(engine.rerank("the ferry", ["a map"]).revision) == 41
+
+
+def test_every_setting_of_a_model_that_may_change_its_numbers_is_part_of_its_made_by() -> None:
+    """A new one is, unless it is listed here with what it decides instead."""
+    others = {"path", "revision", "cache_dir", "sha256"}  # which files, whose content is hashed
+    others |= {"layout"}  # which modules there are
+    others |= {"precision"}  # by device
+    assert set(ModelSettings.model_fields) - others <= set(revision._READING)
 
 
 @pytest.mark.parametrize(

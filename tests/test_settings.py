@@ -32,6 +32,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9810", 9810),
     "metrics_host": ("::1", "::1"),
     "traces": ("1", True),
+    "replace_revision": ("1", True),
 }
 
 

@@ -31,6 +31,10 @@ _READING = (
     "heads_by",
     "strip",
     "lower",
+    "include_prompt",
+    "lengths",
+    "truncation_side",
+    "weights_rounded_to",
 )
 
 
@@ -41,5 +45,7 @@ def with_revision(spec: ModelSpec) -> ModelSpec:
 
 def _reading(spec: ModelSpec) -> str:
     """8 hexadecimal digits; equal for two models of the same files exactly if those are read alike."""
-    chosen = {name: getattr(spec, name, None) for name in _READING}
+    chosen = {name: getattr(spec, name) for name in _READING}
+    # What modules there are decides a setting (`layout`); what is in them is in the files.
+    chosen["modules"] = [module.name for module in (*spec.token_modules, *spec.modules)]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()[:8]
