@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,15 @@ from embedq.tasks.dead import DeadLetters
 from embedq.tasks.models import Registry
 from embedq.tasks.speeds import Speed, Speeds
 from embedq.workers.heartbeat_line import READY, Beat
+from tests import previous
 from tests.chaos.fleet import Fleet
 from tests.checkpoints import expected_rows
 from tests.consuming import Consuming, in_flight
 from tests.own_server import OwnServer
 from tests.producing import Failed, Producing
-from tests.running import ROOT, Running
 
 #: Written by 0.1.0 with its own code.
 RECORDS: dict[str, Any] = json.loads((Path(__file__).parent / "records" / "0.1.0.json").read_text())
-
-#: The last commit of the previous release.
-PREVIOUS = "27d99f57583e4d4276ae9ef3c194bb4dda57d067"
 
 TIMEOUT_S = 60.0
 
@@ -118,38 +111,16 @@ def shared(tmp_path: Path) -> Iterator[OwnServer]:
 
 
 @pytest.fixture(scope="module")
-def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources of the previous release; skipped where the history is not there."""
-    archive = subprocess.run(["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True, check=False)
-    if archive.returncode:
-        pytest.skip(f"commit {PREVIOUS[:7]} of the previous release is not in this checkout")
     directory = tmp_path_factory.mktemp("previous")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as sources:
-        sources.extractall(directory, filter="data")
+    if not previous.unpack(directory):
+        pytest.skip(f"commit {previous.COMMIT[:7]} of the previous release is not in this checkout")
     return directory
 
 
-def previous_worker(previous: Path, server: OwnServer, notes: Path) -> Running:
-    """A worker of the previous release over a model that costs nothing."""
-    notes.mkdir(exist_ok=True)
-    environment = {
-        "EMBEDQ_REDIS_URL": server.url, "EMBEDQ_CONFIG": "", "CHAOS_NOTES": str(notes), "EMBEDQ_MODELS": "light=/nowhere",
-        "PYTHONPATH": str(previous),
-    }  # fmt: skip
-    return Running([sys.executable, "-m", "tests.chaos.light_worker", "1"], environment, previous)
-
-
-def produced_by_previous(previous: Path, server: OwnServer, expression: str) -> str:
-    """What a producer of the previous release prints."""
-    program = f"import tasks\ntry: print({expression})\nexcept Exception as error: print(type(error).__module__, type(error).__name__)"
-    environment = {"EMBEDQ_REDIS_URL": server.url, "EMBEDQ_CONFIG": "", "PYTHONPATH": str(previous)}
-    with Running([sys.executable, "-c", program], environment, previous) as running:
-        assert running.wait(TIMEOUT_S) == 0
-    return running.lines[-1]
-
-
 def test_our_worker_answers_messages_and_producers_of_the_previous_release(
-    shared: OwnServer, previous: Path, tmp_path: Path
+    shared: OwnServer, sources: Path, tmp_path: Path
 ) -> None:
     ours = {"EMBEDQ_REDIS_URL": shared.url, "EMBEDQ_CONFIG": ""}
     with Fleet(shared.url, tmp_path, 1) as fleet, Producing(ours) as producer:
@@ -160,18 +131,22 @@ def test_our_worker_answers_messages_and_producers_of_the_previous_release(
         assert rows == expected_rows(["a text", "another text"]).tolist()
         assert producer.do("len(tasks.app.AsyncResult('recorded-rerank').get(timeout=60))") == 2
         assert (
-            produced_by_previous(previous, shared, "tasks.embed.delay(['a']).get(timeout=50).dense.shape") == "(1, 2)"
+            previous.produce(sources, shared.url, "tasks.embed.delay(['a']).get(timeout=50).dense.shape", TIMEOUT_S)
+            == "(1, 2)"
         )
         # As docs/operating/upgrading.md says: the class has the name, and is none of theirs.
         wrong = "tasks.embed.delay(['a'], outputs=('sparse',)).get(timeout=50)"
-        assert produced_by_previous(previous, shared, wrong).split() == ["celery.backends.base", "InvalidInput"]
+        assert previous.produce(sources, shared.url, wrong, TIMEOUT_S).split() == [
+            "celery.backends.base",
+            "InvalidInput",
+        ]
 
 
 def test_our_producer_is_answered_by_a_worker_of_the_previous_release_and_ours_takes_over(
-    shared: OwnServer, previous: Path, tmp_path: Path
+    shared: OwnServer, sources: Path, tmp_path: Path
 ) -> None:
     ours = {"EMBEDQ_REDIS_URL": shared.url, "EMBEDQ_CONFIG": ""}
-    with previous_worker(previous, shared, tmp_path / "old") as old, Producing(ours) as producer:
+    with previous.start_workers(sources, shared.url, tmp_path / "old") as old, Producing(ours) as producer:
         old.wait_for("action=worker_ready")
         rows = producer.do("tasks.embed.delay(['a text']).get(timeout=60).dense.tolist()")
         assert rows == expected_rows(["a text"]).tolist()

@@ -1,10 +1,13 @@
-"""`python -m tests.chaos [storm] [fuzz] [poison]`: real workers, a real server, and everything done to them that may happen.
+"""`python -m tests.chaos [NAME …]`: real workers, a real server, and everything done to them that may happen.
 
     storm    workers, connections and the server are killed, stopped and frozen under load
     fuzz     messages that are no jobs among good ones
     poison   jobs that kill every worker that computes them, among others
+    threads  threads of workers that end one by one under load
+    forks    producers that fork, wait in all processes at once, and lose their connections
+    upgrade  workers of the previous release, killed and drained while ours take over
 
-Without a name all three. Ends with code 1 if a promise was broken.
+Without a name all. Ends with code 1 if a promise was broken.
 """
 
 from __future__ import annotations

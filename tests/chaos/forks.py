@@ -63,7 +63,7 @@ def run(size: Size, seed: int, say: Callable[[str], None]) -> list[Figure]:
         right = sum(answer["right"] for answer in answers)
         return [
             Figure("children", "forks of a producer that has waited", size.num_children, "processes"),
-            Figure("cut", "connections cut meanwhile", num_cut, "connections"),
+            Figure("forks_cut", "connections cut meanwhile", num_cut, "connections"),
             Figure("right", "results that were right, in parent and forks", right, "jobs", total),
             Figure("stuck", "waits that failed or got another's result", total - right, "jobs", 0, is_limit=True),
             Figure("gone", "processes that ended otherwise", wanted - len(answers), "processes", 0, is_limit=True),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.report import Figure
 
-RUNS = ["storm", "fuzz", "poison", "threads", "forks"]
+RUNS = ["storm", "fuzz", "poison", "threads", "forks", "upgrade"]
 
 
 def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendfsync: str) -> list[Figure]:
     """Make one run, telling how far it is; returns what was counted."""
-    from tests.chaos import forks, fuzz, poison, storm, threads
+    from tests.chaos import forks, fuzz, poison, storm, threads, upgrade
 
     begun_s = time.monotonic()
 
@@ -29,4 +29,6 @@ def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendf
         return threads.run(threads.QUICK if is_quick else threads.FULL, seed, say)
     if name == "forks":
         return forks.run(forks.QUICK if is_quick else forks.FULL, seed, say)
+    if name == "upgrade":
+        return upgrade.run(upgrade.QUICK if is_quick else upgrade.FULL, seed, say)
     return poison.run(poison.QUICK if is_quick else poison.FULL, seed, say)

@@ -66,16 +66,16 @@ def run(times: int, seed: int, say: Callable[[str], None]) -> list[Figure]:
         if unnoticed:
             say(f"unnoticed: {unnoticed}; the workers' last lines:\n{fleet.output[-20_000:]}")
         return [
-            Figure("sent", "jobs sent while threads ended", len(load.sent), "jobs"),
+            Figure("threads_sent", "jobs sent while threads ended", len(load.sent), "jobs"),
             Figure("ended", "threads ended", len(order), "threads"),
             Figure("died", "  with their process", len(codes), "threads"),
             Figure("restarted", "  and restarted", fleet.output.count("action=thread_restarted"), "threads"),
             Figure("unnoticed", "  and not noticed", len(unnoticed), "threads", 0, is_limit=True),
-            Figure("lost", "jobs without a result", len(lost), "jobs", 0, is_limit=True),
-            Figure("not_right", "jobs with a failure or a wrong result",
+            Figure("threads_lost", "jobs without a result", len(lost), "jobs", 0, is_limit=True),
+            Figure("threads_not_right", "jobs with a failure or a wrong result",
                    sum(states_of.values()) - states_of[states.SUCCESS], "jobs", 0, is_limit=True),
-            Figure("left", "jobs left in flight", left, "jobs", 0, is_limit=True),
-            Figure("dead", "dead letters", num_dead, "jobs", 0, is_limit=True),
+            Figure("threads_left", "jobs left in flight", left, "jobs", 0, is_limit=True),
+            Figure("threads_dead", "dead letters", num_dead, "jobs", 0, is_limit=True),
         ]  # fmt: skip
 
 
