@@ -104,7 +104,7 @@ def run_suite(place: Path, pytest_arguments: list[str]) -> str:
     """Run what measures no time; returns what failed, empty if nothing did."""
     report = place / "report.xml"
     report.unlink(missing_ok=True)
-    command = [place / "bin" / "python", "-m", "pytest", "-m", "not timing", "-q", f"--junit-xml={report}"]
+    command = [str(place / "bin" / "python"), "-m", "pytest", "-m", "not timing", "-q", f"--junit-xml={report}"]
     environment = os.environ | {"PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     code = subprocess.run([*command, *pytest_arguments], cwd=ROOT, env=environment).returncode
     if not code:
@@ -134,13 +134,21 @@ def pins(*others: str) -> dict[str, str]:
 
 def installed(place: Path) -> dict[str, str]:
     """Versions of the packages of an environment, by lower-case name."""
-    command = [place / "bin" / "python", "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
+    command = [str(place / "bin" / "python"), "-m", "pip", "list", "--format=json", "--disable-pip-version-check"]
     listed = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     return {one["name"].lower(): one["version"] for one in listed}
 
 
 def _pip(place: Path, *arguments: str) -> str:
-    command = [place / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments]
+    command = [
+        str(place / "bin" / "python"),
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        *arguments,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return f"pip install {shlex.join(arguments)} failed:\n{done.stderr[-2000:]}" if done.returncode else ""
 

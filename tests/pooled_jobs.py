@@ -84,7 +84,7 @@ def answer_of(*_: Any) -> tuple[bool, Any, float]:
     return error is not None, error or answer.result(), 0.0
 
 
-def apply(pool: EnginePool, request: Noted, target: Callable[..., Any] = answer_of, **limits: float) -> HeldJob:
+def apply(pool: EnginePool, request: Noted, target: Callable[..., Any] = answer_of, **limits: Any) -> HeldJob:
     """Hand a job to the pool as Celery's request does."""
     arguments = ("tasks.embed", request.id, request.request_dict, request._body, None, None)
     return pool.on_apply(

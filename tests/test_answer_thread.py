@@ -98,10 +98,14 @@ def test_what_follows_a_round_follows_its_storing(rounds: Rounds, can_store: boo
     assert rounds.steps.count(told[0]) == 1, "a later round repeats nothing"
 
 
+def fail() -> None:
+    raise ZeroDivisionError
+
+
 def test_an_action_that_raises_keeps_no_other_from_running(rounds: Rounds) -> None:
     with rounds.together():
-        rounds.answers.submit(lambda: 1 / 0 and None)
-        rounds.answers.submit(lambda: rounds.answers.after_storing(lambda: 1 / 0 and None, rounds.note("never")))
+        rounds.answers.submit(fail)
+        rounds.answers.submit(lambda: rounds.answers.after_storing(fail, rounds.note("never")))
         rounds.answers.submit(lambda: rounds.answers.after_storing(rounds.note("ack"), rounds.note("never")))
     rounds.settle()
     assert "ack" in rounds.steps

@@ -142,7 +142,7 @@ def test_nothing_is_fetched_before_the_pool_has_started_nor_once_it_closes(app: 
 
 
 @contextmanager
-def held_in_a_pass(pool: EnginePool, model: FakeModel, **limits: float) -> Iterator[Noted]:
+def held_in_a_pass(pool: EnginePool, model: FakeModel, **limits: Any) -> Iterator[Noted]:
     """A job whose batch is under way until the block ends; Celery has seen it start."""
     model.gate.clear()
     request = request_of(["held"], "held")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from embedq.core.devices import Device
 from embedq.workers.heartbeat_line import READY, Beat
 from embedq.workers.launcher.rolling_restart import Rolling
+from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.worker_process import Child
 
 DEVICE = Device("cpu", 0, "cpu")
@@ -34,7 +35,7 @@ class Fleet:
         return [child for child in self.children if child.deadline_s is None and not child.successor]
 
     def add(self, device: Device) -> Child:
-        child = Child(device, f"cpu{len(self.children)}")
+        child = Child(device, f"cpu{len(self.children)}", Patience(60.0, 300.0, 1_800.0))
         child.process = SimpleNamespace(pid=1)  # type: ignore[assignment]
         self.children.append(child)
         return child

@@ -17,10 +17,12 @@ import pytest
 from embedq.core.devices import Device
 from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
 from embedq.workers.launcher import worker_process
+from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.status_table import Lines
 from embedq.workers.launcher.worker_process import Child, Event, Reporting
 from tests.checkpoints import PATIENCE_S
 
+PATIENCE = Patience(60.0, 300.0, 1_800.0)
 BEATING = (sys.executable, "-m", "tests.beating_worker")
 
 
@@ -56,7 +58,7 @@ def launcher() -> Launcher:
 def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
     """A worker whose process only beats."""
     monkeypatch.setattr(worker_process, "COMMAND", BEATING)
-    child = Child(Device("cpu", 0, "cpu"), "cpu0")
+    child = Child(Device("cpu", 0, "cpu"), "cpu0", PATIENCE)
     yield child
     if child.process and child.process.poll() is None:
         child.process.kill()
@@ -126,7 +128,7 @@ def test_a_program_that_cannot_be_started_leaves_no_descriptor_open(
 
 
 def test_a_crashed_worker_waits_longer_each_time_and_anew_after_it_ran_for_long() -> None:
-    child, now_s = Child(Device("cpu", 0, "cpu"), "cpu0"), 1_000.0
+    child, now_s = Child(Device("cpu", 0, "cpu"), "cpu0", PATIENCE), 1_000.0
     child.started_s = now_s
     pauses = [child.retry(now_s) for _ in range(8)]
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
