@@ -47,7 +47,7 @@ def run_pythons(pytest_arguments: list[str]) -> int:
     found = interpreters(_folders())
     for version in VERSIONS:
         print(f"CPython {version}: {found.get(version, 'not found')}", flush=True)
-    failed = {}
+    failed: dict[str, str] = {}
     for version, python in found.items():
         place = PLACE / version
         problem = make(python, place, ["-c", "constraints.txt"]) or run_suite(place, pytest_arguments)
