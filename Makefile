@@ -1,5 +1,8 @@
 # make demo    everything once, from nothing: install, server, worker, Flower, real texts
 # make test    the whole suite, against a real server and real workers (ARGS="tests/test_scheduler.py -q" runs a part)
+# make coverage      the whole suite, with the lines and branches that no test runs, child processes included; site in .coverage-site/
+# make test-pythons  the part without timing on every CPython from 3.11 to 3.14 found here; says which were not (ARGS as above)
+# make test-newest   the same with the newest Celery, kombu, redis-py and transformers; says what broke, changes no pin
 # make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
 # make check   formatter, linter, type checker, documentation
 # make docs    the reference pages from the code, and the documentation as a site in site/
@@ -24,7 +27,7 @@ PROCESSES = $(shell $(BIN)/python -c "import os; print(min(8, (os.cpu_count() or
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
-.PHONY: demo test check docs format wheel bench-peers clean
+.PHONY: demo test coverage test-pythons test-newest check docs format wheel bench-peers clean
 
 demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
@@ -41,6 +44,24 @@ else
 	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 || status=$$?; \
 	exit $$status
 endif
+
+# As `make test`, one after the other into the same data. A figure is no goal: what is not run is what to look at.
+coverage: $(VENV)/.test
+	$(BIN)/python -m coverage erase
+ifdef ARGS
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+else
+	$(BIN)/python -m pytest --cov --cov-report= -m "not timing" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --cov --cov-append --cov-report= -m timing
+endif
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m coverage html --directory .coverage-site --quiet
+
+test-pythons: $(VENV)/.test
+	TORCH="$(TORCH)" $(BIN)/python -m tests.environments pythons $(ARGS)
+
+test-newest: $(VENV)/.test
+	TORCH="$(TORCH)" $(BIN)/python -m tests.environments newest $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check .
@@ -68,7 +89,7 @@ bench-peers: $(VENV)/.test $(PEERS:%=$(VENV)/peers/%/.done)
 	$(BIN)/python -m tests.bench peers $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo build dist site embedq.egg-info
+	rm -rf $(VENV) .demo build dist site embedq.egg-info .coverage .coverage-site
 
 # An environment of its own: nothing of the others is needed, torch least of all.
 $(VENV)/wheel/bin/pip:

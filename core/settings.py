@@ -136,7 +136,8 @@ class Settings(BaseSettings):
     max_waiting_tokens: int = Field(default=4_000_000, ge=1_000)
     #: Most seconds of one batch, estimated from the measured speed: an interactive job may have to wait that long.
     max_batch_s: float = Field(default=0.5, gt=0, le=_MAX_S)
-    #: Most seconds that bulk work is passed over for interactive work before it gets a batch.
+    #: Most seconds that bulk work is passed over for interactive work before it gets a turn, at each stage: a batch's worth of
+    #: jobs fetched, a slice of 256 texts encoded, a batch computed.
     max_bulk_wait_s: float = Field(default=2.0, gt=0, le=_MAX_S)
     #: Forward passes to run at once on a CPU, each on its part of the cores; a pass that runs alone uses all. None: one
     #: per four cores, at least two. Accelerators run one.
@@ -152,7 +153,8 @@ class Settings(BaseSettings):
     #: Batches' worth of tokens to prefetch. More lets similar lengths share a batch, but leaves less for other workers.
     #: Two would keep the device busy; see docs/measurements.md, "window".
     window_batches: int = Field(default=16, ge=2)
-    #: Most jobs that one worker holds at a time, jobs that wait for their countdown included.
+    #: Most jobs that one worker holds at a time. Jobs that wait for their countdown do not count, up to as many again; those
+    #: beyond wait on the server.
     max_jobs: int = Field(default=10_000, ge=1)
     #: Seconds a worker has after SIGTERM to finish its jobs before it is killed; unfinished jobs return to the queue.
     drain_timeout_s: float = Field(default=60.0, gt=0, le=_MAX_S)

@@ -449,7 +449,7 @@ _OPTIONS_FOOT = _text("""
     | --- | --- |
     | `priority` | 0 to 9. Up to {interactive} is interactive, above is bulk; the lists are 0, 3, 6 and 9. A job of more than {rows} texts is bulk whatever its priority. |
     | `expires` | Seconds or a date after which the job is dropped if it has not started. |
-    | `countdown`, `eta` | The job waits in a worker until then. |
+    | `countdown`, `eta` | The job waits in a worker until then, and keeps no other waiting. A worker holds up to `EMBEDQ_MAX_JOBS` such jobs; others wait on the server, and reach a worker two seconds before their time. A revocation holds for either. |
     | `time_limit`, `soft_time_limit` | Seconds from the job's first batch. |
     | `ignore_result` | Store nothing. |
     | `link`, `link_error` | Signatures that the worker sends on when the job ends; see [Chains with your own tasks](../how-to/chains.md). |
@@ -489,6 +489,8 @@ _KEYS_FOOT = _text("""
 
     Announced models, the last measured speeds, dead letters and kombu's bindings stay. Results expire. `unacked`, `unacked_index`
     and `embedq:jobs` are empty unless a worker was killed; the next worker moves those jobs back to their queues after a lease.
+    `embedq:delayed` and `embedq:delayed_jobs` are empty unless workers that held `EMBEDQ_MAX_JOBS` jobs with a countdown were killed; the next
+    worker takes up those jobs, too.
 """)
 
 _COMMANDS_HEAD = _text("""

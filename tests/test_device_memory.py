@@ -99,12 +99,23 @@ def test_any_other_error_is_not_one(error: BaseException) -> None:
 
 
 def test_a_cache_that_cannot_be_emptied_is_left_to_the_next_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
     def broken() -> None:
+        tried.append("npu")
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(torch, "npu", SimpleNamespace(empty_cache=broken), raising=False)
     free_cache("npu:0")
+    assert tried == ["npu"], "the cache of this device was not emptied at all"
     free_cache("cpu")
+    assert tried == ["npu"]
+
+
+def test_a_mistake_of_our_own_in_emptying_a_cache_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "npu", SimpleNamespace(empty_cache=lambda wrong: None), raising=False)
+    with pytest.raises(TypeError):
+        free_cache("npu:0")
 
 
 def test_a_budget_falls_by_a_quarter_of_what_failed_and_never_rises() -> None:

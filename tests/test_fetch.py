@@ -33,7 +33,7 @@ def test_one_call_takes_everything_most_urgent_first_and_then_queue_by_queue(url
 
 def test_a_thousand_jobs_take_two_calls_and_their_acknowledgements_as_many(url: str, client: redis.Redis) -> None:
     send(url, "a", *range(1000))
-    with Consuming(url, ["a"]) as worker:
+    with Consuming(url, ["a"], unacked_restore_interval=60) as worker:  # a sweep renews leases, on a slow machine
         worker.on_message = lambda message: (worker.got.append(message), worker.hub.call_soon(message.ack))
         client.config_resetstat()
         worker.run_until(lambda: len(worker.got) == 1000 and in_flight(client) == 0)

@@ -52,9 +52,13 @@ def test_the_loop_is_woken_once_for_them_and_again_after_its_turn(client: redis.
         for message in worker.got[:2]:
             QoS.acknowledge_soon(message.ack)
         assert len(worker.hub._ready) == 1
+        assert in_flight(client) == 3
         worker.turn()
+        assert in_flight(client) == 1, "the loop was woken, and made none of them"
         QoS.acknowledge_soon(worker.got[2].ack)
         assert len(worker.hub._ready) == 1
+        worker.turn()
+        assert in_flight(client) == 0
 
 
 def test_one_that_fails_keeps_no_other_from_being_made(client: redis.Redis, delivery_url: str) -> None:

@@ -59,7 +59,11 @@ def test_rows_that_cannot_be_right_are_refused(name: str, spoil: Any, told: str)
 
 
 def test_only_what_was_wanted_is_checked() -> None:
-    check_rows(FakeModel(), right_rows() | {"other": None}, frozenset({"dense"}), 2)
+    rows = right_rows()
+    _set("colbert", np.nan)(rows)
+    check_rows(FakeModel(), rows, frozenset({"dense"}), 2)
+    with pytest.raises(DeviceFailure, match="colbert"):  # nothing but the wish tells the two apart
+        check_rows(FakeModel(), rows, frozenset({"dense", "colbert"}), 2)
 
 
 def piece(*lengths: int) -> list[Sequence]:

@@ -100,9 +100,14 @@ def test_announcements_of_older_and_newer_workers_are_read(registry: Registry) -
     assert found == {"ours": __version__, "older": "", "newer": "9.0.0"}
 
 
-def test_a_server_that_is_down_is_left_to_the_publish() -> None:
+def test_a_server_that_is_down_is_left_to_the_publish(registry: Registry) -> None:
+    registry.announce([model("one", ["embed"])])
+    with pytest.raises(UnknownModel):
+        registry.check("embed", "any")
     with redis.Redis(port=1, socket_connect_timeout=0.1) as nowhere:
-        Registry(nowhere).check("embed", "any")
+        with pytest.raises(redis.ConnectionError):
+            nowhere.ping()
+        Registry(nowhere).check("embed", "any")  # raises nothing: the publish says it, with its retries
 
 
 def test_importing_tasks_leaves_the_applications_own_app_and_config_alone(tmp_path: Path) -> None:

@@ -1,74 +1,137 @@
-"""A launcher and a worker of another version: its heartbeats are read, its end is seen, whatever it writes."""
+"""One worker of a launcher: its environment, what its process reports, its end, and when it starts again."""
 
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from embedq.core.devices import Device
-from embedq.workers.heartbeat_line import READY, Beat
+from embedq.workers.heartbeat_line import DRAINING, LOADING, READY, Beat
 from embedq.workers.launcher import worker_process
+from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.status_table import Lines
 from embedq.workers.launcher.worker_process import Child, Event, Reporting
-from tests.test_records import RECORDS
+from tests.checkpoints import PATIENCE_S
 
-TIMEOUT_S = 30.0
-
-#: A worker that writes the lines it is given, and stays until it is killed unless it is to end.
-WRITES = """
-import os, sys, time
-os.write(int(os.environ["EMBEDQ_HEARTBEAT_FD"]), sys.argv[1].encode())
-time.sleep(0 if len(sys.argv) > 2 else 300)
-"""
+PATIENCE = Patience(60.0, 300.0, 1_800.0)
+BEATING = (sys.executable, "-m", "tests.beating_worker")
 
 
-class Launched:
-    """One worker's process and what its launcher hears of it."""
+class Launcher:
+    """What a child reports to: runs its events on the test's thread."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, lines: str, *stay: str) -> None:
-        monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", WRITES, lines, *stay))
+    def __init__(self) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.beats: list[Beat] = []
-        self.num_ends = 0
-        self.child = Child(Device("cuda", 0, ""), "cuda0")
-        self.child.start(time.monotonic(), {}, (), Reporting(self.events.put, self._beat, self._end, Lines()))
-
-    def until(self, condition: Callable[[], object]) -> None:
-        while not condition():
-            self.events.get(timeout=TIMEOUT_S)()
+        self.codes: list[int | None] = []
+        self.reporting = Reporting(self.events.put, self._beat, self._end, Lines())
 
     def _beat(self, child: Child, process: subprocess.Popen[bytes], beat: Beat) -> None:
+        child.beat = beat
         self.beats.append(beat)
 
     def _end(self, child: Child, process: subprocess.Popen[bytes]) -> None:
-        self.num_ends += 1
+        self.codes.append(process.returncode)
+
+    def run_until_the_end(self) -> int | None:
+        """Run what is reported until the process has ended; returns its exit code."""
+        while not self.codes:
+            self.events.get(timeout=PATIENCE_S)()
+        return self.codes.pop()
 
 
-def test_a_worker_of_a_newer_release_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    newer = json.loads(Beat(READY, "m.cuda0@host").line()) | {"wings": 2, "version": "9.0"}
-    launched = Launched(monkeypatch, json.dumps(newer) + "\nno heartbeat\n" + json.dumps(newer) + "\n", "ends")
-    launched.until(lambda: launched.num_ends)
-    assert [(beat.state, beat.version) for beat in launched.beats] == [(READY, "9.0")] * 2
+@pytest.fixture
+def launcher() -> Launcher:
+    return Launcher()
 
 
-def test_a_worker_of_the_previous_release_is_followed_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched = Launched(monkeypatch, "".join(RECORDS["heartbeats"]), "ends")
-    launched.until(lambda: launched.num_ends)
-    assert [beat.num_jobs for beat in launched.beats] == [0, 3]
+@pytest.fixture
+def child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Child]:
+    """A worker whose process only beats."""
+    monkeypatch.setattr(worker_process, "COMMAND", BEATING)
+    child = Child(Device("cpu", 0, "cpu"), "cpu0", PATIENCE)
+    yield child
+    if child.process and child.process.poll() is None:
+        child.process.kill()
+        child.process.wait(PATIENCE_S)
 
 
-def test_a_worker_that_nobody_follows_any_more_is_ended_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(line: bytes) -> Beat:
-        raise SystemError("a bug")
+def start(child: Child, launcher: Launcher, *beats: dict[str, Any], **variables: str) -> None:
+    environment = os.environ | {"BEATS": json.dumps(beats or [{}])} | variables
+    child.start(1_000.0, environment, (), launcher.reporting)
 
-    monkeypatch.setattr(worker_process.Beat, "read", broken)
-    launched = Launched(monkeypatch, Beat().line().decode())
-    launched.until(lambda: launched.num_ends)
-    assert launched.child.process
-    assert launched.child.process.wait(TIMEOUT_S) == -9
+
+def test_beats_are_reported_in_order_and_its_end_at_last(child: Child, launcher: Launcher) -> None:
+    assert (child.state, child.is_loading, child.due_s) == ("waiting", True, 0.0)
+    start(child, launcher, {"state": LOADING}, {"state": READY, "worker": "fake.cpu0@here"}, BEATING_EXIT="3")
+    assert (child.state, child.due_s, child.started_s) == (LOADING, None, 1_000.0)
+    assert launcher.run_until_the_end() == 3
+    assert [beat.state for beat in launcher.beats] == [LOADING, READY]
+    assert (child.is_ready, child.beat.worker) == (True, "fake.cpu0@here")
+    child.deadline_s = 5.0
+    assert (child.state, child.is_ready) == (DRAINING, False)
+
+
+def test_a_worker_that_is_killed_is_reported_with_its_signal(child: Child, launcher: Launcher) -> None:
+    start(child, launcher, {"state": READY})
+    launcher.events.get(timeout=PATIENCE_S)()
+    assert child.process
+    child.process.send_signal(signal.SIGKILL)
+    assert launcher.run_until_the_end() == -signal.SIGKILL
+
+
+def test_a_beat_that_was_cut_short_is_no_beat(
+    child: Child, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = (
+        "import os; from embedq.workers.heartbeat_line import *; fd = int(os.environ[VARIABLE]); "
+        "os.write(fd, Beat(state=READY).line()); os.write(fd, Beat(state=DRAINING).line()[:-9])"
+    )
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", program))
+    start(child, launcher)
+    assert launcher.run_until_the_end() == 0
+    assert [beat.state for beat in launcher.beats] == [READY]
+
+
+def test_its_process_learns_its_device_and_no_name_meant_for_another(
+    child: Child, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("EMBEDQ_DEVICE", "EMBEDQ_DEVICE_LABEL", "EMBEDQ_WORKER_NAME")
+    program = (
+        "import os; from embedq.workers.heartbeat_line import *; "
+        f"os.write(int(os.environ[VARIABLE]), Beat(worker=' '.join(os.environ[n] for n in {names})).line())"
+    )
+    monkeypatch.setattr(worker_process, "COMMAND", (sys.executable, "-c", program))
+    start(child, launcher, EMBEDQ_WORKER_NAME="one for all", EMBEDQ_DEVICE="cuda:7")
+    assert launcher.run_until_the_end() == 0
+    assert [beat.worker for beat in launcher.beats] == ["cpu cpu0 "]
+
+
+def test_a_program_that_cannot_be_started_leaves_no_descriptor_open(
+    child: Child, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_process, "COMMAND", ("/no/such/program",))
+    descriptors = Path("/proc/self/fd")
+    before = len([*descriptors.iterdir()])
+    with pytest.raises(OSError, match="no/such/program"):
+        start(child, launcher)
+    assert len([*descriptors.iterdir()]) == before
+
+
+def test_a_crashed_worker_waits_longer_each_time_and_anew_after_it_ran_for_long() -> None:
+    child, now_s = Child(Device("cpu", 0, "cpu"), "cpu0", PATIENCE), 1_000.0
+    child.started_s = now_s
+    pauses = [child.retry(now_s) for _ in range(8)]
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert child.due_s == now_s + 60
+    assert child.retry(now_s + 299) == 60
+    assert child.retry(now_s + 301) == 1

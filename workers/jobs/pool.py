@@ -189,11 +189,12 @@ class EnginePool(PoolBase):
                 held.error = None  # the answer came in this moment
 
     def _timeout(self, held: HeldJob) -> None:
+        times = times_of(held.job, held.request.task)  # cancelling forgets the job
         if held.job and held.job.answer.cancel():
             # Celery answers, acknowledges and logs; not within a batch of results, that would acknowledge first.
             done = partial(held.on_timeout, False, held.timeout_s)
             self._answers.after_storing(done, done)
-            self.jobs.job_counts.count(*times_of(held.job, held.request.task)[:2], "failed")
+            self.jobs.job_counts.count(*times[:2], "failed")
 
     def _watch_expiry(self, held: HeldJob, expires_s: float) -> None:
         drop = partial(self._drop_if_revoked, held)
