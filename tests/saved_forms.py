@@ -505,64 +505,70 @@ def _transformer(path: Path, **more: Any) -> Any:
 
 def _refused_forms() -> dict[str, Form]:
     """Modules of the library that no family runs, and what only other programs read."""
+    normalized = _embedder(_BERT, _pooled("mean", "normalize"))
+    own = {
+        "a Pooling of its own": (1, "my_pooling.Pooling"),
+        "a Transformer of its own": (0, "custom_st.Transformer"),
+    }
+    stored = {
+        "ONNX only": ("onnx/model.onnx", "weights for ONNX"),
+        "pickle only": ("pytorch_model.bin", "embedq convert"),
+        "GGUF only": ("model.gguf", "llama.cpp (GGUF)"),
+    }
+    return {
+        **_refused_modules(),
+        **{
+            f"bert, {name}": _changed(normalized, partial(_set_class, *asked), f"names the class {asked[1]!r}")
+            for name, asked in own.items()
+        },
+        **{
+            f"bert, {name}": _changed(normalized, partial(_store_as, file), said)
+            for name, (file, said) in stored.items()
+        },
+        "bert, no tokenizer.json": _changed(
+            normalized, lambda path: (path / "tokenizer.json").unlink(), "has no tokenizer.json"
+        ),
+    }
+
+
+def _store_as(file: str, path: Path) -> None:
+    """Have an empty file of another format instead of safetensors."""
+    (path / "model.safetensors").unlink()
+    (path / file).parent.mkdir(exist_ok=True)
+    (path / file).write_bytes(b"")
+
+
+def _set_class(number: int, name: str, path: Path) -> None:
+    modules = tiny_models.read(path / "modules.json")
+    modules[number]["type"] = name
+    tiny_models.write(path / "modules.json", modules)
+
+
+def _refused_modules() -> dict[str, Form]:
     from sentence_transformers.sentence_transformer import modules as st
     from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
 
-    normalized = _embedder(_BERT, _pooled("mean", "normalize"))
-
-    def only(pattern: str, name: str) -> Callable[[Path], None]:
-        def change(path: Path) -> None:
-            for file in path.glob(pattern):
-                file.unlink()
-            (path / name).parent.mkdir(exist_ok=True)
-            (path / name).write_bytes(b"")
-
-        return change
-
-    def class_of(number: int, name: str) -> Callable[[Path], None]:
-        def change(path: Path) -> None:
-            modules = tiny_models.read(path / "modules.json")
-            modules[number]["type"] = name
-            tiny_models.write(path / "modules.json", modules)
-
-        return change
-
+    dense = "SentenceTransformer"
     return {
         "bert, WeightedLayerPooling": _of_modules(
-            "SentenceTransformer",
+            dense,
             lambda path: [_transformer(path), st.WeightedLayerPooling(32, 2, 1), st.Pooling(32, "mean")],
             "lists Transformer, WeightedLayerPooling, Pooling",
         ),
         "bert, CNN": _of_modules(
-            "SentenceTransformer",
-            lambda path: [_transformer(path), st.CNN(32, 8), st.Pooling(24, "mean")],
-            "lists Transformer, CNN",
+            dense, lambda path: [_transformer(path), st.CNN(32, 8), st.Pooling(24, "mean")], "lists Transformer, CNN"
         ),
         "bert, LSTM": _of_modules(
-            "SentenceTransformer",
-            lambda path: [_transformer(path), st.LSTM(32, 8), st.Pooling(16, "mean")],
-            "lists Transformer, LSTM",
+            dense, lambda path: [_transformer(path), st.LSTM(32, 8), st.Pooling(16, "mean")], "lists Transformer, LSTM"
         ),
-        "BoW": _of_modules("SentenceTransformer", lambda path: [st.BoW(["a", "ferry"])], "lists BoW"),
+        "BoW": _of_modules(dense, lambda path: [st.BoW(["a", "ferry"])], "lists BoW"),
         "bert, CSR (SparseAutoEncoder)": _of_modules(
             "SparseEncoder",
             lambda path: [_transformer(path), st.Pooling(32, "mean"), SparseAutoEncoder(32, 64, k=8)],
             "lists Transformer, Pooling, SparseAutoEncoder",
         ),
         "bert, MultiVectorEncoder": _multi_vector(),
-        "bert, Router": _of_modules("SentenceTransformer", _routed, "lists Router"),
-        "bert, a Pooling of its own": _changed(
-            normalized, class_of(1, "my_pooling.Pooling"), "names the class 'my_pooling.Pooling'"
-        ),
-        "bert, a Transformer of its own": _changed(
-            normalized, class_of(0, "custom_st.Transformer"), "names the class 'custom_st.Transformer'"
-        ),
-        "bert, ONNX only": _changed(normalized, only("model.safetensors", "onnx/model.onnx"), "weights for ONNX"),
-        "bert, pickle only": _changed(normalized, only("model.safetensors", "pytorch_model.bin"), "embedq convert"),
-        "bert, GGUF only": _changed(normalized, only("model.safetensors", "model.gguf"), "llama.cpp (GGUF)"),
-        "bert, no tokenizer.json": _changed(
-            normalized, lambda path: (path / "tokenizer.json").unlink(), "has no tokenizer.json"
-        ),
+        "bert, Router": _of_modules(dense, _routed, "lists Router"),
     }
 
 

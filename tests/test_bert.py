@@ -22,6 +22,7 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.models import weights
 from embedq.core.models.encoders import bert
 from embedq.core.settings import ModelSettings
+from tests import lora
 from tests.checkpoints import change_config, change_weights, save_cross_encoder, save_encoder
 
 TYPES = ["bert", "roberta", "xlm-roberta", "camembert"]
@@ -119,7 +120,7 @@ def _says_nothing_of_pytorch(directory: Path) -> None:
         lambda directory: change_config(directory, position_embedding_type="relative_key"),
         lambda directory: change_config(directory, a_switch_of_tomorrow=1),
         lambda directory: change_config(directory, type_vocab_size=None),
-        lambda directory: (directory / "adapter_config.json").write_text("{}"),
+        lora.adapter,
         _weights(lambda tensors: tensors.pop("encoder.layer.1.output.dense.bias")),
         _weights(lambda tensors: tensors.update({"encoder.layer.2.output.dense.bias": torch.ones(2)})),
         _weights(lambda tensors: tensors.update({"bert.embeddings.LayerNorm.bias": torch.ones(32)})),

@@ -188,4 +188,4 @@ print("still tasks")
 
 
 def test_importing_core_loads_nothing_heavy() -> None:
-    assert fresh(f"import sys, core; print(*set(sys.modules).intersection({HEAVY}))") == ""
+    assert fresh(f"import sys, embedq.core; print(*set(sys.modules).intersection({HEAVY}))") == ""
