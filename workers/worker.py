@@ -39,7 +39,7 @@ from embedq.workers.jobs.events import EventsInBulk, use_written_events
 from embedq.workers.jobs.held_job import HeldJobs
 from embedq.workers.jobs.pool import pool_for
 from embedq.workers.jobs.rejected_messages import Refusal
-from embedq.workers.jobs.request import EngineRequest
+from embedq.workers.jobs.request import EngineRequest, OtherRequest
 from embedq.workers.jobs.result_backend import use_batches
 from embedq.workers.monitoring import remote_commands, tracing
 from embedq.workers.monitoring.health import Health, readiness_for
@@ -137,6 +137,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     )
     put_into(tasks.app, context)
     tasks.EngineTask.engine, tasks.EngineTask.Request = engine, EngineRequest
+    tasks.app.Task.Request = OtherRequest
     setup_logging.connect(_keep_our_logging)
     on_ready = _ready(heart, held)
     worker_ready.connect(on_ready)
