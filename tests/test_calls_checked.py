@@ -99,8 +99,9 @@ def test_a_uuid_is_an_id_for_us_as_for_celery(worker: dict[str, str]) -> None:
 def test_a_uuid_that_another_application_sends_by_name_is_answered(worker: dict[str, str], server: str) -> None:
     stock = Celery("stock", broker=server, backend=server, set_as_current=False)
     stock.conf.update(result_serializer="embedq", result_accept_content=["embedq"])
-    job = stock.send_task("tasks.embed", args=[["one"]], queue="embed", task_id=uuid.uuid4())
-    assert len(job.get(timeout=TIMEOUT_S)) == 1
+    chosen = uuid.uuid4()
+    stock.send_task("tasks.embed", args=[["one"]], queue="embed", task_id=chosen)
+    assert len(stock.AsyncResult(str(chosen)).get(timeout=TIMEOUT_S)) == 1
     stock.close()
 
 
