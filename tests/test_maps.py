@@ -92,7 +92,7 @@ def test_what_another_program_maps_is_checked_and_hidden_by_the_worker(server: s
     """A producer with an application of its own knows none of our checks."""
     stock = Celery("stock", broker=server, backend=server, set_as_current=False)
     stock.conf.update(result_serializer="embedq", result_accept_content=["embedq"])
-    mapped = {"task": "tasks.embed", "args": [], "kwargs": {}, "options": {}, "subtask_type": None}
+    mapped: dict[str, Any] = {"task": "tasks.embed", "args": [], "kwargs": {}, "options": {}, "subtask_type": None}
     jobs = [
         stock.send_task("celery.starmap", kwargs={"task": mapped, "it": it}, queue="embed")
         for it in ([[[SECRET]]], [[SECRET]], "no list")
@@ -133,7 +133,7 @@ def test_a_task_that_is_not_the_engine_s_keeps_no_answer_waiting(app: Celery, en
     pool.on_apply(slow, (), {}, **callbacks, timeout_callback=None)
     assert begun.wait(PATIENCE_S)
     answered = threading.Event()
-    pool._answers.submit(lambda: (order.append("answer"), answered.set()))  # type: ignore[func-returns-value,arg-type]
+    pool._answers.submit(lambda: (order.append("answer"), answered.set()))  # type: ignore[arg-type]
     assert answered.wait(PATIENCE_S)
     may_end.set()
     assert request.is_told.wait(PATIENCE_S)
