@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
 from collections.abc import Callable
+
+from embedq.core.guarded_thread import GuardedThread
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +24,18 @@ Action = Callable[[], None]
 class OtherTasksThread:
     """Runs submitted actions one after another. Begins with the first of them: most workers never have one."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_broken: Callable[[str], None]) -> None:
+        """`on_broken` gets the reason if the thread ends unexpectedly: nobody would run what waits for it."""
+        self._on_broken = on_broken
         self._submitted: queue.SimpleQueue[Action] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread: GuardedThread | None = None
 
     def submit(self, action: Action) -> None:
         """Run `action` after those submitted before. Only the event loop may call it."""
         self._submitted.put(action)
         if self._thread is None:
             # A daemon: what still runs as the worker ends was not acknowledged, and runs again elsewhere.
-            self._thread = threading.Thread(target=self._run, name="other-tasks", daemon=True)
+            self._thread = GuardedThread("other-tasks", self._run, self._on_broken)
             self._thread.start()
 
     def _run(self) -> None:

@@ -53,7 +53,7 @@ class EnginePool(PoolBase):
     def on_start(self) -> None:
         """Called by Celery before the first job."""
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
-        self._others = OtherTasksThread()
+        self._others = OtherTasksThread(self.context.end)
         self.jobs.is_answering = lambda: self._answers.is_alive
         self.jobs.is_open = True
 
