@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -283,7 +284,10 @@ def route(
     kind = name.removeprefix("tasks.")
     if kind not in ("embed", "rerank"):
         return None
-    return {"queue": queue_name(kind, (kwargs or {}).get("model"))}
+    kwargs = kwargs or {}
+    if isinstance(mapped := kwargs.get("task"), Mapping):  # a map of our task: its options are the mapped signature's
+        kwargs = mapped.get("kwargs") or {}
+    return {"queue": queue_name(kind, kwargs.get("model"))}
 
 
 wire = read_wire()

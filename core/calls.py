@@ -7,6 +7,7 @@ anything is encoded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, cast
 
 import numpy as np
@@ -78,6 +79,23 @@ class CallBuilder:
         checked, chosen = check_pairs(pairs), RerankOptions.checked(given)
         return self._pairs(checked, chosen, lambda layers: layers if len(layers) > 1 else layers[0])
 
+    @staticmethod
+    def together(calls: list[Call], alike: Call) -> Call:
+        """Build one call of several that differ in their texts alone; its result is the list of their results.
+
+        `alike` is a call with the same options, and without a text: there may be no other.
+        """
+        ends = [*accumulate(call.num_rows for call in calls)]
+
+        def finish(rows: dict[str, list[Any]]) -> list[Any]:
+            parts = zip(calls, [0, *ends], ends, strict=False)
+            return [
+                call.finish({name: values[begin:end] for name, values in rows.items()}) for call, begin, end in parts
+            ]
+
+        all_rows = [row for call in calls for row in call.rows]
+        return Call(alike.model, alike.wanted, all_rows, alike.encode, finish, encoded_as=alike.encoded_as)
+
     def _pairs(self, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
         """Build a call whose `finish` gets (num_layers, num_pairs) float32, layers ascending; usually one layer."""
         model = self._model(chosen.model, self.default_rerank, "rerank")
@@ -128,10 +146,9 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
 
     def encode(some: list[tuple[bool, str]]) -> list[Tokens]:
         asked, read = ([text for is_query, text in some if is_query == wanted] for wanted in (True, False))
-        return [
-            *(model.encode_texts(asked, as_query) if asked else []),
-            *(model.encode_texts(read, as_passage) if read else []),
-        ]
+        queries = iter(model.encode_texts(asked, as_query) if asked else [])
+        passages = iter(model.encode_texts(read, as_passage) if read else [])
+        return [next(queries if is_query else passages) for is_query, _ in some]
 
     def finish_rows(rows: dict[str, list[Any]]) -> Any:
         if "colbert" in rows:

@@ -23,10 +23,12 @@ from embedq.tasks.application import app, config, key_prefix
 from embedq.tasks.calls import aget, embed, embed_many, rerank, rerank_many
 from embedq.tasks.connect import connect
 from embedq.tasks.engine_task import EngineTask, ready_answer
+from embedq.tasks.maps import MapTask
 
 __all__ = [
     "Embeddings",
     "EngineTask",
+    "MapTask",
     "Ranking",
     "aget",
     "app",

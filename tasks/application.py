@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from celery import Celery
+from celery.app.control import Control
 
 from embedq import celeryconfig as config
 from embedq.tasks import stock_workers
@@ -20,12 +21,27 @@ log = logging.getLogger(__name__)
 __all__ = ["Application", "app", "config", "key_prefix"]
 
 
+class JsonControl(Control):
+    """Celery's remote control, in JSON whatever jobs and results travel in.
+
+    All workers on one database share one exchange of commands, and answer each other when they start. Celery sends
+    commands by `task_serializer`: in ours, a worker of an application that knows only JSON could not start beside
+    embedq's (ContentDisallowed), and logged each `inspect` as a critical error.
+    """
+
+    def __init__(self, app: Celery | None = None) -> None:
+        super().__init__(app)
+        self.mailbox.serializer = "json"
+
+
 class Application(OwnCelery):
     """A Celery application none of whose workers lacks an engine, and that follows this user's embedded server.
 
     `celery -A embedq.tasks worker`, `app.worker_main(...)` and `app.Worker(...).start()` run one embedq worker, as
     `python -m embedq.workers.worker` does.
     """
+
+    control_cls = JsonControl
 
     #: The URL that was looked up last; whoever sets another one in the configuration has chosen it.
     _looked_up: str | None = None

@@ -19,7 +19,7 @@ import redis.asyncio as aio
 from celery import states
 from celery.backends.redis import RedisBackend
 from celery.exceptions import TimeoutError as CeleryTimeoutError
-from celery.result import AsyncResult, ResultSet
+from celery.result import AsyncResult, EagerResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
 from embedq.core.errors import InvalidInput, ServerUnavailable
@@ -65,6 +65,8 @@ async def wait_for(job: WaitedFor, timeout: float | None = None) -> Any:
 
 
 async def _value(job: Any) -> Any:
+    if isinstance(job, EagerResult):  # computed already, in this process
+        return job.get(disable_sync_subtasks=False)
     if isinstance(job, ResultSet | list | tuple) and not isinstance(job, AsyncResult):
         each = job.results if isinstance(job, ResultSet) else job
         parts = [asyncio.ensure_future(_value(one)) for one in each]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+from embedq.core.errors import InvalidInput
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.results import Embeddings, Ranking
 from embedq.tasks.application import app
 from embedq.tasks.engine_task import EngineTask, current_answer
-from embedq.tasks.sending import send_many
+from embedq.tasks.sending import checked_sending, send_many
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from uuid import UUID
 
     from celery.result import AsyncResult, ResultSet
 
@@ -33,30 +35,51 @@ def rerank(self: EngineTask, query: str, passages: list[str], **options: Any) ->
 
 
 def embed_many(
-    batches: Iterable[list[str]], sending: Mapping[str, Any] | None = None, **options: Any
+    batches: Iterable[list[str]],
+    sending: Mapping[str, Any] | None = None,
+    task_ids: Iterable[str | UUID] | None = None,
+    **options: Any,
 ) -> list[AsyncResult]:
     """Send one `embed` job for each list of texts, hundreds in a round trip; their results in order.
 
-    All share `options`, and `sending`: what `apply_async` takes, such as `{"priority": 9}`.
-    ProducerError, before anything is sent, if one of them is wrong.
+    All share `options`, and `sending`: what `apply_async` takes, such as `{"priority": 9}`. `task_ids` are ids of your
+    own, one for each job. ProducerError, before anything is sent, if one of them is wrong.
     """
-    return _send_all(embed, [((texts,), options) for texts in batches], sending)
+    return _send_all(embed, [((texts,), options) for texts in batches], sending, task_ids)
 
 
 def rerank_many(
-    calls: Iterable[tuple[str, list[str]]], sending: Mapping[str, Any] | None = None, **options: Any
+    calls: Iterable[tuple[str, list[str]]],
+    sending: Mapping[str, Any] | None = None,
+    task_ids: Iterable[str | UUID] | None = None,
+    **options: Any,
 ) -> list[AsyncResult]:
     """Send one `rerank` job for each pair of a query and its passages, as `embed_many` does."""
-    return _send_all(rerank, [(call, options) for call in calls], sending)
+    return _send_all(rerank, [(call, options) for call in calls], sending, task_ids)
 
 
 def _send_all(
-    task: Any, calls: list[tuple[Any, dict[str, Any]]], sending: Mapping[str, Any] | None
+    task: Any,
+    calls: list[tuple[Any, dict[str, Any]]],
+    sending: Mapping[str, Any] | None,
+    task_ids: Iterable[str | UUID] | None,
 ) -> list[AsyncResult]:
+    shared = checked_sending(sending or {})
+    ids = None if task_ids is None else [checked_sending({"task_id": one})["task_id"] for one in task_ids]
+    _check_ids(shared, ids, len(calls))
     checked = [task.checked(args, kwargs) for args, kwargs in calls]
     for model in {call.kwargs.get("model") for call in checked}:
         task.check_model(model)
-    return send_many(task, [call._replace(sending={**call.sending, **(sending or {})}) for call in checked])
+    outgoing = [call._replace(sending={**call.sending, **shared}) for call in checked]
+    jobs = send_many(task, outgoing, ids)
+    return jobs if ids is None else [task.known(job, call) for job, call in zip(jobs, outgoing, strict=True)]
+
+
+def _check_ids(shared: Mapping[str, Any], ids: list[str] | None, num_jobs: int) -> None:
+    if shared.get("task_id") is not None:
+        raise InvalidInput("one task_id cannot be the id of many jobs; give one for each as task_ids=[...]")
+    if ids is not None and (len(ids) != num_jobs or len(set(ids)) != num_jobs or not all(ids)):
+        raise InvalidInput(f"task_ids must be {num_jobs:,} different ids, one for each job; given {len(ids):,}")
 
 
 async def aget(job: AsyncResult | ResultSet | list[Any] | tuple[Any, ...], timeout: float | None = None) -> Any:

@@ -31,6 +31,9 @@ _OF_LISTS = ("sep", "priority_steps", "global_keyprefix")
 #: How Sentinels are asked; no more than that of our connections is an application's.
 _OF_SENTINELS = ("master_name", "sentinel_kwargs")
 
+#: Celery's tasks that call another for each item: they go where that one goes.
+_MAPS = ("celery.map", "celery.starmap")
+
 #: Where signatures stand within one of Celery's own: chain, group and chord.
 _PARTS = ("tasks", "header", "body")
 
@@ -75,7 +78,7 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
 
 def route(name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **rest: Any) -> dict[str, str] | None:
     """`celeryconfig.route`, but not for a task of the application that happens to have the name of ours."""
-    if isinstance(task, Task) and task not in (embed, rerank):
+    if isinstance(task, Task) and task not in (embed, rerank) and task.name not in _MAPS:
         return None
     return config.route(name, args, kwargs, options, task, **rest)
 

@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from celery import Task
+from celery import Task, states
+from celery.result import EagerResult
+from kombu.utils.imports import symbol_by_name
 
-from embedq.core.errors import InvalidInput, JobTooLarge, ProducerError, WorkerError
+from embedq.core.codec import pack
+from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, ProducerError, WorkerError
 from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
 from embedq.tasks.application import config, key_prefix
+from embedq.tasks.celery_private import CheckedResult
 from embedq.tasks.models import Registry
-from embedq.tasks.sending import OutgoingJob, compression_for
+from embedq.tasks.sending import OutgoingJob, checked_sending, compression_for
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult
@@ -53,6 +58,30 @@ def current_answer() -> Future[Any] | None:
     return _ready.answer
 
 
+#: What loads an engine: not imported here, because a producer has no torch.
+_LOAD, _READ_SETTINGS = "embedq.core:load_all", "embedq.core.settings:read_settings"
+
+#: Held while the engine of this process is loaded.
+_loading = threading.Lock()
+
+
+class KnownCall(CheckedResult):
+    """The result of a job whose id the producer chose, and of no other call that has the same id."""
+
+    #: As `EngineTask.fingerprint` returns it.
+    call = ""
+
+    def checked(self, meta: dict[str, Any]) -> dict[str, Any]:
+        """The result as it was stored, or an error if another call was answered under this id."""
+        answered = meta.get("call")
+        if not self.call or not answered or answered == self.call:
+            return meta
+        error = InvalidInput(
+            f"task_id {self.id!r:.80} belongs to another call, whose result is stored; send this one under an id of its own"
+        )
+        return {**meta, "status": states.FAILURE, "result": error, "traceback": None, "children": []}
+
+
 class EngineTask(Task):
     """A job: checked and summarised where it is sent, computed by the engine where it is run."""
 
@@ -74,15 +103,40 @@ class EngineTask(Task):
     #: Set by `task`: how to check one kind of call.
     options_class: ClassVar[type[EmbedOptions] | type[RerankOptions]]
 
-    def apply_async(self, args: Any = None, kwargs: Any = None, *rest: Any, **sending: Any) -> AsyncResult:
-        """Check the call, then send it. ProducerError, before anything is sent, if it is wrong."""
-        call = self.checked(args or (), kwargs or {})
+    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: Any = None, *rest: Any, **sending: Any) -> Any:
+        """Check the call and how it is sent, then send it. ProducerError, before anything is sent, if one is wrong.
+
+        A `task_id` of the producer's own may be a text or a UUID. Sent again under the same id, the same call has one
+        result; `.get()` of another call under that id raises InvalidInput.
+        """
+        args, kwargs = args or (), kwargs or {}
+        call = self.checked(args, kwargs)
         self.check_model(call.kwargs.get("model"))
-        return super().apply_async(args, kwargs, *rest, **{**call.sending, **sending})
+        is_retry = bool(sending.get("retries"))  # its message was checked when it came
+        sending = {**call.sending, **(sending if is_retry else checked_sending(sending))}
+        if task_id is None:
+            return super().apply_async(args, kwargs, None, *rest, **sending)
+        task_id = checked_sending({"task_id": task_id})["task_id"]
+        return self.known(super().apply_async(args, kwargs, task_id, *rest, **sending), call)
+
+    def known(self, job: AsyncResult, call: OutgoingJob) -> AsyncResult:
+        """The result of a job that was sent under an id of the producer's own."""
+        if isinstance(job, EagerResult):
+            return job
+        known = KnownCall(job.id, backend=job.backend, task_name=self.name, app=self.app, parent=job.parent)
+        known.call = self.fingerprint(call.args, call.kwargs)
+        return known
+
+    def fingerprint(self, args: Any, kwargs: dict[str, Any]) -> str:
+        """16 hexadecimal digits that are the same for equal calls, in the producer and in the worker."""
+        call, given = self._bind(args, kwargs)
+        options = {name: sorted(one) if isinstance(one, set | frozenset) else one for name, one in given.items()}
+        return blake2b(pack([self.name, call, sorted(options.items())]), digest_size=8).hexdigest()
 
     def check_model(self, alias: str | None) -> None:
         """UnknownModel or InvalidInput if no worker would take a job for this model, None for the default."""
-        self.registry.check(self.name.removeprefix("tasks."), alias)
+        if not self.app.conf.task_always_eager:  # else the engine of this process checks it
+            self.registry.check(self.name.removeprefix("tasks."), alias)
 
     def checked(self, args: Any, kwargs: dict[str, Any]) -> OutgoingJob:
         """The call, with how it is summarised and sent. ProducerError if its arguments are wrong."""
@@ -91,7 +145,11 @@ class EngineTask(Task):
         num_bytes = self._check_size(call)
         self.options_class.checked(given)
         # AMQP's own property for when a message was sent: the exporter tells by it how long the next job has waited.
-        sending = {"argsrepr": self._summary(call), "kwargsrepr": _shown(given), "timestamp": int(time.time())}
+        sending = {
+            "argsrepr": self.summary_of(call[self._texts_name]),
+            "kwargsrepr": _shown(given),
+            "timestamp": int(time.time()),
+        }
         if compression := compression_for(num_bytes):
             sending["compression"] = compression
         return OutgoingJob(args, kwargs, num_bytes, sending)
@@ -105,12 +163,22 @@ class EngineTask(Task):
         return self._registry[1]
 
     def running_engine(self) -> Engine:
-        """The worker's engine. InvalidInput where there is none: the task was called, not sent."""
+        """The engine of this process: the worker's, or under `task_always_eager` one that is loaded at its first use.
+
+        InvalidInput where there is none: the task was called, not sent.
+        """
+        if self.engine is None and self.app.conf.task_always_eager:
+            _load_engine()
         if self.engine is None:
             raise InvalidInput(
-                f"{self.name} runs in a worker; send it with .delay(...), or use core.load(...) in this process"
+                f"{self.name} runs in a worker; send it with .delay(...). To compute in this process, use "
+                "embedq.core.load(...), or set tasks.app.conf.task_always_eager = True and EMBEDQ_MODELS"
             )
         return self.engine
+
+    def is_engines(self, kwargs: Any) -> bool:
+        """Whether the engine computes a job with these arguments; it does, but for maps of other tasks."""
+        return True
 
     def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
         """What a message asks of the engine, checked. Any program can write to the queue."""
@@ -125,6 +193,20 @@ class EngineTask(Task):
         call = dict(self._signature.bind(*args, **kwargs).arguments)
         return call, call.pop("options", {})
 
+    def nothing(self, options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call without a text, with these options."""
+        texts = {"texts": []} if self.options_class is EmbedOptions else {"query": "", "passages": []}
+        return (), {**options, **texts}
+
+    def texts_of(self, args: Any, kwargs: dict[str, Any]) -> list[str]:
+        """The texts, or the passages, of a call that was checked."""
+        texts: list[str] = self._bind(args, kwargs)[0][self._texts_name]
+        return texts
+
+    def size_of(self, args: Any, kwargs: dict[str, Any]) -> int:
+        """Bytes of a call's texts. JobTooLarge if it holds too much for one job."""
+        return self._check_size(self._bind(args, kwargs)[0])
+
     def _check_size(self, call: dict[str, Any]) -> int:
         return check_size(call[self._texts_name], call.get("query", ""))
 
@@ -136,11 +218,24 @@ class EngineTask(Task):
     def _texts_name(self) -> str:
         return "texts" if self.options_class is EmbedOptions else "passages"
 
-    def _summary(self, call: dict[str, Any]) -> str:
+    def summary_of(self, texts: list[str]) -> str:
         """What Flower and logs show of the texts: how many, how long, never what they say."""
-        texts = call[self._texts_name]
         noun = self._texts_name if len(texts) != 1 else self._texts_name[:-1]
         return f"{len(texts):,} {noun}, {sum(map(len, texts)):,} characters"
+
+
+def _load_engine() -> None:
+    """Load the models of this process's settings once, for `task_always_eager`. InvalidSettings if it cannot."""
+    with _loading:
+        if EngineTask.engine is not None:
+            return
+        try:
+            load, read_settings = symbol_by_name(_LOAD), symbol_by_name(_READ_SETTINGS)
+            EngineTask.engine = load(read_settings())
+        except ModuleNotFoundError as error:
+            raise InvalidSettings(
+                f"task_always_eager computes in this process, which needs the extra embedq[worker]: {error}"
+            ) from None
 
 
 def check_size(texts: list[str], query: str = "") -> int:

@@ -1,7 +1,8 @@
 """The models that the pool serves: workers announce them in Redis, producers look them up.
 
     embedq:models     hash   alias -> JSON of `Served`; kept when workers stop, since a queue outlives
-                             them and a pool may be scaled to zero
+                             them and a pool may be scaled to zero. Workers renew it; a week after
+                             the last of them it is gone
 
 Workers that take jobs of one model share its queue, so their vectors must be of one revision: what the files hold
 (`core.checkpoint.content_hash`) and how they are read. A worker of another revision is refused while workers of the
@@ -16,6 +17,7 @@ worker consumes. As long as no worker has announced anything, every name is acce
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ KEY = "embedq:models"
 
 #: Checks and announces in one step: of workers that start together each sees what the one before it announced.
 _ANNOUNCE = Path(__file__).with_name("announce.lua").read_text(encoding="utf-8")
+
+#: Seconds after the last worker's renewal when all announcements expire.
+EXPIRES_S = 7 * 86_400
 
 #: A larger announcement is ignored; ours have some hundred bytes.
 _MAX_BYTES = 64 * 1024
@@ -121,6 +126,11 @@ class Registry:
             why, alias, *rest = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in found)
             new = next(model for model in models if model.alias == alias)
             raise _two_defaults(alias, *rest) if why == "default" else _two_revisions(new, *rest)
+
+    def renew(self, aliases: Iterable[str], announce: Callable[[], None]) -> None:
+        """Keep the announcements while a worker is there; call `announce` if the server has lost one of `aliases`."""
+        if not self._client.expire(self._key, EXPIRES_S) or not set(aliases) <= self.all().keys():
+            announce()
 
     def forget(self, alias: str) -> bool:
         """Remove an announcement; False if there was none. Workers announce again when they start."""

@@ -17,7 +17,7 @@ import redis
 from embedq import __version__, tasks
 from embedq.core.errors import InvalidSettings, UnknownModel
 from embedq.tasks.__main__ import main
-from embedq.tasks.models import KEY, Registry, Served
+from embedq.tasks.models import EXPIRES_S, KEY, Registry, Served
 from tests.running import ROOT
 
 
@@ -77,6 +77,19 @@ def test_a_producer_learns_of_models_announced_later(registry: Registry) -> None
         registry.check("embed", "two")
     Registry(registry._client).announce([model("two", [])])
     registry.check("embed", "two")
+
+
+def test_a_worker_announces_again_what_the_server_has_lost_and_keeps_the_rest(registry: Registry) -> None:
+    announced = [model("one", ["embed"]), model("two", [])]
+    registry.announce([model("other", [])])
+    registry.renew(["one", "two"], lambda: registry.announce(announced))
+    assert registry.all().keys() == {"one", "two", "other"}
+    registry.renew(["one", "two"], lambda: pytest.fail("nothing was lost"))
+    assert 0 < registry._client.ttl(KEY) <= EXPIRES_S
+    for lose in (lambda: registry.forget("two"), lambda: registry._client.delete(KEY)):
+        lose()
+        registry.renew(["one", "two"], lambda: registry.announce(announced))
+        assert registry.all().keys() >= {"one", "two"}
 
 
 def test_two_models_cannot_both_be_the_default(registry: Registry) -> None:

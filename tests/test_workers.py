@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from embedq import tasks
+from embedq.tasks.models import Registry
 from embedq.workers import logs
 from embedq.workers.broker.server_check import with_server
 from embedq.workers.exit_codes import EXIT_BROKEN, EXIT_CANNOT_START
@@ -218,3 +219,13 @@ def test_an_error_nobody_expected_is_no_refusal_to_start(own: dict[str, str]) ->
     assert "ZeroDivisionError" in running.output
     assert "action=cannot_start" not in running.output
     assert EXIT_BROKEN != EXIT_CANNOT_START
+
+
+def test_a_server_that_was_emptied_knows_the_models_again(minilm: Path, tmp_path: Path) -> None:
+    with OwnServer(tmp_path) as server:
+        environment = {"EMBEDQ_REDIS_URL": server.url, "EMBEDQ_MODELS": f"own={minilm}"}
+        with start_workers(environment, "--cpu-workers", "1"):
+            registry = Registry(server.client)
+            assert registry.all().keys() == {"own"}
+            server.client.flushall()
+            wait_until(lambda: registry.all().keys() == {"own"})

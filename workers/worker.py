@@ -39,7 +39,7 @@ from embedq.workers.jobs.events import EventsInBulk, use_written_events
 from embedq.workers.jobs.held_job import HeldJobs
 from embedq.workers.jobs.pool import pool_for
 from embedq.workers.jobs.rejected_messages import Refusal
-from embedq.workers.jobs.request import EngineRequest
+from embedq.workers.jobs.request import EngineRequest, OtherRequest
 from embedq.workers.jobs.result_backend import use_batches
 from embedq.workers.monitoring import remote_commands, tracing
 from embedq.workers.monitoring.health import Health, readiness_for
@@ -106,8 +106,7 @@ def _run(settings: Settings, health: Health, heart: Heart) -> int:
             tracing.start(engine.meter, worker_name(engine))
         engine.warm_up()
         _log_ready(engine, settings, time.monotonic() - started_s)
-        name, may_replace = worker_name(engine), settings.replace_revision
-        with_server(url, lambda: tasks.embed.registry.announce(announcements(engine), name, may_replace))
+        with_server(url, lambda: announce(engine))
         return serve(engine, settings, health, heart)
 
 
@@ -137,6 +136,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     )
     put_into(tasks.app, context)
     tasks.EngineTask.engine, tasks.EngineTask.Request = engine, EngineRequest
+    tasks.app.Task.Request = OtherRequest
     setup_logging.connect(_keep_our_logging)
     on_ready = _ready(heart, held)
     worker_ready.connect(on_ready)
@@ -157,7 +157,8 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     engine.backlog.on_room = transport.wake
     health.serves(context.name, held)
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
-    with SpeedReports(speeds, context.name, health, lambda: heart.last.models):
+    renew = partial(tasks.embed.registry.renew, engine.models, partial(announce, engine))
+    with SpeedReports(speeds, context.name, health, lambda: heart.last.models, renew):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 
@@ -183,6 +184,12 @@ def worker_name(engine: Engine) -> str:
         return name
     device = os.environ.get("EMBEDQ_DEVICE_LABEL") or next(iter(engine.models.values())).device.replace(":", "")
     return f"{'+'.join(engine.models)}.{device}@{socket.gethostname()}"
+
+
+def announce(engine: Engine) -> None:
+    """Announce to producers what this worker serves. InvalidSettings if it contradicts what another announced."""
+    name, may_replace = worker_name(engine), engine.settings.replace_revision
+    tasks.embed.registry.announce(announcements(engine), name, may_replace)
 
 
 def announcements(engine: Engine) -> list[Served]:

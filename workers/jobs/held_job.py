@@ -69,6 +69,12 @@ class HeldJob:
         self.timers: list[Timer] = []
 
     @property
+    def is_engines(self) -> bool:
+        """Whether the engine computes it; Celery's maps of other tasks, for example, it does not."""
+        _, kwargs, _ = self.args[3]
+        return bool(self.request.task.is_engines(kwargs))
+
+    @property
     def waits(self) -> bool:
         """Whether none of it is computed yet."""
         return self.job is not None and not self.job.is_over and not self.is_accepted
@@ -85,8 +91,9 @@ class HeldJob:
 
     def open_call(self, engine: Engine) -> Call:
         """Open the message's call. Runs on an encode thread; what it raises is the job's answer."""
-        args, kwargs, _ = self.args[3]
+        _, _, fields, (args, kwargs, _), *_ = self.args
         call: Call = self.request.task.open_call(engine, args, kwargs)
+        fields["embedq_call"] = self.request.task.fingerprint(args, kwargs)  # stored with the result
         return call
 
     def answer(self) -> Future[Any] | None:

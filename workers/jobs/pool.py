@@ -3,6 +3,7 @@
     event loop      on_apply: submit the job to the engine, and return
     encode threads  open the message, check it, encode it
     device thread   batches
+    other tasks     those that are not the engine's run on a thread of their own
     answers thread  started, limits, tracer (results, retries, callbacks, chords, signals), acknowledgement
 
 Celery's strategy stays what it is, so events, revoking, expiry, countdowns and rate limits do, too.
@@ -22,11 +23,12 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import SoftTimeLimitExceeded
 
 from embedq import tasks
-from embedq.core.errors import DeviceFailure
+from embedq.core.errors import DeviceFailure, ServerUnavailable
 from embedq.workers.celery_private import PoolBase
 from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
 from embedq.workers.jobs.held_job import HeldJob, HeldJobs
+from embedq.workers.jobs.other_tasks import OtherTasksThread
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.monitoring.job_counters import outcome_of, times_of
 
@@ -51,6 +53,7 @@ class EnginePool(PoolBase):
     def on_start(self) -> None:
         """Called by Celery before the first job."""
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
+        self._others = OtherTasksThread(self.context.end)
         self.jobs.is_answering = lambda: self._answers.is_alive
         self.jobs.is_open = True
 
@@ -58,11 +61,12 @@ class EnginePool(PoolBase):
         """Take a job. Called on the event loop, so it only submits it."""
         held = HeldJob(target, args, options)
         self.jobs.add(held)
-        if isinstance(held.request, EngineRequest):
+        if isinstance(held.request, EngineRequest) and held.is_engines:
             held.is_timed = True
             self._submit(held)
         else:
-            self._answers.submit(partial(self._answer, held))
+            self._answers.submit(partial(self._accept, held))
+            self._others.submit(partial(self._run_other, held))
         return held
 
     def drop_revoked(self) -> None:
@@ -117,8 +121,12 @@ class EnginePool(PoolBase):
 
     def inspected(self) -> dict[str, Any]:
         """What `inspect stats` shows of the pool: how many jobs it holds, and the engine's own statistics."""
-        implementation = f"{type(self).__module__}:{type(self).__name__}"
-        return {"implementation": implementation, "jobs": len(self.jobs), "engine": self.engine.stats()}
+        return {
+            "implementation": f"{type(self).__module__}:{type(self).__name__}",
+            "max-concurrency": self.engine.settings.max_jobs,  # `celery graph workers` and Flower look for it
+            "jobs": len(self.jobs),
+            "engine": self.engine.stats(),
+        }
 
     def _submit(self, held: HeldJob) -> None:
         request = held.request
@@ -160,13 +168,22 @@ class EnginePool(PoolBase):
     def _answer(self, held: HeldJob) -> None:
         """Run Celery's tracer on a job that the engine has answered."""
         self._accept(held)
+        self._after_answer(held, *_traced(held))
+
+    def _run_other(self, held: HeldJob) -> None:
+        """Run a task that is not the engine's, and store its result; on the thread of such tasks."""
         try:
-            with tasks.ready_answer(held.answer()):
-                outcome = held.target(*held.args)
-        except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
-            became, done = "failed", partial(held.on_failure, ExceptionInfo())
+            with self.app.backend.batch():
+                outcome = _traced(held)
+        except ServerUnavailable as error:
+            log.error("a result is lost, its job runs again: %s", error, extra={"action": "results_lost"})
+            give_back = partial(held.request.reject, requeue=True)
+            self._answers.submit(lambda: self._answers.after_storing(*[partial(self._settle, held, give_back)] * 2))
         else:
-            became, done = outcome_of(outcome), partial(held.on_success, outcome)
+            self._answers.submit(partial(self._after_answer, held, *outcome))
+
+    def _after_answer(self, held: HeldJob, became: str, done: Callable[[], None]) -> None:
+        """Count a job that was traced, and settle it once this round's results are stored."""
         times = times_of(held.job, held.request.task)
         self.jobs.counts.answered(held.queue, times.num_tokens)
         stored = partial(self.jobs.job_counts.stored, times, became, done)
@@ -212,6 +229,16 @@ class EnginePool(PoolBase):
         held.is_forgotten = True
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         self.jobs.discard(held)
+
+
+def _traced(held: HeldJob) -> tuple[str, Callable[[], None]]:
+    """Run Celery's tracer; returns the outcome, and what Celery is to be called with."""
+    try:
+        with tasks.ready_answer(held.answer()):
+            outcome = held.target(*held.args)
+    except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
+        return "failed", partial(held.on_failure, ExceptionInfo())
+    return outcome_of(outcome), partial(held.on_success, outcome)
 
 
 def pool_for(context: WorkerContext, jobs: HeldJobs) -> type[EnginePool]:

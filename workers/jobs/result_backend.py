@@ -151,9 +151,11 @@ class BatchBackend(StoringBackend):
     def result_map(
         self, make: Callable[[], dict[str, Any]], result: Any, state: str, traceback: Any, request: Context | None
     ) -> dict[str, Any]:
-        """The map that is stored for a job: Celery's, at less cost."""
+        """The map that is stored for a job: Celery's, at less cost, and the fingerprint of its call."""
+        call = getattr(request, "embedq_call", None)
+        known = {"call": call} if call else {}
         if self._is_extended:
-            return make()
+            return {**make(), **known}
         # The same fields in the same order; Celery's looks up a setting and converts the time, which
         # takes as long as all else that a result costs.
         meta = {
@@ -162,6 +164,7 @@ class BatchBackend(StoringBackend):
             "traceback": traceback,
             "children": self.current_task_children(request),
             "date_done": datetime.now(self._timezone).isoformat() if state in states.READY_STATES else None,
+            **known,
         }
         if request and getattr(request, "group", None):
             meta["group_id"] = request.group

@@ -1,4 +1,8 @@
-"""A thread that publishes how fast this worker is; `tasks.speeds` says what for, and where it is kept."""
+"""A thread that publishes how fast this worker is (`tasks.speeds`), and renews what it has announced (`tasks.models`).
+
+A server that was emptied knows this worker's models again within seconds; without, producers accepted any name, or
+refused the right ones, until a worker was restarted.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from functools import partial
 
 import redis
 
+from embedq.core.errors import InvalidSettings
 from embedq.core.guarded_thread import GuardedThread
 from embedq.tasks.speeds import INTERVAL_S, Speed, Speeds
 from embedq.workers.monitoring.health import Health
@@ -19,7 +24,15 @@ log = logging.getLogger(__name__)
 class SpeedReports:
     """Publishes while the worker takes jobs and makes progress; a context manager that withdraws the report."""
 
-    def __init__(self, speeds: Speeds, worker: str, health: Health, measured: Callable[[], dict[str, Speed]]) -> None:
+    def __init__(
+        self,
+        speeds: Speeds,
+        worker: str,
+        health: Health,
+        measured: Callable[[], dict[str, Speed]],
+        renew: Callable[[], None],
+    ) -> None:
+        self._renew = renew
         self._speeds = speeds
         self._worker = worker
         self._health = health
@@ -39,7 +52,10 @@ class SpeedReports:
         is_published = self._try(self._speeds.tidy)
         while not self._is_over.wait(INTERVAL_S if is_published else INTERVAL_S / 5):
             models = self._measured()
-            if models and self._health.ready()[0] and self._health.live()[0]:
+            is_present = self._health.ready()[0] and self._health.live()[0]
+            if is_present:
+                self._try(self._renew)
+            if models and is_present:
                 is_published = self._try(partial(self._speeds.publish, self._worker, models))
             elif is_published:
                 self._try(lambda: self._speeds.withdraw(self._worker))  # it takes no jobs: nobody should count on it
@@ -51,5 +67,8 @@ class SpeedReports:
             do()
         except (redis.RedisError, OSError) as error:  # the exporter counts this worker as gone until the next report
             log.warning("speed not published", extra={"action": "report_failed", "error": type(error).__name__})
+            return False
+        except InvalidSettings as error:  # another worker has announced what contradicts ours since the server lost it
+            log.error("models not announced again: %s", error, extra={"action": "announcement_refused"})
             return False
         return True
