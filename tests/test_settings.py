@@ -32,6 +32,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "metrics_port": ("9810", 9810),
     "metrics_host": ("::1", "::1"),
     "traces": ("1", True),
+    "data_roots": ("/data, s3://corpus/docs", ("/data", "s3://corpus/docs")),
 }
 
 
