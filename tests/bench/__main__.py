@@ -11,6 +11,7 @@
     metrics   what counting costs each job, each batch and each scrape
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
+    datasets  a dataset through a worker against its engine alone; memory; millions of rows planned
     quality   what bfloat16 and int8 cost in search, against float32
 
 `python -m tests.bench <command> --help` tells a command's options.
@@ -36,6 +37,7 @@ COMMANDS = [
     "metrics",
     "flower",
     "scale",
+    "datasets",
 ]
 
 

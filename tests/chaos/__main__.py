@@ -1,10 +1,11 @@
-"""`python -m tests.chaos [storm] [fuzz] [poison]`: real workers, a real server, and everything done to them that may happen.
+"""`python -m tests.chaos [storm] [fuzz] [poison] [datasets]`: real workers, a real server, and everything done to them that may happen.
 
     storm    workers, connections and the server are killed, stopped and frozen under load
     fuzz     messages that are no jobs among good ones
     poison   jobs that kill every worker that computes them, among others
+    datasets parts of datasets while workers, broker, store and loaders are killed
 
-Without a name all three. Ends with code 1 if a promise was broken.
+Without a name all four. Ends with code 1 if a promise was broken.
 """
 
 from __future__ import annotations

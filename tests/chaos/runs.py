@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.report import Figure
 
-RUNS = ["storm", "fuzz", "poison", "threads", "forks"]
+RUNS = ["storm", "fuzz", "poison", "threads", "forks", "datasets"]
 
 
 def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendfsync: str) -> list[Figure]:
@@ -29,4 +29,8 @@ def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendf
         return threads.run(threads.QUICK if is_quick else threads.FULL, seed, say)
     if name == "forks":
         return forks.run(forks.QUICK if is_quick else forks.FULL, seed, say)
+    if name == "datasets":
+        from tests.chaos import datasets
+
+        return datasets.run(datasets.QUICK if is_quick else datasets.Size(), seed, say)
     return poison.run(poison.QUICK if is_quick else poison.FULL, seed, say)
