@@ -114,8 +114,9 @@ $(VENV)/producer/.done: pyproject.toml constraints.txt $(VENV)/.torch
 	$(VENV)/producer/bin/pip --disable-pip-version-check install --quiet -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo $(VENV)/producer/.done
+$(VENV)/.test: $(VENV)/.demo $(VENV)/producer/.done tests/stores.txt
 	$(PIP) -c constraints.txt -e ".[test]"
+	-$(PIP) --no-deps --require-hashes -r tests/stores.txt
 	touch $@
 
 # --no-deps: the files name everything, and a resolver would pull a torch of another build for torchvision, which

@@ -3,6 +3,7 @@
     workers status drain scale devices convert        workers/commands.py
     check                                             core/check.py
     models forget embed rerank dead exporter          tasks/commands.py
+    dataset                                           tasks/datasets/commands.py
     flower                                            deploy/flower/__main__.py
     demo                                              deploy/demo/__main__.py
 
@@ -40,8 +41,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Use a pool": {
         "models": (_TASKS, "List the models that workers serve."),
         "forget": (_TASKS, "Withdraw a model that no worker will serve again."),
-        "embed": (_TASKS, "Embed a file of texts into a .npy file."),
+        "embed": (_TASKS, "Embed a file of texts into a .npy file, or files of rows into a folder."),
         "rerank": (_TASKS, "Rank a file of passages for a query."),
+        "dataset": ("embedq.tasks.datasets.commands", "Embed or rerank the rows of files, millions of them."),
     },
     "Begin": {
         "demo": ("embedq.deploy.demo.__main__", "Run everything once, on real texts."),

@@ -59,6 +59,10 @@ _MAXIMA = {"max_bytes_per_job": 256 * 1024 * 1024, "result_expires_s": 10 * 365 
 _MAX_VALUE = 2**31 - 1
 
 
+#: Queues of parts of datasets are named `embed_parts.<model>`.
+PARTS = "embed_parts"
+
+
 def read_wire() -> dict[str, Any]:
     """Read the settings: environment, else file, else default. InvalidSettings names a wrong or unknown one."""
     table = _wire_table()
@@ -277,11 +281,18 @@ def queue_name(kind: str, model: str | None = None) -> str:
     return f"{kind}.{model}" if model else kind
 
 
+def parts_queue(model: str) -> str:
+    """The queue of a model's parts of datasets: apart from its texts, because a worker takes one or two at a time."""
+    return f"{PARTS}.{model}"
+
+
 def route(
     name: str, args: Any, kwargs: dict[str, Any], options: Any, task: Any = None, **_: Any
 ) -> dict[str, str] | None:
     """Route each job to the queue of the model it names, also if it was sent by task name."""
     kind = name.removeprefix("tasks.")
+    if kind in ("embed_part", "rerank_part"):
+        return {"queue": parts_queue((kwargs or {}).get("model", ""))}
     if kind not in ("embed", "rerank"):
         return None
     kwargs = kwargs or {}

@@ -38,7 +38,8 @@ EXTRAS = {
     "worker": (*_WORKER, "prometheus_client"),
     "exporter": ("prometheus_client",),
     "flower": ("flower",),
-    "demo": (*_WORKER, "prometheus_client", "flower"),
+    "datasets": ("pyarrow", "fsspec", "rich"),
+    "demo": (*_WORKER, "prometheus_client", "flower", "pyarrow", "fsspec"),
 }
 
 _P = ParamSpec("_P")

@@ -4,7 +4,8 @@
     ├── ProducerError          the call is wrong; sending it again gives the same error
     │   ├── InvalidInput       an argument: type, value or content
     │   ├── JobTooLarge        too many texts or bytes for one job
-    │   └── UnknownModel       no worker serves a model of that name
+    │   ├── UnknownModel       no worker serves a model of that name
+    │   └── BadSource          a file of a dataset is not what the dataset says it is
     ├── OperatorError          the installation is wrong; a worker does not start
     │   ├── InvalidSettings    a setting cannot be read, or two contradict each other
     │   ├── CannotLoadModel    a model directory is missing, incomplete, or not of a known kind
@@ -12,6 +13,7 @@
     └── WorkerError            the worker failed; the same job may succeed elsewhere
         ├── DeviceFailure      the forward pass failed on the device
         ├── DeviceOutOfMemory  a single sequence does not fit the device's memory
+        ├── StoreFailed        a store of files cannot be read or written now
         └── Poisoned           worker after worker died while it held the job
 
 Along the path of a job:  produce ─ProducerError→ encode ─InvalidInput→ forward ─WorkerError→ result.
@@ -47,6 +49,10 @@ class UnknownModel(ProducerError):
     """No worker serves a model of that name."""
 
 
+class BadSource(ProducerError):
+    """A file of a dataset is not what the dataset says it is."""
+
+
 class OperatorError(EmbedqError):
     """The installation is wrong; a worker does not start."""
 
@@ -73,6 +79,10 @@ class DeviceFailure(WorkerError):
 
 class DeviceOutOfMemory(WorkerError):
     """A single sequence does not fit the device's memory."""
+
+
+class StoreFailed(WorkerError):
+    """A store of files cannot be read or written now."""
 
 
 class Poisoned(WorkerError):

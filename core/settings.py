@@ -164,6 +164,9 @@ class Settings(BaseSettings):
     #: Address at which a worker serves its metrics and health pages. There is no password: whoever reaches it can read
     #: all metrics.
     metrics_host: str = "127.0.0.1"
+    #: Folders and URL prefixes, "/data,s3://corpus/docs", below which workers may read and write datasets; `..` and links
+    #: are resolved first. Empty: none, because a message may name any file.
+    data_roots: Annotated[tuple[str, ...], NoDecode] = ()
     #: Whether to record spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
     traces: bool = False
     #: Whether this worker may serve another revision of a model than workers present do, if dimensions and outputs are
@@ -182,6 +185,12 @@ class Settings(BaseSettings):
         if isinstance(value, dict):
             return {alias: {"path": m} if isinstance(m, str) else m for alias, m in value.items()}
         return value
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _roots_from_text(cls, value: Any) -> Any:
+        """Accept "one,another"."""
+        return tuple(filter(None, (part.strip() for part in value.split(",")))) if isinstance(value, str) else value
 
     @field_validator("default_embed", "default_rerank")
     @classmethod

@@ -42,7 +42,7 @@ DOCS = Path(__file__).parent
 PARTS = ("tasks", "core", "workers", "deploy")
 
 #: Files whose head lists keys in Redis.
-KEY_FILES = ("workers/broker/transport.lua", "tasks/models.py", "tasks/speeds.py")
+KEY_FILES = ("workers/broker/transport.lua", "tasks/models.py", "tasks/speeds.py", "tasks/datasets/run_state.py")
 
 #: Variables of the environment that no settings class declares.
 ENVIRONMENT_ONLY = {
@@ -129,6 +129,7 @@ def redis_keys() -> str:
     """The page of everything that lies on the server."""
     steps = [step for step in celeryconfig.broker_transport_options["priority_steps"] if step]
     named = [celeryconfig.queue_name(kind, model) for kind in ("embed", "rerank") for model in (None, "<model>")]
+    named.append(celeryconfig.parts_queue("<model>"))
     queues = ", ".join(f"`{name}`" for name in named)
     lists = ", ".join(f"`:{step}`" for step in steps)
     results = f"`{KeyValueStoreBackend.task_keyprefix}<job id>`"
@@ -228,7 +229,7 @@ def keys_at_head(path: str) -> list[tuple[str, str, str]]:
     column = 0
     for line in (ROOT / path).read_text(encoding="utf-8").splitlines()[:40]:
         plain = re.sub("^--", "  ", line)
-        entry = re.match(r"\s+(?:\d\s+)?((?:embedq:|unacked)\w*)\s+(hash|zset|stream|string|list)\s+(\S.*)", plain)
+        entry = re.match(r"\s+(?:\d\s+)?((?:embedq:|unacked)[\w:<>]*)\s+(hash|zset|stream|string|list)\s+(\S.*)", plain)
         if entry:
             found.append((entry[1], entry[2], entry[3]))
             column = entry.start(3)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 
 from embedq.core.results import Embeddings, Ranking
+from embedq.tasks import datasets
 from embedq.tasks.application import app, config, key_prefix
 from embedq.tasks.calls import aget, embed, embed_many, rerank, rerank_many
 from embedq.tasks.connect import connect
@@ -34,6 +35,7 @@ __all__ = [
     "app",
     "config",
     "connect",
+    "datasets",
     "embed",
     "embed_many",
     "key_prefix",

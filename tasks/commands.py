@@ -25,6 +25,7 @@ from kombu.exceptions import OperationalError
 from embedq import tasks
 from embedq.core.command_line import CONTEXT, examples, needs
 from embedq.core.errors import InvalidInput, OperatorError, ServerUnavailable
+from embedq.tasks.datasets.commands import embed_files, names
 from embedq.tasks.dead import DeadLetters, Letter, dead_letters
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
@@ -102,16 +103,35 @@ def forget(alias: str) -> None:
 
 @click.command(
     context_settings=CONTEXT,
-    epilog=examples("embedq embed texts.txt vectors.npy", "embedq embed texts.txt vectors.npy --model bge-m3"),
+    epilog=examples(
+        "embedq embed texts.txt vectors.npy --model bge-m3", "embedq embed docs.jsonl vectors/ --text body --keep id"
+    ),
 )
 @click.argument("texts", type=_FILE)
 @click.argument("vectors", type=_FILE)
 @click.option("--model", metavar="ALIAS", help="The model to use.  [default: the pool's default]")
-def embed(texts: Path, vectors: Path, model: str | None) -> None:
-    """Embed a file of texts into a .npy file.
+@click.option(
+    "--text", default="text", show_default=True, help='Into a folder: a column, or a template "{title}: {body}".'
+)
+@click.option("--keep", default="", callback=names, help="Into a folder: columns to copy, id,url.")
+@click.option(
+    "--key", default="", callback=names, help="Into a folder: columns that name a row in the list of failed ones."
+)
+@click.option("--rows-per-part", type=int, help="Into a folder: rows of one file.  [default: 20,000]")
+@click.option("--dtype", type=click.Choice(["float32", "float16", "ubinary"]), default="float32", show_default=True)
+@click.option("--add", is_flag=True, help="Into a folder: take new files of the source into the dataset there.")
+def embed(texts: Path, vectors: Path, model: str | None, **given: Any) -> None:
+    """Embed a file of texts into a .npy file, or files of rows into a folder.
 
-    TEXTS is UTF-8, one text per line; lines end with a line feed and nothing else. VECTORS becomes an array (texts, dimensions); it appears whole or not at all.
+    TEXTS is UTF-8, one text per line; lines end with a line feed and nothing else. VECTORS becomes an array (texts, dimensions), and appears whole or not at all.
+
+    If VECTORS is a folder, TEXTS may be a file, folder or glob of Parquet, JSONL, CSV, Arrow or text, and VECTORS becomes
+    a dataset like those of `embedq dataset`: started again, it goes on where it ended. This machine reads and writes;
+    texts and vectors travel through the queue.
     """
+    if vectors.suffix != ".npy":
+        _embed_rows(str(texts), str(vectors), model=model, **given)
+        return
     lines = _lines(texts)
     # Opened before the work begins: a folder that cannot be written to must not cost an hour of computing.
     _check_target(vectors)
@@ -122,6 +142,11 @@ def embed(texts: Path, vectors: Path, model: str | None) -> None:
         part.replace(vectors)
     finally:
         part.unlink(missing_ok=True)
+
+
+@needs("datasets", "pyarrow", "fsspec")
+def _embed_rows(source: str, target: str, **given: Any) -> None:
+    embed_files((source,), target, **given)
 
 
 def _embed_into(file: BinaryIO, texts: list[str], model: str | None) -> None:

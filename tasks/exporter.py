@@ -144,8 +144,9 @@ class QueueCollector:
 
 
 def queues_of(models: Mapping[str, Served]) -> dict[str, tuple[str, str]]:
-    """(model, kind) by queue: both queues of each model, as its workers serve them, and those of the defaults."""
+    """(model, kind) by queue: the queues of each model, as its workers serve them, and those of the defaults."""
     queues = {tasks.config.queue_name(kind, alias): (alias, kind) for alias in models for kind in ("embed", "rerank")}
+    queues |= {tasks.config.parts_queue(alias): (alias, "part") for alias in models}
     for kind in ("embed", "rerank"):
         default = next((alias for alias, model in models.items() if kind in model.default_for), UNKNOWN)
         queues[tasks.config.queue_name(kind)] = default, kind

@@ -65,6 +65,10 @@ WORKER: dict[str, Metric] = {
     "embedq_model_info": Metric(
         "gauge", (*_OF_MODEL, "path", "revision", "family", "precision"), "always 1; what is served"
     ),
+    "embedq_parts_total": Metric("counter", (*_OF_WORKER, "outcome"), "parts of datasets that this worker ended"),
+    "embedq_part_rows_total": Metric("counter", (*_OF_WORKER, "state"), "rows of parts, computed and failed"),
+    "embedq_part_bytes_total": Metric("counter", _OF_WORKER, "bytes of the parts that this worker wrote"),
+    "embedq_running_parts": Metric("gauge", _OF_WORKER, "parts that this worker holds"),
     "embedq_last_progress_timestamp_seconds": Metric("gauge", _OF_WORKER, "when a batch last ended, in Unix time"),
     "embedq_ready": Metric("gauge", _OF_WORKER, "1 while it takes jobs; 0 before it does, and once it drains"),
 }
@@ -86,6 +90,9 @@ EXPORTER: dict[str, Metric] = {
 
 #: What a job may come to: the values of `outcome`.
 OUTCOMES = ("succeeded", "failed", "revoked", "retried")
+
+#: What may become of a part: the values of its `outcome`. See `tasks.datasets.receipts`.
+PART_OUTCOMES = ("written", "found", "rewritten", "failed", "cancelled", "superseded", "duplicate", "dropped")
 
 #: Where a job's time goes in a worker: the values of `stage`.
 STAGES = ("waited", "encoded", "computed", "stored")

@@ -42,7 +42,7 @@ COMMAND = "embedq workers --model alias=path"
 _MAIN, _READ_SETTINGS = "embedq.workers.worker:main", "embedq.core.settings:read_settings"
 
 #: Queues of `celeryconfig.queue_name`, and the names of their lists by priority (`embed:3`).
-_OURS = re.compile(r"(embed|rerank)([.:].*)?", re.DOTALL)
+_OURS = re.compile(r"(embed|rerank)([.:].*)?|embed_parts\..*", re.DOTALL)
 
 #: Celery's options that an embedq worker keeps to, or that hold for it anyway.
 _KEPT = {"hostname", "loglevel", "logfile", "pidfile", "task_events", "without_gossip", "without_mingle"}

@@ -80,8 +80,15 @@ def refused(admin: redis.Redis) -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def worker(guarded: Guarded, admin: redis.Redis, minilm: Path) -> Iterator[Running]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of datasets that the worker may open."""
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def worker(guarded: Guarded, admin: redis.Redis, minilm: Path, files: Path) -> Iterator[Running]:
     environment = {"EMBEDQ_REDIS_URL": guarded.url("worker"), "EMBEDQ_MODELS": f"minilm={minilm}"}
+    environment["EMBEDQ_DATA_ROOTS"] = str(files)
     admin.acl_log_reset()
     with start_workers(environment | {"EMBEDQ_LEASE_S": "4"}, "--cpu-workers", "1") as running:
         yield running
@@ -114,6 +121,17 @@ def producer(guarded: Guarded, worker: Running) -> Iterator[Producing]:
 )  # fmt: skip
 def test_a_producer_sends_waits_and_forgets(producer: Producing, expression: str, value: Any) -> None:
     assert producer.do(expression) == value
+
+
+@pytest.mark.usefixtures("nothing_refused")
+def test_a_producer_starts_watches_cancels_and_resumes_a_dataset(producer: Producing, files: Path) -> None:
+    (files / "rows.txt").write_text("one\ntwo\nthree\n")
+    start = (
+        f"tasks.datasets.embed({str(files / 'rows.txt')!r}, {str(files / 'out')!r}, model='minilm', rows_per_part=1)"
+    )
+    assert producer.do(f"jobs.update(run={start}) or jobs['run'].wait(60).rows.completed") == 3
+    again = ("jobs['run'].cancel()", "jobs['run'].resume()", "jobs['run'].retry_failed()", "jobs['run'].status().state")
+    assert [producer.do(call) for call in again] == [[], 0, 0, "completed"]
 
 
 @pytest.mark.usefixtures("nothing_refused")

@@ -66,9 +66,23 @@ def all_commands(command: click.Command = embedq, path: tuple[str, ...] = ()) ->
 
 
 def test_these_are_the_commands() -> None:
-    names = "workers status drain scale devices models forget embed rerank dead exporter flower check convert demo completion"
+    names = "workers status drain scale devices models forget embed rerank dataset dead exporter flower check convert demo completion"
     assert set(NAMES) == set(names.split())
-    assert {words[1] for words in all_commands() if len(words) == 2} == {"list", "show", "replay", "drop"}
+    below = {
+        one: {words[1] for words in all_commands() if len(words) == 2 and words[0] == one} for one in names.split()
+    }
+    assert below["dead"] == {"list", "show", "replay", "drop"}
+    assert below["dataset"] == {
+        "embed",
+        "rerank",
+        "status",
+        "watch",
+        "cancel",
+        "resume",
+        "retry-failed",
+        "verify",
+        "load",
+    }
 
 
 def test_every_command_has_help_with_an_example_where_only_a_producer_is_installed() -> None:
@@ -262,7 +276,7 @@ def script(tmp_path: Path) -> Path:
         ("embedq dead re", "replay"),
         ("embedq rerank --to", "--top-k"),
         ("embedq completion f", "fish"),
-        ("embedq d", "drain devices dead demo"),
+        ("embedq d", "drain devices dataset dead demo"),
     ],
 )
 def test_bash_completes_commands_options_and_choices(line: str, found: str, script: Path) -> None:

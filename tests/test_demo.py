@@ -53,6 +53,7 @@ def assert_nothing_left(directory: Path) -> None:
     assert [path for path in directory.rglob("*") if path.name.endswith(".part") or path.name == "url"] == []
 
 
+@pytest.mark.timeout(300)  # it loads the model twice, because it kills a worker
 def test_it_embeds_reranks_and_ends_all_it_started(tmp_path: Path) -> None:
     with run_demo(tmp_path, "--texts", "300") as demo:
         demo.wait_for("is ready")
@@ -63,6 +64,9 @@ def test_it_embeds_reranks_and_ends_all_it_started(tmp_path: Path) -> None:
     assert re.search(r"^Flower   http://127\.0\.0\.1:\d+$", demo.output, re.MULTILINE)
     assert len(re.findall(r"^“How .*\?”", demo.output, re.MULTILINE)) == 3
     assert len(re.findall(r"^-?\d\.\d{3}  [\w.…]+ +\S", demo.output, re.MULTILINE)) == 12
+    assert re.search(r"^killed   minilm\.\w+@\S+, with \d+ of 3 parts done$", demo.output, re.MULTILINE)
+    assert re.search(r"^verified 300 rows in 3 parts are there, each once; [\d,]+ bytes", demo.output, re.MULTILINE)
+    assert len(re.findall(r"^search   “How .*\?”: \S+$", demo.output, re.MULTILINE)) == 3
     assert "redis://***@127.0.0.1" in demo.output
     assert re.search(r"celery-task-meta-[0-9a-f-]{36}, [\d,]{5,} bytes", demo.output)
 

@@ -47,6 +47,7 @@ NAMED = {
     "javascript": "test_docs_programs.py",
     "run": "test_docs_programs.py",
     "chains": "test_docs_chains.py",
+    "datasets": "test_dataset_how_to.py",
     "chains: use": "test_docs_chains.py",
     "waiting: index": "test_docs_chains.py",
     "waiting: compare": "test_docs_chains.py",

@@ -184,7 +184,9 @@ def test_sighup_takes_every_setting_that_it_checks_and_names_what_needs_a_new_st
         running.wait_for("not loaded in 0 s")
         assert "the workers stay as they are" in running.wait_for("action=replace_failed", count=3)[2]
         assert workers_of(running) == first
-        wait_until(lambda: f"launcher.tiny@{HOST}" not in ask_all())  # the thread that answers by it ends within a second
+        wait_until(
+            lambda: f"launcher.tiny@{HOST}" not in ask_all()
+        )  # the thread that answers by it ends within a second
         answers = ask_all()
         assert [row["model"] for row in answers[f"launcher.other@{HOST}"]["workers"]] == ["tiny"]
         assert answered([send(["still served"])], 1) == 1

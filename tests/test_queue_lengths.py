@@ -71,10 +71,18 @@ def test_an_outage_of_the_server_is_told_and_its_end_too(own: OwnServer, monkeyp
 
 def test_queues_are_those_of_the_models_and_the_defaults_that_settings_tell() -> None:
     one = {"a": "/a"}
-    assert likely_queues(read_settings(models=one)) == dict.fromkeys(["embed.a", "rerank.a", "embed", "rerank"], "a")
-    assert list(likely_queues(read_settings(models=one, default_rerank="none"))) == ["embed.a", "rerank.a", "embed"]
+    assert likely_queues(read_settings(models=one)) == dict.fromkeys(
+        ["embed.a", "rerank.a", "embed_parts.a", "embed", "rerank"], "a"
+    )
+    assert list(likely_queues(read_settings(models=one, default_rerank="none"))) == [
+        "embed.a",
+        "rerank.a",
+        "embed_parts.a",
+        "embed",
+    ]
     two = likely_queues(read_settings(models={"a": "/a", "b": "/b"}, default_rerank="b"))
-    assert two == {"embed.a": "a", "rerank.a": "a", "embed.b": "b", "rerank.b": "b", "rerank": "b"}
+    of_models = {f"{kind}.{alias}": alias for alias in "ab" for kind in ("embed", "rerank", "embed_parts")}
+    assert two == {**of_models, "rerank": "b"}
 
 
 def test_who_works_and_how_fast_is_told_with_the_queues(own: OwnServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ VARIABLES: dict[str, tuple[str, Any]] = {
     "metrics_host": ("::1", "::1"),
     "traces": ("1", True),
     "replace_revision": ("1", True),
+    "data_roots": ("/data, s3://corpus/docs", ("/data", "s3://corpus/docs")),
 }
 
 

@@ -41,6 +41,8 @@ class Room(NamedTuple):
     batch_bytes: int = 1024 * 1024
     #: Most jobs to take that wait for their countdown; others wait on the server.
     max_delayed: int = 1_000_000
+    #: Of them, parts of datasets: each is minutes of work, whatever the size of its message.
+    max_parts: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,5 +22,7 @@ def likely_queues(settings: Settings) -> dict[str, str]:
 
 
 def _queues(models: Iterable[str], defaults: Mapping[str, str | None]) -> dict[str, str]:
+    models = list(models)
     named = {tasks.config.queue_name(kind, alias): alias for alias in models for kind in ("embed", "rerank")}
+    named |= {tasks.config.parts_queue(alias): alias for alias in models}
     return named | {tasks.config.queue_name(kind): alias for kind, alias in defaults.items() if alias}

@@ -25,6 +25,7 @@ from embedq import __version__, core, tasks
 from embedq.core.engine import Engine
 from embedq.core.errors import EmbedqError
 from embedq.core.settings import Settings, read_settings
+from embedq.tasks.datasets.part_task import PartTask
 from embedq.tasks.models import Served
 from embedq.tasks.speeds import Speeds
 from embedq.workers import heartbeat_line, logs
@@ -46,6 +47,7 @@ from embedq.workers.monitoring.health import Health, readiness_for
 from embedq.workers.monitoring.heartbeat import Heart, launcher_pipe
 from embedq.workers.monitoring.metrics_server import metrics_served
 from embedq.workers.monitoring.speed_reports import SpeedReports
+from embedq.workers.parts.part_threads import telling_runs
 from embedq.workers.queues import queues_of
 
 log = logging.getLogger(__name__)
@@ -121,7 +123,7 @@ def _load(settings: Settings) -> Engine:
 
 def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> int:
     """Take jobs until SIGTERM, then finish those taken. Returns Celery's exit code."""
-    held = HeldJobs(engine)
+    held = HeldJobs(engine, f"{worker_name(engine)}/{os.getpid()}")
     context = WorkerContext(
         name=worker_name(engine),
         process=f"{worker_name(engine)}/{os.getpid()}",
@@ -130,13 +132,14 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
         max_bulk_wait_s=settings.max_bulk_wait_s,
         running=held.running,
         is_alive=lambda: held.is_alive,
-        fail=failure_writer(tasks.app),
+        fail=telling_runs(failure_writer(tasks.app)),
         end=partial(_end_at_once, code=EXIT_BROKEN),
         last_beat=lambda: heart.last,
     )
     put_into(tasks.app, context)
     tasks.EngineTask.engine, tasks.EngineTask.Request = engine, EngineRequest
     tasks.app.Task.Request = OtherRequest
+    PartTask.Request = EngineRequest
     setup_logging.connect(_keep_our_logging)
     on_ready = _ready(heart, held)
     worker_ready.connect(on_ready)

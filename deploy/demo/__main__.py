@@ -1,7 +1,8 @@
 """`embedq demo`, also `python -m embedq.deploy.demo`: everything once, on real texts, on this machine.
 
 Starts a server, the workers and Flower, embeds docstrings of the standard library through the
-queue, ranks the best of them for some questions, and ends all it has started. Keeps its data and
+queue, ranks the best of them for some questions, embeds them once more as a dataset during which a
+worker is killed, and ends all it has started. Keeps its data and
 logs in `.demo/` below the working directory.
 """
 
@@ -45,6 +46,7 @@ def _run(num_texts: int, keep: bool, running: Running) -> None:
     from rich.console import Console
 
     from embedq.deploy.demo import steps
+    from embedq.deploy.demo.dataset_step import dataset
 
     console = Console()
     url = steps.start_server(running, console)
@@ -55,6 +57,7 @@ def _run(num_texts: int, keep: bool, running: Running) -> None:
     vectors, job_id = steps.embed(found, pool, running, console)
     for query in steps.QUERIES:
         steps.rerank(query, found, vectors, pool, console)
+    dataset(found, pool, directory, console)
     steps.report(job_id, url, address, console)
     if keep:
         steps.stay(pool, console)
@@ -66,6 +69,8 @@ def _prepare() -> Path:
     directory.mkdir(mode=0o700, exist_ok=True)
     os.environ.update(minilm.environment())
     os.environ["EMBEDQ_DATA_DIR"] = str(directory / "server")
+    os.environ["EMBEDQ_DATA_ROOTS"] = str(directory)
+    os.environ.setdefault("EMBEDQ_LEASE_S", "6")  # a worker is killed on the way, and whoever watches shall not wait
     return directory
 
 

@@ -12,6 +12,7 @@
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
     fairness  what bulk gets, and interactive jobs pay for it, when the encode threads are overloaded
+    datasets  a dataset through a worker against its engine alone; memory; millions of rows planned
     quality   what bfloat16 and int8 cost in search, against float32
 
 `python -m tests.bench <command> --help` tells a command's options.
@@ -38,6 +39,7 @@ COMMANDS = [
     "flower",
     "scale",
     "fairness",
+    "datasets",
 ]
 
 

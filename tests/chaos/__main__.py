@@ -6,6 +6,7 @@
     threads  threads of workers that end one by one under load
     forks    producers that fork, wait in all processes at once, and lose their connections
     upgrade  workers of the previous release, killed and drained while ours take over
+    datasets parts of datasets while workers, broker, store and loaders are killed
 
 Without a name all. Ends with code 1 if a promise was broken.
 """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.bench.report import Figure
 
-RUNS = ["storm", "fuzz", "poison", "threads", "forks", "upgrade"]
+RUNS = ["storm", "fuzz", "poison", "threads", "forks", "upgrade", "datasets"]
 
 
 def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendfsync: str) -> list[Figure]:
@@ -31,4 +31,8 @@ def make(name: str, seed: int, is_quick: bool, num_messages: int | None, appendf
         return forks.run(forks.QUICK if is_quick else forks.FULL, seed, say)
     if name == "upgrade":
         return upgrade.run(upgrade.QUICK if is_quick else upgrade.FULL, seed, say)
+    if name == "datasets":
+        from tests.chaos import datasets
+
+        return datasets.run(datasets.QUICK if is_quick else datasets.Size(), seed, say)
     return poison.run(poison.QUICK if is_quick else poison.FULL, seed, say)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from kombu.asynchronous import get_event_loop
 from redis.exceptions import ResponseError
 
+from embedq.celeryconfig import PARTS
 from embedq.core.batching.bulk_share import BulkShare
 from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY
 from embedq.workers.broker.leases import SCRIPT, Leases
@@ -84,6 +85,7 @@ class Fetch:
         self._should_look = True
         #: The last priority step that was looked at; of what is beyond it nothing is known.
         self._looked_to = -1
+        self._looked_for_parts, self._num_parts_asked = False, 0
         self._next_look_s = 0.0
         self._alone_until_s = 0.0
         self._bulk_share = BulkShare(channel.context.max_bulk_wait_s)
@@ -98,7 +100,8 @@ class Fetch:
         room = self._room()
         if room.max_jobs < 1 or room.max_bytes < 1:
             return False
-        if not self._should_look and now_s < self._next_look_s and room.max_priority <= self._looked_to:
+        is_news = room.max_priority > self._looked_to or (room.max_parts > 0 and not self._looked_for_parts)
+        if not self._should_look and now_s < self._next_look_s and not is_news:
             return False
         may_be_alone = not self._channel.qos.taken or self._alone_until_s <= now_s
         if self._alone_until_s and not may_be_alone:
@@ -106,6 +109,7 @@ class Fetch:
         self._is_bulk_first = self._is_bulk_due(room, now_s)
         connection.send_command(*self._command(room, may_be_alone))
         self._alone_until_s, self._should_look, self._looked_to = 0.0, False, room.max_priority
+        self._looked_for_parts, self._num_parts_asked = room.max_parts > 0, room.max_parts
         self._next_look_s = now_s + (_LOOK_S if self._is_told else POLL_S)
         return True
 
@@ -120,6 +124,9 @@ class Fetch:
             self._alone_until_s = monotonic() + self._channel.visibility_timeout
         if not self._is_told and (hub := get_event_loop()) is not None:
             hub.call_later(POLL_S, nothing)
+        num_parts = sum(_is_of_parts(self._queues[number]) for number in flat[::4])
+        if 0 < self._num_parts_asked <= num_parts:
+            self._looked_for_parts = False  # there may be more, which are wanted once there is room for them
         for number, tag, lines, raw in zip(*(iter(flat),) * 4, strict=True):
             self._saw_bulk = self._saw_bulk or self._steps[number] > MAX_INTERACTIVE_PRIORITY
             yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
@@ -147,18 +154,26 @@ class Fetch:
 
     def _command(self, room: Room, may_be_alone: bool) -> list[Any]:
         channel = self._channel
-        queues = channel.queues_in_order()
+        all_queues = channel.queues_in_order()
+        queues = [queue for queue in all_queues if not _is_of_parts(queue)]
         steps = [step for step in channel.priority_steps if step <= room.max_priority]
         if self._is_bulk_first:
             steps = [step for step in steps if step > MAX_INTERACTIVE_PRIORITY]
             room = room._replace(max_bytes=min(room.max_bytes, room.batch_bytes))
-        self._queues, self._steps = [queue for _ in steps for queue in queues], [step for step in steps for _ in queues]
-        lists = [list_key(channel, queue, step) for step in steps for queue in queues]
+        # Parts first, because few are taken: behind a stream of texts that fills the room they would never be.
+        of_parts = [queue for queue in all_queues if _is_of_parts(queue)] if room.max_parts > 0 else []
+        wanted = [(queue, step) for step in channel.priority_steps for queue in of_parts]
+        num_part_lists = len(wanted)
+        wanted += [(queue, step) for step in steps for queue in queues]
+        # Parts do not count as bulk here: they have a room of their own.
+        self._queues = [queue for queue, _ in wanted]
+        self._steps = [0] * num_part_lists + [step for _, step in wanted[num_part_lists:]]
+        lists = [list_key(channel, queue, step) for queue, step in wanted]
         keys = [*channel.leases.keys, *lists]
         script = ["EVALSHA", channel.leases.sha] if self._is_known else ["EVAL", SCRIPT]
         holder = (channel.worker, channel.visibility_timeout)
         room_and_limits = (room.max_jobs, room.max_bytes, channel.max_message_bytes, channel.max_attempts)
-        more = (int(may_be_alone), channel.max_dead_letters, room.max_delayed)
+        more = (int(may_be_alone), channel.max_dead_letters, room.max_delayed, num_part_lists, room.max_parts)
         return [*script, len(keys), *keys, "fetch", *holder, *room_and_limits, *more]
 
     def _track(self, connection: Any) -> None:
@@ -180,6 +195,10 @@ class Fetch:
     def _on_invalidation(self, _: Any) -> object:
         self._should_look = True
         return INVALIDATION
+
+
+def _is_of_parts(queue: str) -> bool:
+    return queue.startswith(f"{PARTS}.")
 
 
 def nothing() -> None:

@@ -159,8 +159,9 @@ local function return_delayed(now_s, max_delayed)
 end
 
 -- fetch worker lease_s max_jobs max_bytes max_message_bytes max_attempts may_be_alone max_dead
---       max_delayed
+--       max_delayed num_part_lists max_parts
 --
+-- The first num_part_lists lists hold parts of datasets, of which at most max_parts are taken in all.
 -- Takes from the lists in their order. Returns {state, list index, tag, earlier deliveries, message, …}
 -- with state 0: the lists are empty, and the connection will be told of the next message if it tracks;
 -- 1: there may be more; 2: next is a job whose last attempt this would be, for a worker that holds
@@ -175,6 +176,7 @@ local function fetch()
   local max_jobs, max_bytes, max_message_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
   local max_attempts, may_be_alone, max_dead = tonumber(ARGV[7]), ARGV[8] == '1', ARGV[9]
   local max_delayed = tonumber(ARGV[10])
+  local last_part_list, parts_left = FIRST_LIST - 1 + tonumber(ARGV[11] or 0), tonumber(ARGV[12] or 0)
   local reply, state = { 0 }, 0
   local now = now_us()
   return_delayed(now / 1000000, max_delayed)
@@ -185,7 +187,8 @@ local function fetch()
     local list = KEYS[number]
     local unacked, index, jobs, has_tag, seen = {}, {}, {}, {}, 0
     local delayed, delayed_jobs = {}, {}
-    while state == 0 do
+    local is_of_parts = number <= last_part_list
+    while state == 0 and not (is_of_parts and parts_left < 1) do
       local raw = redis.call('LINDEX', list, -1 - seen)
       if not raw then break end
       local tag, rest, eta = read_envelope(raw, max_message_bytes)
@@ -218,6 +221,7 @@ local function fetch()
         reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = number - FIRST_LIST, tag, lines, raw
         taken, bytes = taken + 1, bytes + #raw
         if eta > now / 1000000 + EARLY_S then max_delayed = max_delayed - 1 end
+        if is_of_parts then parts_left = parts_left - 1 end
         if is_last then state = 3 end
       end
       seen, looked_at = seen + 1, looked_at + 1

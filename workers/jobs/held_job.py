@@ -14,6 +14,8 @@ from embedq.core.engine import Engine
 from embedq.workers.context import Room
 from embedq.workers.jobs.answer_thread import Timer
 from embedq.workers.monitoring.job_counters import Counts, JobCounts
+from embedq.workers.parts.part_run import PartRun
+from embedq.workers.parts.part_threads import PartThreads
 
 
 class JobRequest(Protocol):
@@ -21,6 +23,7 @@ class JobRequest(Protocol):
 
     id: str
     task: Any
+    request_dict: dict[str, Any]
     delivery_info: dict[str, Any] | None
     num_bytes: int
 
@@ -58,7 +61,7 @@ class HeldJob:
         #: Celery's bookkeeping of it, which the callbacks are methods of.
         self.request: JobRequest = self.on_accepted.__self__
         #: None for tasks that are not the engine's, Celery's own for example.
-        self.job: Job | None = None
+        self.job: Job | PartRun | None = None
         #: Raised as the task's own error instead of the engine's answer.
         self.error: Exception | None = None
         self.is_accepted = False
@@ -108,8 +111,10 @@ class HeldJob:
 class HeldJobs:
     """The jobs of one worker between `on_apply` and their acknowledgement. Thread-safe."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, process: str = "") -> None:
+        """`process` names this worker to whoever looks at a dataset."""
         self.engine = engine
+        self.parts = PartThreads(engine, process)
         self.counts = Counts()
         self.job_counts = JobCounts(engine.models)
         #: False before the pool has started, and once it closes: nothing is fetched then.
@@ -149,7 +154,7 @@ class HeldJobs:
             for num_tokens in (max_tokens, engine.backlog.largest_budget)
         )
         max_priority = 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY
-        return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed)
+        return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed, self.parts.room())
 
     def running(self) -> list[str]:
         """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""

@@ -23,7 +23,8 @@ from billiard.einfo import ExceptionInfo
 from celery.exceptions import SoftTimeLimitExceeded
 
 from embedq import tasks
-from embedq.core.errors import DeviceFailure, ServerUnavailable
+from embedq.core.errors import DeviceFailure, InvalidInput, ServerUnavailable
+from embedq.tasks.datasets.part_task import PartTask
 from embedq.workers.celery_private import PoolBase
 from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
@@ -61,7 +62,11 @@ class EnginePool(PoolBase):
         """Take a job. Called on the event loop, so it only submits it."""
         held = HeldJob(target, args, options)
         self.jobs.add(held)
-        if isinstance(held.request, EngineRequest) and held.is_engines:
+        is_ours = isinstance(held.request, EngineRequest)
+        if is_ours and isinstance(held.request.task, PartTask):
+            held.is_timed = True
+            self._take_part(held)
+        elif is_ours and held.is_engines:
             held.is_timed = True
             self._submit(held)
         else:
@@ -98,7 +103,9 @@ class EnginePool(PoolBase):
 
     def on_stop(self) -> None:
         """Warm shutdown: finish the jobs in batches within a bound; the others go back to the queue."""
-        self._end(self.engine.settings.drain_timeout_s * _DRAIN_PART)
+        timeout_s = self.engine.settings.drain_timeout_s * _DRAIN_PART
+        self.jobs.parts.drop_slow(timeout_s)
+        self._end(timeout_s)
 
     def on_terminate(self) -> None:
         """Cold shutdown: unanswered jobs go back to the queue at once."""
@@ -142,9 +149,27 @@ class EnginePool(PoolBase):
             log.warning("the engine refuses a job: %s", error, extra={"action": "job_refused", "job": request.id})
             self._forget(held)
             return
-        if request.expires_s is not None:
-            self._answers.submit(partial(self._watch_expiry, held, request.expires_s))
-        held.job.answer.add_done_callback(lambda answer: self._settled(held, answer))
+        self._follow(held, held.job.answer)
+
+    def _take_part(self, held: HeldJob) -> None:
+        """Submit a part of a dataset to the part threads."""
+        request = held.request
+        _, kwargs, _ = held.args[3]
+        retries_left = (request.task.max_retries or 0) - int(request.request_dict.get("retries") or 0)
+        on_started = partial(self._answers.submit, partial(self._accept, held))
+        try:
+            held.job = self.jobs.parts.take(kwargs, request.id, retries_left, on_started)
+        except InvalidInput as error:
+            held.error = error
+            self._answers.submit(partial(self._answer, held))
+            return
+        self._follow(held, held.job.answer)
+
+    def _follow(self, held: HeldJob, answer: Future[Any]) -> None:
+        """Act on a submitted job's expiry, and on its answer."""
+        if held.request.expires_s is not None:
+            self._answers.submit(partial(self._watch_expiry, held, held.request.expires_s))
+        answer.add_done_callback(lambda done: self._settled(held, done))
 
     def _settled(self, held: HeldJob, answer: Future[Any]) -> None:
         """Called when the engine has answered, or the job was dropped: then somebody else has answered it."""

@@ -22,7 +22,7 @@ from embedq.workers.jobs.message_schema import check_shape
 log = logging.getLogger(__name__)
 
 #: The summaries that our producers write; anything else is a repr of the texts and is not shown.
-_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters")
+_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters|rows [\d,]+–[\d,]+ of [\w.,=@+?/ -]{1,80}")
 
 
 #: Headers that Celery knows. Any others become the `headers` of the task's request.

@@ -21,6 +21,8 @@ from embedq.core.batching.decayed_mean import DecayedMean
 from embedq.core.batching.job import Job
 from embedq.core.engine import Engine
 from embedq.tasks.metrics import OUTCOMES, STAGES
+from embedq.workers.parts.part_run import PartRun
+from embedq.workers.parts.part_threads import PartThreads
 
 #: Jobs of a queue after which one counts half in the mean size of a job.
 _HALF_LIFE_JOBS = 69.0
@@ -30,6 +32,9 @@ _MAX_QUEUES = 200
 
 #: Upper bounds of the stages' histograms: a one-text job takes some milliseconds, a bulk job minutes.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+#: What a job may be for the engine: the values of `kind`.
+KINDS = ("embed", "rerank", "part")
 
 #: The model of a job that never came to one: its call was wrong, or it was revoked before it was opened.
 UNKNOWN = "unknown"
@@ -94,7 +99,7 @@ class JobCounts:
     def __init__(self, models: Collection[str]) -> None:
         #: Ended jobs by (model, kind, outcome). From the start also those of which there is none: Prometheus sees a
         #: count that rises from 0, and not one that begins at 1.
-        self.outcomes = dict.fromkeys(product((*models, UNKNOWN), ("embed", "rerank"), OUTCOMES), 0)
+        self.outcomes = dict.fromkeys(product((*models, UNKNOWN), KINDS, OUTCOMES), 0)
         self.num_ended = 0
         #: By model, of jobs that were computed: seconds in each of `STAGES`.
         self.stages = {model: tuple(Histogram(SECONDS) for _ in STAGES) for model in models}
@@ -135,6 +140,7 @@ class JobsOfWorker(Protocol):
     engine: Engine
     counts: Counts
     job_counts: JobCounts
+    parts: PartThreads
 
     @property
     def is_alive(self) -> bool: ...
@@ -142,10 +148,10 @@ class JobsOfWorker(Protocol):
     def __len__(self) -> int: ...
 
 
-def times_of(job: Job | None, task: Any) -> Times:
+def times_of(job: Job | PartRun | None, task: Any) -> Times:
     """The times of a job that is being answered; zeros if its call was never opened."""
     kind = kind_of(task)
-    if job is None or not job.is_opened:
+    if job is None or not job.is_opened or job.call is None:
         return Times(UNKNOWN, kind, 0.0, 0.0, 0.0, 0.0, 0)
     return Times(
         job.call.model.spec.alias, kind, job.waited_s, job.encoded_s, job.computed_s, job.ended_s, job.num_tokens
@@ -162,6 +168,7 @@ def outcome_of(traced: Any) -> str:
 
 
 def kind_of(task: Any) -> str:
-    """ "embed", "rerank", or "other" for tasks that are not the engine's."""
+    """One of `KINDS`; "other" for tasks that are not the engine's."""
     kind = str(getattr(task, "name", "")).removeprefix("tasks.")
-    return kind if kind in ("embed", "rerank") else "other"
+    kind = "part" if kind.endswith("_part") else kind
+    return kind if kind in KINDS else "other"

@@ -20,12 +20,13 @@ from embedq.core.batching.device_memory import memory_bytes
 from embedq.core.engine import Engine
 from embedq.core.errors import InvalidSettings
 from embedq.core.settings import Settings
-from embedq.tasks.metrics import STAGES, WORKER, Families
+from embedq.tasks.metrics import PART_OUTCOMES, STAGES, WORKER, Families
 from embedq.tasks.scraping import Scraping
 from embedq.tasks.speeds import Speed
 from embedq.workers.monitoring.health import Health
 from embedq.workers.monitoring.heartbeat import Heart
 from embedq.workers.monitoring.job_counters import JobCounts
+from embedq.workers.parts.part_threads import PartThreads
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class WorkerCollector:
                 families.add("embedq_tokens_per_second", measured.get(alias, Speed()).tokens_per_second, **of_model)
                 _of_model(families, engine, alias, of_model)
             _of_jobs(families, jobs.job_counts, of_worker)
+            _of_parts(families, jobs.parts, of_worker)
         return families.all()
 
 
@@ -103,6 +105,15 @@ def _of_jobs(families: Families, counts: JobCounts, labels: dict[str, str]) -> N
     for model, stages in counts.stages.items():
         for stage, seconds in zip(STAGES, stages, strict=True):
             families.add_histogram("embedq_job_seconds", seconds, **labels, model=model, stage=stage)
+
+
+def _of_parts(families: Families, parts: PartThreads, labels: dict[str, str]) -> None:
+    for outcome in PART_OUTCOMES:
+        families.add("embedq_parts_total", parts.parts.get(outcome, 0), **labels, outcome=outcome)
+    for state, number in tuple(parts.rows.items()):
+        families.add("embedq_part_rows_total", number, **labels, state=state)
+    families.add("embedq_part_bytes_total", parts.num_bytes, **labels)
+    families.add("embedq_running_parts", parts.num_held, **labels)
 
 
 @contextmanager
