@@ -14,6 +14,7 @@ import pytest
 from embedq.core.devices import Device
 from embedq.workers.heartbeat_line import READY, Beat
 from embedq.workers.launcher import worker_process
+from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.status_table import Lines
 from embedq.workers.launcher.worker_process import Child, Event, Reporting
 from tests.test_records import RECORDS
@@ -36,7 +37,7 @@ class Launched:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.beats: list[Beat] = []
         self.num_ends = 0
-        self.child = Child(Device("cuda", 0, ""), "cuda0")
+        self.child = Child(Device("cuda", 0, ""), "cuda0", Patience(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S))
         self.child.start(time.monotonic(), {}, (), Reporting(self.events.put, self._beat, self._end, Lines()))
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -67,7 +68,7 @@ def test_a_worker_that_nobody_follows_any_more_is_ended_and_reported(monkeypatch
     def broken(line: bytes) -> Beat:
         raise SystemError("a bug")
 
-    monkeypatch.setattr(worker_process.Beat, "read", broken)
+    monkeypatch.setattr(Beat, "read", broken)
     launched = Launched(monkeypatch, Beat().line().decode())
     launched.until(lambda: launched.num_ends)
     assert launched.child.process
