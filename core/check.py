@@ -76,6 +76,9 @@ def _compare(engine: Engine, path: Path) -> int:
     except ImportError:
         raise InvalidInput("--against needs the package sentence-transformers, which is not installed") from None
     spec = engine.models["model"].spec
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     library = sentence_transformers.SentenceTransformer if spec.is_embedder else sentence_transformers.CrossEncoder
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
