@@ -176,10 +176,6 @@ class EngineTask(Task):
             )
         return self.engine
 
-    def is_engines(self, kwargs: Any) -> bool:
-        """Whether the engine computes a job with these arguments; it does, but for maps of other tasks."""
-        return True
-
     def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
         """What a message asks of the engine, checked. Any program can write to the queue."""
         call, given = self._bind(args, kwargs)

@@ -72,7 +72,11 @@ class OfEngine(EngineRequest):
 
     id, name, num_bytes, expires = "limited", "tasks.embed", 1, None
     delivery_info: ClassVar[dict[str, Any]] = {"routing_key": "embed", "priority": 0}
-    task = SimpleNamespace(name="tasks.embed", open_call=lambda engine, args, kwargs: engine.calls.embed(["a text"]))
+    task = SimpleNamespace(
+        name="tasks.embed",
+        open_call=lambda engine, args, kwargs: engine.calls.embed(["a text"]),
+        fingerprint=lambda args, kwargs: "",
+    )
 
     def __init__(self) -> None:
         self.limits: list[bool] = []
@@ -120,7 +124,7 @@ def test_a_limit_holds_for_a_job_whose_first_batch_begins_before_it_is_submitted
     model.gate.clear()
     try:
         pool.on_apply(
-            lambda *_: (True, None, 0.0), (None, None, None, ((), {}, {})), {}, **request.options, **{limit: 0.05}
+            lambda *_: (True, None, 0.0), (None, None, {}, ((), {}, {})), {}, **request.options, **{limit: 0.05}
         )
         assert request.is_limited.wait(PATIENCE_S)
     finally:

@@ -11,6 +11,7 @@ from celery.worker import state
 
 from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from embedq.core.engine import Engine
+from embedq.tasks.maps import MapTask
 from embedq.workers.context import Room
 from embedq.workers.jobs.answer_thread import Timer
 from embedq.workers.monitoring.job_counters import Counts, JobCounts
@@ -74,8 +75,8 @@ class HeldJob:
     @property
     def is_engines(self) -> bool:
         """Whether the engine computes it; Celery's maps of other tasks, for example, it does not."""
-        _, kwargs, _ = self.args[3]
-        return bool(self.request.task.is_engines(kwargs))
+        task = self.request.task
+        return not isinstance(task, MapTask) or task.is_engines(self.args[3][1])
 
     @property
     def waits(self) -> bool:
