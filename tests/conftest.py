@@ -40,6 +40,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 #: Files that take longest. Side by side, a file is one process's: begun last, one of them would keep the others waiting.
 LONGEST_FIRST = [
+    "test_saved_keys",
+    "test_saved_forms",
+    "test_stock_workers",
     "test_launcher",
     "test_workers",
     "test_bench_peers",
@@ -52,7 +55,10 @@ LONGEST_FIRST = [
     "test_acl",
     "test_failover",
     "test_tls",
-    "test_metrics",
+    "test_metrics_server",
+    "test_wheel",
+    "test_datasets",
+    "test_connect",
     "test_bench_accelerator",
     "test_end_to_end",
 ]
@@ -64,6 +70,8 @@ OVERLAYS = sorted(path.name for path in (Path(__file__).parents[1] / "deploy" / 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files that take longest first, in the same order in every process."""
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    if unstable := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"tests named by an address differ between processes; give ids: {unstable}")
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 

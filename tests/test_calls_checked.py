@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -59,7 +60,7 @@ def client(server: str) -> Iterator[redis.Redis]:
         ({"headers": {1: "x"}}, "headers must be"),
         ({"ignore_result": "no"}, "ignore_result must be True or False; given 'no'"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_a_wrong_way_to_send_is_refused_with_its_value_before_anything_is_sent(
     client: redis.Redis, sending: dict[str, Any], message: str
@@ -123,7 +124,7 @@ def test_many_jobs_have_ids_of_their_own(worker: dict[str, str]) -> None:
         ({"task_ids": ["x", "x"]}, "2 different ids"),
         ({"task_ids": ["x", 3]}, "task_id must be a text"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)),
 )
 def test_wrong_ids_of_many_jobs_are_refused(client: redis.Redis, given: dict[str, Any], message: str) -> None:
     given = {**given, "sending": {**QUEUE, **given.get("sending", {})}}
