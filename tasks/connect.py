@@ -31,6 +31,13 @@ _OF_LISTS = ("sep", "priority_steps", "global_keyprefix")
 #: How Sentinels are asked; no more than that of our connections is an application's.
 _OF_SENTINELS = ("master_name", "sentinel_kwargs")
 
+#: Result backends that read our workers' results beside the application's own, whatever its serializer.
+_BACKENDS = {
+    "redis": "embedq.tasks.connected_results:ConnectedBackend",
+    "rediss": "embedq.tasks.connected_results:ConnectedBackend",
+    "sentinel": "embedq.tasks.connected_results:ConnectedSentinelBackend",
+}
+
 #: Celery's tasks that call another for each item: they go where that one goes.
 _MAPS = ("celery.map", "celery.starmap")
 
@@ -101,6 +108,7 @@ def _complete(app: Celery, share_serializer: bool) -> None:
     if share_serializer:
         changes |= {"task_serializer": _SERIALIZER, "result_serializer": _SERIALIZER}
     conf.update(changes)
+    app.loader.override_backends = _BACKENDS | (app.loader.override_backends or {})
 
 
 def _check_default_queue(app: Celery) -> None:

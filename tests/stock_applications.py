@@ -37,9 +37,9 @@ elsewhere = _application(broker_url=f"{tasks.config.redis_url().rpartition('/')[
 late = _application()
 
 
-@plain.task(name="stock.add")
-@elsewhere.task(name="stock.add")
-@late.task(name="stock.add")
+@plain.task(name="stock.add", shared=False)
+@elsewhere.task(name="stock.add", shared=False)
+@late.task(name="stock.add", shared=False)
 def add(one: int, other: int) -> int:
     """A job of the application."""
     return one + other

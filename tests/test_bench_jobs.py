@@ -38,7 +38,10 @@ def test_after_many_jobs_nothing_of_them_is_left_on_the_server_and_every_figure_
         assert f"{name}_bytes_per_job" in figures
     assert figures["keys at once results"] > 0
     left = {key.removeprefix("keys in the end ") for key in figures if key.startswith("keys in the end ")}
-    assert left == {"embedq:models", "embedq:workers", "embedq:speeds", "kombu's lists of queues"}
+    assert "embedq:models" in left
+    assert left <= {"embedq:models", "embedq:workers", "embedq:speeds", "kombu's lists of queues"}, (
+        "nothing of the jobs"
+    )
 
 
 def test_the_cost_of_many_texts_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:

@@ -227,6 +227,11 @@ def test_a_chord_of_the_application_ends_in_one_of_ours(app: Any) -> None:
     assert vectors.dense.shape == (1, DIM)
 
 
+def test_the_application_reads_our_results_whatever_its_serializer(app: Any) -> None:
+    job = tasks.embed.delay(["one", "two"])
+    assert np.shape(app.app.AsyncResult(job.id).get(timeout=TIMEOUT_S)) == (2, DIM)
+
+
 def test_a_callback_is_called_on_the_applications_worker(app: Any) -> None:
     called = app.shape.s().set(task_id=f"called-{app.QUEUE}")
     tasks.embed.apply_async((["one", "two"],), link=called)
