@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,6 +81,15 @@ def pytest_collection_finish() -> None:
     behind a full collection, which took half a second of each try."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _jobs_are_sent() -> Iterator[None]:
+    """Undo `task_always_eager`, which a page of the documentation sets: later tests of the process would send nothing."""
+    yield
+    application = sys.modules.get("embedq.tasks.application")
+    if application and application.app.configured:
+        application.app.conf.task_always_eager = False
 
 
 @pytest.fixture(scope="session")

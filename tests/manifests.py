@@ -20,11 +20,14 @@ def pods(objects: list[Object]) -> dict[str, Object]:
 
 
 def environment(container: Object, objects: list[Object]) -> dict[str, str | None]:
-    """What a container's process is given; None for what a Secret holds."""
+    """What a container's process is given; None for what a Secret holds, nothing of a whole Secret that may be absent."""
     maps = {one["metadata"]["name"]: one["data"] for one in of_kind(objects, "ConfigMap")}
     given: dict[str, str | None] = {}
     for source in container.get("envFrom", []):
-        given |= maps[source["configMapRef"]["name"]]
+        if secret := source.get("secretRef"):
+            assert secret["optional"], "the pod would not start: no such Secret is among the objects"
+        else:
+            given |= maps[source["configMapRef"]["name"]]
     return given | {one["name"]: one.get("value") for one in container.get("env", [])}
 
 

@@ -92,11 +92,16 @@ def test_lines_are_found_across_the_bounds_of_what_is_read_at_once(
 
 
 def test_a_folder_gives_its_files_by_name_without_hidden_ones(tmp_path: Path) -> None:
-    for name in ("b.parquet", "a.parquet", "_c.parquet", "notes.txt"):
+    for name in ("b.parquet", "a.parquet", "_c.parquet", "notes.txt", "README.md"):
         (tmp_path / name).touch()
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "d.csv").touch()
-    assert [Path(one.path).name for one in find_inputs([str(tmp_path)])] == ["a.parquet", "b.parquet", "d.csv"]
+    assert [Path(one.path).name for one in find_inputs([str(tmp_path)])] == [
+        "a.parquet",
+        "b.parquet",
+        "d.csv",
+        "notes.txt",
+    ]
     assert [Path(one.path).name for one in find_inputs([f"{tmp_path}/*.parquet"])] == [
         "_c.parquet",
         "a.parquet",

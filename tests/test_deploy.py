@@ -73,7 +73,11 @@ def test_every_service_is_pinned_and_weak(name: str) -> None:
 def test_files_and_secrets_that_compose_names_are_there() -> None:
     text = (DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8")
     told = (DEPLOY / "compose" / "example.env").read_text(encoding="utf-8")
-    assert set(re.findall(r"(?<!\$)\$\{(\w+)", text)) == set(re.findall(r"^(\w+)=", told, re.MULTILINE))
+    passed_on = {name for name, value in COMPOSE["x-worker-environment"].items() if value is None}
+    used = set(re.findall(r"(?<!\$)\$\{(\w+)", text))
+    optional = set(re.findall(r"(?<!\$)\$\{(\w+):-\}", text)) | passed_on
+    assert used - optional == set(re.findall(r"^(\w+)=", told, re.MULTILINE))
+    assert optional == set(re.findall(r"^#(\w+)=", told, re.MULTILINE))
     for service in SERVICES.values():
         mounted = [one.split(":")[0] for one in service.get("volumes", []) if one.startswith(".")]
         assert all((DEPLOY / "compose" / path).exists() for path in mounted)

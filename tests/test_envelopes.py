@@ -13,7 +13,8 @@ import kombu
 import pytest
 import redis
 
-from tests.consuming import OPTIONS, OURS, STOCK, Consuming, dead_letters
+from embedq.workers.broker.transport import for_worker
+from tests.consuming import OPTIONS, OURS, STOCK, Consuming, context, dead_letters
 
 QUEUE = "envelopes"
 TIMEOUT_S = 20
@@ -27,7 +28,8 @@ def client(delivery_url: str) -> Iterator[redis.Redis]:
 
 
 def publish(url: str, transport: str, body: Any, **options: Any) -> None:
-    with kombu.Connection(url, transport=transport, transport_options=OPTIONS) as connection:
+    used = for_worker(context())[0] if transport == OURS else transport
+    with kombu.Connection(url, transport=used, transport_options=OPTIONS) as connection:
         kombu.Producer(connection.channel()).publish(body, serializer="json", **options)
 
 

@@ -54,7 +54,9 @@ def save(directory: Path, kind: str) -> Path:
     """A random model of that kind, with the tokenizer of a golden case."""
     xlmr = XLMRobertaConfig(**SIZES, pad_token_id=1)
     if kind == "bert":
-        return tiny_models.add_modules(tiny_models.save(directory, BertConfig(**SIZES), "flagmodel_mean"), "mean")
+        return tiny_models.add_modules(
+            tiny_models.save(directory, BertConfig(**SIZES), "flagmodel_mean"), "mean_tokens"
+        )
     if kind == "m3":
         tiny_models.save(directory, xlmr, "bge_m3")
         for name, num_outputs in (("colbert", 64), ("sparse", 1)):

@@ -138,7 +138,7 @@ def test_what_is_no_result_fails_the_one_who_waits_for_it(
         job_id = f"{way} {name}"
         own.client.set(f"celery-task-meta-{job_id}", raw)
         started_s = time.monotonic()
-        with pytest.raises(ValueError, match="what is stored for this job is no result"):
+        with pytest.raises(ValueError, match="the value stored for this job is no result"):
             waits()[way](producer.AsyncResult(job_id))
         assert time.monotonic() - started_s < 10, name
     assert not trap.is_sprung

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from embedq import core
+from embedq.core.checkpoint.prompts import write_example
 from embedq.core.engine import Engine
-from embedq.core.errors import InvalidInput
+from embedq.core.errors import InvalidInput, InvalidSettings
 from embedq.core.options import EmbedOptions
 from tests.conftest import GOLDEN
 
@@ -62,8 +63,10 @@ def test_braces_in_texts_are_only_braces() -> None:
 
 
 def test_a_format_needs_its_three_places() -> None:
-    with load(examples_format="{} {}", examples=[EXAMPLE]) as engine, pytest.raises(InvalidInput, match="3 times"):
-        engine.embed(["a"], input_type="query")
+    with pytest.raises(InvalidSettings, match=r"examples_format .* must contain {} 3 times, given 2 times"):
+        load(examples_format="{} {}", examples=[EXAMPLE])
+    with pytest.raises(InvalidInput, match="3 times"):
+        write_example("{} {}", *EXAMPLE.values())
 
 
 def test_a_long_query_gives_way_and_examples_and_suffix_stay() -> None:

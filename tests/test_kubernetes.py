@@ -17,6 +17,7 @@ import yaml
 
 from embedq import tasks
 from embedq.core.settings import Settings
+from embedq.tasks.datasets.part_task import PRIORITY
 from embedq.workers.embedded import _free_port, find_program
 from tests.kustomizing import Object, rendered
 from tests.manifests import DIRECTORY, environment, of_kind, pods, worker
@@ -117,7 +118,9 @@ def test_a_job_in_any_list_of_the_model_starts_the_first_worker(objects: list[Ob
     sep = tasks.config.broker_transport_options["sep"]
     queues = [tasks.config.queue_name("embed", "minilm"), tasks.config.queue_name("rerank", "minilm"), "embed"]
     keys = [f"{queue}{sep}{step}" if step else queue for queue in queues for step in steps]
-    assert sorted(lists) == sorted([*keys, "unacked_index"])
+    assert PRIORITY in steps  # of every part: their queue has one list
+    parts = f"{tasks.config.parts_queue('minilm')}{sep}{PRIORITY}"
+    assert sorted(lists) == sorted([*keys, parts, "unacked_index"])
     assert scaled["spec"]["minReplicaCount"] == 0
     assert scaled["spec"]["scaleTargetRef"]["name"] in pods(objects)
     # The jobs of a killed worker come back after its lease, and must find somebody.

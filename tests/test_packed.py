@@ -48,7 +48,7 @@ def save(directory: Path, kind: str = "bert", **more: Any) -> Path:
     config, case = TYPES[kind]
     pad = {"pad_token_id": 1} if kind != "bert" else {}
     sizes = SIZES | {"vocab_size": 500, "max_position_embeddings": 80} | pad | more
-    return tiny_models.add_modules(tiny_models.save(directory, config(**sizes), case), "mean")
+    return tiny_models.add_modules(tiny_models.save(directory, config(**sizes), case), "mean_tokens")
 
 
 def load(directory: Path, precision: Precision = "bfloat16") -> Engine:

@@ -99,7 +99,7 @@ def module_of(kind: str, num_heads: int = 2, hidden_size: int = 64) -> Any:
 def saved(directory: Path) -> ModelSpec:
     config, case = CONFIGS["bert"]
     path = tiny_models.save(directory, config(**SIZES, hidden_size=64, num_attention_heads=2), case)
-    return read_spec("model", ModelSettings(path=str(tiny_models.add_modules(path, "mean"))))
+    return read_spec("model", ModelSettings(path=str(tiny_models.add_modules(path, "mean_tokens"))))
 
 
 @DEVICES

@@ -13,35 +13,46 @@ its own, without imports of ours, so that it is small.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 #: On SIGTERM the server writes out what is pending; a gigabyte takes seconds.
 STOP_TIMEOUT_S = 30.0
 
-#: From <linux/prctl.h>: the signal a process gets when its parent dies.
-_PR_SET_PDEATHSIG = 1
+#: What becomes the server, so that it ends with its parent. Not in a `preexec_fn`: see `processes`. It takes the parent's
+#: process id and the command; 1 is PR_SET_PDEATHSIG of <linux/prctl.h>.
+_BECOME = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit(1)
+for name in ("SIGPIPE", "SIGXFSZ"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def main(directory: str, *command: str) -> int:
     """Run the server until nobody uses it, or it ends; returns its exit code."""
     held = os.open(Path(directory, "server"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(held, fcntl.LOCK_EX)
-    process = subprocess.Popen(command, start_new_session=True, pass_fds=(held,), preexec_fn=_end_with_parent)
+    process = subprocess.Popen(_ending_with_us(command), start_new_session=True, pass_fds=(held,))
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     threading.Thread(target=_stop_when_unused, args=(Path(directory), process), daemon=True).start()
     return process.wait()
 
 
-def _end_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def _ending_with_us(command: Sequence[str]) -> list[str]:
+    """The command; on Linux one that becomes it, and gets SIGTERM when this process is killed."""
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command]
 
 
 def _stop_when_unused(directory: Path, process: subprocess.Popen[bytes]) -> None:

@@ -60,12 +60,23 @@ class LanceDB:
         import pyarrow as pa
 
         self._key = key
-        self._table = self._database.create_table(self._name, schema=schema.remove_metadata(), exist_ok=True)
+        self._table = self._opened(self._name, schema.remove_metadata())
         if missing := [name for name in schema.names if name not in self._table.schema.names]:
             raise InvalidInput(f"table {self._name} has no column {missing[0]!r:.60}")
         notes = pa.schema([("note", pa.string()), ("target", pa.string()), ("dataset", pa.string()),
                            ("part", pa.int64()), ("version", pa.string())])  # fmt: skip
-        self._notes = self._database.create_table(_NOTES, schema=notes, exist_ok=True)
+        self._notes = self._opened(_NOTES, notes)
+
+    def _opened(self, name: str, schema: pyarrow.Schema) -> Any:
+        """The table of that name; made if there is none.
+
+        Opened first: `create_table(exist_ok=True)` compares schemas to the letter, and a table that it has made itself
+        is another one then, because lance names the values of lists anew.
+        """
+        try:
+            return self._database.open_table(name)
+        except (ValueError, FileNotFoundError):  # there is none; which of them depends on the release
+            return self._database.create_table(name, schema=schema, exist_ok=True)
 
     def versions(self, dataset: str) -> dict[int, str]:
         """What was loaded of a dataset."""
