@@ -22,6 +22,7 @@ TIMEOUT_S = 110
 COUNTED = ("_padding", "_fill", "_batch_sequences", "_computing", "_batch_ms", "_batches")
 
 
+@pytest.mark.timing
 def test_the_engine_is_measured_and_every_figure_is_told(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "tests.bench", "engine", "--quick", "--json", str(file)]
