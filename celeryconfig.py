@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from kombu.serialization import register
@@ -121,33 +121,26 @@ def url_file() -> Path:
 
 
 def redis_url() -> str:
-    """URL of the server. Looked up at each call, because an embedded server may start or stop."""
-    named = named_url()
-    if named:
-        return _with_tls_said(named.url)
-    return embedded_url() or "redis://127.0.0.1:6379/0"
+    """URL of the server. Looked up at each call, because an embedded server may start or stop.
 
-
-class NamedUrl(NamedTuple):
-    """A URL that the user chose, checked, and the variable it stands in."""
-
-    variable: str
-    url: str
-
-
-def named_url() -> NamedUrl | None:
-    """The server that the user named; None if none is. InvalidSettings, without the URL, if it has not the right form."""
+    InvalidSettings, without the URL, if the one that the user named has not the right form.
+    """
     for variable, url in (("EMBEDQ_REDIS_URL", str(wire["redis_url"])), ("REDIS_URL", os.environ.get("REDIS_URL"))):
         if url:
             _check_url(variable, url)
-            return NamedUrl(variable, url)
-    return None
+            return _with_tls_said(url)
+    return embedded_url() or "redis://127.0.0.1:6379/0"
+
+
+def is_server_named() -> bool:
+    """Returns True if the user named a server, so that an embedded one does not count."""
+    return bool(wire["redis_url"] or os.environ.get("REDIS_URL"))
 
 
 def embedded_url() -> str | None:
     """URL of this user's embedded server, as it published it; None if none runs.
 
-    Some microseconds where the file has not changed: a producer looks several times for each job.
+    Takes some microseconds if the file has not changed: a producer looks several times for each job.
     """
     file = url_file()
     try:
@@ -159,7 +152,7 @@ def embedded_url() -> str | None:
 
 @lru_cache(maxsize=4)
 def _read_url(file: Path, *_: int) -> str | None:
-    """What the file holds, remembered until its inode or its time changes."""
+    """Returns the URL in the file, None if it is empty. The cache's key holds the file's inode and time of change."""
     return file.read_text(encoding="utf-8").strip() or None
 
 
@@ -309,7 +302,7 @@ register("embedq", pack, unpack, content_type="application/x-embedq-msgpack", co
 
 broker_url = redis_url()
 broker_use_ssl = tls_options(broker_url) or False  # also part of the URL, but Flower reads it here
-result_backend = redis_url()
+result_backend = broker_url  # not looked up again: an embedded server may have started meanwhile
 # Our backend for the usual URLs: it subscribes to nothing until a caller waits. Workers replace it with their own.
 override_backends = {
     "redis": "embedq.tasks.result_backend:ResultBackend",

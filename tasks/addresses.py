@@ -1,10 +1,13 @@
-"""Which server and database a broker's URL means, without its user and password."""
+"""The server and database behind a broker's URL, without its user and password, and the prefix of its keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 #: Schemes of URLs that lead to Redis or Valkey; the first word of `rediss+…` and of `redis+socket` counts as well.
 _SCHEMES = ("redis", "rediss", "valkey", "valkeys", "sentinel")
@@ -26,7 +29,8 @@ class Address(NamedTuple):
 
 
 def address_of(url: str | Iterable[str] | None) -> Address | None:
-    """The database behind a broker's URL, or several as Celery takes them; None for brokers of another kind.
+    """The database behind a broker's URL, or several as Celery takes them; None for brokers of another kind, and for a
+    URL that cannot be read.
 
     Two addresses that differ may still be one database, known by two names.
     """
@@ -38,16 +42,23 @@ def address_of(url: str | Iterable[str] | None) -> Address | None:
 
 
 def _address(url: str) -> Address | None:
-    parts = urlsplit(url.strip())
-    scheme = parts.scheme.partition("+")[0]
+    try:
+        parts = urlsplit(url.strip())
+        scheme, port = parts.scheme.partition("+")[0], parts.port
+    except ValueError:  # a port that is no number
+        return None
     if scheme not in _SCHEMES:
         return None
     if not parts.hostname:  # a socket: its path is the server, and a query names the database
         database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
         return Address(frozenset([unquote(parts.path)]), database.strip("/") or "0")
     host = "localhost" if parts.hostname in _LOOPBACK else parts.hostname
-    port = parts.port or _PORTS.get(scheme, 6379)
-    return Address(frozenset([f"{host}:{port}"]), parts.path.strip("/") or "0")
+    return Address(frozenset([f"{host}:{port or _PORTS.get(scheme, 6379)}"]), parts.path.strip("/") or "0")
+
+
+def key_prefix(app: Celery) -> str:
+    """The prefix of every key of an application's jobs: kombu's `global_keyprefix`, by default empty."""
+    return str(app.conf.broker_transport_options.get("global_keyprefix") or "")
 
 
 def shown(url: str) -> str:

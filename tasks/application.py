@@ -13,7 +13,7 @@ from celery.app.control import Control
 
 from embedq import celeryconfig as config
 from embedq.tasks import stock_workers
-from embedq.tasks.addresses import address_of, shown
+from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Application(OwnCelery):
 
         Any thread may call it. While none runs, the last one stays.
         """
-        if self._looked_up is None or (config.wire["redis_url"] or os.environ.get("REDIS_URL")):
+        if self._looked_up is None or config.is_server_named():
             return
         url = config.embedded_url()
         if url and url != self._looked_up:
@@ -110,12 +110,6 @@ class Application(OwnCelery):
         """Celery's worker class for a process that has an engine: the only one that may take embedq's jobs."""
         return self.subclass_with_self("celery.apps.worker:Worker", name="EngineWorker", has_engine=True)
 
-    def _warn_duplicate_task_name(self, *_: Any) -> None:
-        """Say nothing: Celery copies tasks of all applications here, and one named as ours is right where it is.
-
-        The first `embed` of any module `tasks.py` is called `tasks.embed`. Ours stays ours here, as theirs does there.
-        """
-
 
 # Not the current app: `shared_task`s of the application must stay with the application's own. And without Celery's
 # fix-up for Django, which would make the first application of a process, ours, the default one of every other thread.
@@ -130,8 +124,9 @@ stock_workers.protect(app)
 def warn_of_celery_variables(own: str) -> None:
     """Log a warning for each of Celery's variables that names another server than `own`, ours; none is read."""
     for variable in CELERY_VARIABLES:
-        url = os.environ.get(variable)
-        if url and not _is_same(url, own):
+        url = os.environ.get(variable, "")
+        address = address_of(url)
+        if url not in ("", own) and (address is None or address != address_of(own)):
             log.warning(
                 "%s is %s and is ignored: embedq uses %s (EMBEDQ_REDIS_URL)",
                 variable,
@@ -141,16 +136,4 @@ def warn_of_celery_variables(own: str) -> None:
             )
 
 
-def _is_same(url: str, own: str) -> bool:
-    try:
-        return url == own or address_of(url) == address_of(own) is not None
-    except ValueError:  # a port that is no number
-        return False
-
-
 warn_of_celery_variables(config.broker_url)
-
-
-def key_prefix(of: Celery) -> str:
-    """What an application writes before every key of its jobs: kombu's `global_keyprefix`, by default nothing."""
-    return str(of.conf.broker_transport_options.get("global_keyprefix") or "")

@@ -1,4 +1,4 @@
-"""The private names of Celery that waiting for results needs, each behind a plain name.
+"""The private names of Celery that producers need, each behind a plain name.
 
 As `workers/celery_private.py` is for workers; `tests/test_celery_private.py` tries both on real objects.
 """
@@ -43,7 +43,7 @@ class ConsumerBase(ResultConsumer):
         return held
 
     def is_waited_for(self, task_id: Any) -> bool:
-        """Whether somebody waits for this result right now, and not merely holds it."""
+        """Returns True if somebody waits for this result right now, and does not merely hold it."""
         return bool(_waiting_on(self._pending_results, task_id))
 
     def key_of(self, task_id: str) -> bytes:
@@ -123,13 +123,13 @@ def transport_options(backend: RedisBackend) -> dict[str, Any]:
     return options
 
 
-#: Variables of the environment that Celery puts above every configuration, and the setting that each replaces.
-CELERY_VARIABLES = {
-    "CELERY_BROKER_URL": "broker_url",
-    "CELERY_BROKER_READ_URL": "broker_read_url",
-    "CELERY_BROKER_WRITE_URL": "broker_write_url",
-    "CELERY_RESULT_BACKEND": "result_backend",
-}
+#: Variables of the environment that Celery puts above the settings of the same names.
+CELERY_VARIABLES = (
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_RESULT_BACKEND",
+)
 
 
 class OwnSettings(Settings):
@@ -165,6 +165,12 @@ class OwnCelery(Celery):
 
     def _load_config(self) -> Any:
         return _make_own(super()._load_config())
+
+    def _warn_duplicate_task_name(self, *_: Any) -> None:
+        """Do nothing: Celery copies tasks of all applications here, and one with the name of ours is right where it is.
+
+        The first `embed` of any module `tasks.py` is called `tasks.embed`. Ours stays ours here, as theirs does there.
+        """
 
     def drop_connections(self) -> None:
         """Connect anew from now on, for this thread's results and all threads' messages, as the settings say then."""

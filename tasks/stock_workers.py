@@ -28,14 +28,14 @@ from kombu.utils.compat import detect_environment
 from kombu.utils.imports import symbol_by_name
 
 from embedq.core.errors import EmbedqError
-from embedq.tasks.addresses import address_of
+from embedq.tasks.addresses import address_of, key_prefix
 
 if TYPE_CHECKING:
     from celery import Celery
 
 log = logging.getLogger(__name__)
 
-#: What to start instead of a stock worker.
+#: The command to start workers by, instead of a stock one.
 COMMAND = "embedq workers --model alias=path"
 
 #: By name and not by import: a producer has none of what a worker needs.
@@ -65,7 +65,7 @@ _REFUSED = {
 
 
 def is_ours(queue: str) -> bool:
-    """Whether a queue, or the list of one of its priorities, is embedq's."""
+    """Returns True if a queue, or the list of one of its priorities, is embedq's."""
     return _OURS.fullmatch(queue) is not None
 
 
@@ -81,7 +81,7 @@ def protect(app: Celery) -> None:
 
 
 class EngineWorkerStart:
-    """What Celery's command line and programs get for a worker of our application: its `start` runs one of ours.
+    """Stands in for Celery's worker, in command lines and programs that start one of our application: runs one of ours.
 
     Options of `celery worker` are kept to where an embedq worker has their like, named in a warning where they have no
     effect, and refused where another worker would result than asked for. SystemExit 1, after a line that says why,
@@ -159,7 +159,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def _is_prefork(name: str, value: Any) -> bool:
-    """Whether it is Celery's default pool, which whoever names it need not have meant."""
+    """Returns True for Celery's default pool, which whoever names it need not have meant."""
     text = value if isinstance(value, str) else f"{value.__module__}" if isinstance(value, type) else ""
     return name.startswith("pool") and text.rpartition(".")[2] in ("prefork", "processes")
 
@@ -177,7 +177,7 @@ def _option(name: str) -> str:
 
 
 def _worker_main() -> Callable[[], int]:
-    """What runs a worker; ends where this environment or its settings have none."""
+    """Returns the function that runs a worker. Ends the process if its packages are missing or no model is configured."""
     try:
         main, read_settings = symbol_by_name(_MAIN), symbol_by_name(_READ_SETTINGS)
     except ModuleNotFoundError as error:
@@ -192,25 +192,24 @@ def _worker_main() -> Callable[[], int]:
 
 
 def _environment(given: Mapping[str, Any], name: str) -> dict[str, str]:
-    """What the worker reads of the options given."""
+    """Returns the environment variables by which the worker reads the options given."""
     level = given.get("loglevel")
     found = {"EMBEDQ_LOG_LEVEL": level if isinstance(level, str) else logging.getLevelName(level)} if level else {}
     return found | ({"EMBEDQ_WORKER_NAME": name} if name else {})
 
 
 def _may_share_queues(app: Celery, ours: Celery) -> bool:
-    """Whether a queue of one may be a queue of the other's: false only where it certainly is not.
+    """Returns False if no queue of one can be a queue of the other's, and True if one may be.
 
-    A server has many names, so that other hosts tell nothing; another kind of broker, another number of the database
-    or another prefix of the keys do.
+    A server has many names, so that different hosts prove nothing; another kind of broker, another number of the
+    database or another prefix of the keys do.
     """
     if app is ours:
         return True
     address, own = address_of(app.conf.broker_read_url), address_of(ours.conf.broker_url)
     if address is None or own is None:
         return False
-    prefixes = [one.conf.broker_transport_options.get("global_keyprefix") or "" for one in (app, ours)]
-    return address.database == own.database and prefixes[0] == prefixes[1]
+    return address.database == own.database and key_prefix(app) == key_prefix(ours)
 
 
 def _refuse_our_queues(app: Celery) -> None:
@@ -223,7 +222,7 @@ def _refuse_our_queues(app: Celery) -> None:
 
 
 def _leave_our_queues_alone(app: Celery) -> None:
-    """Whatever queues this worker is told to consume from later, ours are not among them."""
+    """Keep this worker off our queues also if it is told later to consume from one."""
     from celery.worker.control import Panel, nok
 
     class OtherQueues(app.amqp.Consumer):

@@ -168,6 +168,15 @@ def test_users_that_are_killed_count_as_gone(directory: Path, users: Callable[[]
     assert servers_on(directory) == 0
 
 
+def test_a_server_that_has_ended_before_its_last_user_leaves_does_not_keep_that_user(directory: Path) -> None:
+    with embedded.server() as url, redis.Redis.from_url(url) as client:
+        client.shutdown(nosave=True)  # as the keeper does, where the last user is slow to look for it
+        embedded._wait_until_stopped(directory)
+    assert servers_on(directory) == 0
+    with embedded.server() as another:
+        assert embedded.answers(another)
+
+
 def test_beside_a_server_whose_url_is_lost_none_is_started(
     directory: Path, users: Callable[[], User], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from embedq import tasks
 from embedq.tasks.stock_workers import is_ours
 from tests import stock_applications
 from tests.running import Running, is_alive, require
+from tests.scraping import wait_until
 
 TIMEOUT_S = 60.0
 
@@ -118,7 +119,7 @@ def test_celery_multi_starts_and_stops_embedq_workers(load: Load, worker: dict[s
     files = [f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n%I.log"]
     run([*CELERY, "multi", "start", "one", "-A", "embedq.tasks", *files], worker)
     try:
-        wait_for(lambda: log.is_file() and "action=worker_ready" in log.read_text())
+        wait_until(lambda: log.is_file() and "action=worker_ready" in log.read_text())
         number = int(pid.read_text())
         assert has_engine(name_in(next(line for line in log.read_text().splitlines() if "worker_ready" in line)))
         load.last_rounds()
@@ -132,7 +133,7 @@ def test_celery_multi_writes_why_no_worker_starts(load: Load, worker: dict[str, 
     files = [f"--pidfile={tmp_path}/%n.pid", f"--logfile={tmp_path}/%n%I.log"]
     run([*CELERY, "multi", "start", "one", "-A", "embedq.tasks", "-P", "solo", *files], worker)
     log = tmp_path / "one.log"
-    wait_for(lambda: log.is_file() and COMMAND in log.read_text())
+    wait_until(lambda: log.is_file() and COMMAND in log.read_text())
     assert len(log.read_text().splitlines()) == 1
     assert not (tmp_path / "one.pid").exists()
     load.last_rounds()
@@ -247,24 +248,19 @@ def run(command: list[str], environment: dict[str, str]) -> None:
         assert running.wait() == 0, running.output
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    """Look until `condition` holds: what another process writes into a file raises no event here."""
-    assert any(condition() or threading.Event().wait(0.1) for _ in range(int(10 * TIMEOUT_S)))
-
-
 def name_in(ready: str) -> str:
     return ready.partition("worker=")[2].split()[0]
 
 
 def asked(worker: str, command: str, app: Celery = tasks.app, **arguments: str) -> Any:
-    """What a worker of `app` answers to a command of remote control."""
+    """The answer of a worker of `app` to a command of remote control."""
     options = {"destination": [worker], "reply": True, "timeout": TIMEOUT_S, "limit": 1}
     (answer,) = app.control.broadcast(command, arguments, **options)
     return answer[worker]
 
 
 def has_engine(worker: str) -> bool:
-    """Whether a worker's pool computes: stock pools have no such statistics."""
+    """Returns True if a worker's pool computes: stock pools have no such statistics."""
     return "max_batch_tokens" in asked(worker, "embedq_stats")
 
 

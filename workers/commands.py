@@ -86,7 +86,7 @@ def workers(models: Sequence[str], **options: Any) -> int:
         )
     plan = _plan(SimpleNamespace(**options))
     with contextlib.ExitStack() as stack:
-        if not embedded.is_given():
+        if not tasks.config.is_server_named():
             url = environment["EMBEDQ_REDIS_URL"] = stack.enter_context(embedded.server())
             tasks.app.conf.update(broker_url=url, result_backend=url)
         return Launcher(plan, settings, environment).run()

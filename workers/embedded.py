@@ -46,11 +46,6 @@ _KEEPER = Path(__file__).with_name("embedded_keeper.py")
 _MAX_PORT_TRIES = 3
 
 
-def is_given() -> bool:
-    """Whether the user named a server, so that none has to be started."""
-    return bool(config.wire["redis_url"] or os.environ.get("REDIS_URL"))
-
-
 @contextmanager
 def server() -> Iterator[str]:
     """Run the embedded server and yield its URL; join the one of this user that runs already.
@@ -70,7 +65,7 @@ def server() -> Iterator[str]:
         finally:
             fcntl.flock(users, fcntl.LOCK_UN)
             with _file_locked(directory / "starting"):
-                if _is_unused(users):
+                if _is_unused(users, directory):
                     _wait_until_stopped(directory)
                     if keeper:
                         keeper.wait()
@@ -91,16 +86,23 @@ def _joined_or_started(directory: Path) -> tuple[subprocess.Popen[bytes] | None,
     return keeper, url
 
 
-def _is_unused(users: int) -> bool:
-    """Whether the keeper stops the server, because nobody uses it. Called without a lock, while nobody can join."""
-    while True:
-        if not _try_lock(users, fcntl.LOCK_SH):  # the keeper has it for itself, and will not release it
-            return True
-        if not _try_lock(users, fcntl.LOCK_EX):
-            # By somebody else's shared lock; or by the keeper's, as ours is lost in between.
-            return not _try_lock(users, fcntl.LOCK_SH)
-        fcntl.flock(users, fcntl.LOCK_UN)
-        time.sleep(_POLL_S)  # for the keeper to get it
+def _is_unused(users: int, directory: Path) -> bool:
+    """Returns True if nobody uses the server, which its keeper stops or has stopped; False if somebody else does.
+
+    Called without a lock, while nobody can join.
+    """
+    with _opened(directory / "server") as server:
+        while True:
+            if not _try_lock(users, fcntl.LOCK_SH):  # the keeper has it for itself, and will not release it
+                return True
+            if not _try_lock(users, fcntl.LOCK_EX):
+                # By somebody else's shared lock; or by the keeper's, as ours is lost in between.
+                return not _try_lock(users, fcntl.LOCK_SH)
+            if _try_lock(server, fcntl.LOCK_EX):
+                # Server and keeper have ended: nobody will ever take the lock that we would wait for.
+                return True
+            fcntl.flock(users, fcntl.LOCK_UN)
+            time.sleep(_POLL_S)  # for the keeper to get it
 
 
 def _wait_until_stopped(directory: Path) -> None:
@@ -133,7 +135,7 @@ def _file_locked(path: Path) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:
-    """Lock a file, or replace our lock of it. Without success our lock is lost."""
+    """Lock a file, or replace our lock of it; returns True if that succeeded. Without success our lock is lost."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -209,7 +211,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a server with loaded data answers at `url`."""
+    """Returns True if a server with loaded data answers at `url`."""
     with suppress(redis.RedisError, OSError):
         reach(url)
         return True

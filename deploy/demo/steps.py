@@ -70,7 +70,7 @@ class Pool:
 def start_server(running: Running, console: Console) -> str:
     """The server the user named, else an embedded one; returns its URL."""
     url: str = tasks.config.redis_url()
-    if embedded.is_given():
+    if tasks.config.is_server_named():
         if not embedded.answers(url):
             raise ServerUnavailable(f"no server answers at {without_password(url)}; start it, or unset its variable")
     elif tasks.config.url_file().exists() and embedded.answers(url):
@@ -179,7 +179,7 @@ def report(job_id: str, url: str, address: str, console: Console) -> None:
 
 def stay(pool: Pool, console: Console) -> None:
     """Say how another shell uses what runs here, and stay until a signal arrives or the workers end."""
-    if embedded.is_given():
+    if tasks.config.is_server_named():
         setting = "EMBEDQ_REDIS_URL=<the URL you gave>"
     else:  # its URL holds a password; producers find it in a file that only this user can read
         setting = f"EMBEDQ_DATA_DIR={shlex.quote(str(tasks.config.data_dir()))}"
