@@ -16,9 +16,9 @@ from celery import Celery, Signature, Task, current_task
 from celery.signals import before_task_publish
 
 from embedq.core.errors import InvalidSettings
-from embedq.tasks.addresses import address_of
+from embedq.tasks.addresses import address_of, key_prefix
 from embedq.tasks.application import app as ours
-from embedq.tasks.application import config, key_prefix
+from embedq.tasks.application import config
 from embedq.tasks.calls import embed, rerank
 from embedq.tasks.stock_workers import is_ours
 
@@ -28,7 +28,7 @@ _SERIALIZER = "embedq"
 #: Transport options by which a queue's name becomes the keys of its lists; jobs of ours must go to ours.
 _OF_LISTS = ("sep", "priority_steps", "global_keyprefix")
 
-#: How Sentinels are asked; no more than that of our connections is an application's.
+#: Transport options that name the server at its Sentinels. An application gets no others of our connections.
 _OF_SENTINELS = ("master_name", "sentinel_kwargs")
 
 #: Result backends that read our workers' results beside the application's own, whatever its serializer.
@@ -41,7 +41,7 @@ _BACKENDS = {
 #: Celery's tasks that call another for each item: they go where that one goes.
 _MAPS = ("celery.map", "celery.starmap")
 
-#: Where signatures stand within one of Celery's own: chain, group and chord.
+#: Arguments of Celery's chain, group and chord that hold signatures.
 _PARTS = ("tasks", "header", "body")
 
 #: The applications, in the order in which they were connected.
@@ -164,11 +164,15 @@ def _with_ours(accepted: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*accepted, _SERIALIZER]))
 
 
-@before_task_publish.connect(sender=embed.name)
-@before_task_publish.connect(sender=rerank.name)
-def _name_queues(body: Any = None, **_: Any) -> None:
-    """Write into what follows a job of ours to which queue our worker must send it: it knows no other application's."""
+def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
+    """Write into each signature that follows a job of ours the queue it goes to: our worker knows no other application's.
+
+    Called with each message of ours and of Celery's maps before it is sent.
+    """
     if not _connected or not isinstance(body, tuple):
+        return
+    mapped = _mapped(sender, body[1])
+    if sender in _MAPS and not (mapped and mapped.get("task") in (embed.name, rerank.name)):
         return
     for signature in _signatures(list(body[2].values())):
         options = signature.setdefault("options", {})
@@ -176,6 +180,16 @@ def _name_queues(body: Any = None, **_: Any) -> None:
             given = {"queue": task.queue} if getattr(task, "queue", None) else {}
             call = (task.name, signature.get("args") or (), signature.get("kwargs") or {})
             options["queue"] = str(task.app.amqp.router.route(given, *call, task)["queue"].name)
+
+
+for _name in (embed.name, rerank.name, *_MAPS):
+    before_task_publish.connect(_name_queues, sender=_name)
+
+
+def _mapped(name: str, kwargs: Any) -> Mapping[str, Any] | None:
+    """The signature that one of Celery's maps calls for each item; None for any other task."""
+    mapped = kwargs.get("task") if name in _MAPS and isinstance(kwargs, Mapping) else None
+    return mapped if isinstance(mapped, Mapping) else None
 
 
 def _signatures(parts: Any) -> Iterator[Any]:
@@ -197,13 +211,14 @@ def _task_of(signature: Mapping[str, Any]) -> Any:
     Celery copies each task into every other application of the process: the original's is the one that knows its queue.
     """
     name = signature["task"]
+    if (mapped := _mapped(name, signature.get("kwargs"))) and "task" in mapped:
+        return _task_of(mapped)
     if name.startswith("celery.") or name in (embed.name, rerank.name):
         return None
     if isinstance(signature, Signature) and (original := _made_from(signature)):
         return original
-    apps = sorted(
-        _connected, key=lambda app: not current_task or current_task.app is not app
-    )  # this worker's own first
+    # This worker's own first.
+    apps = sorted(_connected, key=lambda app: not current_task or current_task.app is not app)
     return next((app.tasks[name] for app in apps if name in app.tasks), None)
 
 

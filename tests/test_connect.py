@@ -134,6 +134,7 @@ def test_the_serializer_is_shared_where_the_application_asks_for_it(url: str) ->
         ({"broker_url": "redis://:mine@localhost:7001/3"}, "is localhost:7001, database 3, embedq's is localhost:7001"),
         ({"broker_url": "redis://:mine@other/2"}, "is other:6379, database 2, embedq's is localhost:7001, database 2"),
         ({"broker_url": "amqp://me:mine@localhost"}, "is no Redis or Valkey server"),
+        ({"broker_url": "redis://:mine@localhost:port/2"}, "is no Redis or Valkey server"),
         ({"broker_transport_options": {"sep": "|"}}, "has sep '|', embedq has ':'"),
         ({"broker_transport_options": {"priority_steps": [0, 9]}}, "has priority_steps [0, 9]"),
         ({"broker_transport_options": {"global_keyprefix": "mine:"}}, "has global_keyprefix 'mine:', embedq has ''"),
@@ -190,7 +191,7 @@ assert isinstance(tasks.app.tasks["tasks.embed"], tasks.EngineTask)
 
 
 def queue_of(app: Celery, name: str, **kwargs: Any) -> str:
-    """Where the application sends a job by name."""
+    """The queue to which the application sends a job by name."""
     return str(app.amqp.router.route({}, name, (), kwargs)["queue"].name)
 
 
@@ -225,6 +226,16 @@ def test_a_chord_of_ours_ends_in_a_task_of_the_application(app: Any) -> None:
 def test_a_chord_of_the_application_ends_in_one_of_ours(app: Any) -> None:
     vectors = chord([app.note.si("one"), app.note.si("two")])(tasks.embed.si(["three"])).get(timeout=TIMEOUT_S)
     assert vectors.dense.shape == (1, DIM)
+
+
+def test_a_chain_leads_from_a_map_of_ours_to_the_application(app: Any) -> None:
+    steps = chain(tasks.embed.starmap([(["a"],), (["b", "c"],)]), app.shapes.s())
+    assert steps.delay().get(timeout=TIMEOUT_S) == [[1, DIM], [2, DIM]]
+
+
+def test_a_chain_leads_from_ours_to_a_map_of_the_application(app: Any) -> None:
+    steps = chain(tasks.embed.si(["a"]), app.note.starmap([("b",), ("c", "d")]))
+    assert steps.delay().get(timeout=TIMEOUT_S) == [["b"], ["c", "d"]]
 
 
 def test_the_application_reads_our_results_whatever_its_serializer(app: Any) -> None:
