@@ -130,6 +130,17 @@ def test_timers_run_when_they_are_due_the_earliest_first_and_not_if_cancelled(ro
     assert steps == ["sooner", "later"]
 
 
+@pytest.mark.parametrize("seconds", [1e10, 2.0**63 - 1])
+def test_a_timer_of_any_length_keeps_no_action_from_running(rounds: Rounds, seconds: float) -> None:
+    def arm() -> None:
+        rounds.answers.run_later(seconds, rounds.note("never"))
+
+    rounds.answers.submit(arm)
+    rounds.settle()
+    assert rounds.answers.is_alive
+    assert "never" not in rounds.steps
+
+
 def test_cancelled_timers_of_an_hour_are_not_kept_for_an_hour(rounds: Rounds) -> None:
     kept: list[int] = []
 

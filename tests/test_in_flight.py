@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import kombu
 import pytest
 import redis
 from kombu.asynchronous import set_event_loop
@@ -79,6 +80,17 @@ def test_those_not_yet_made_are_made_before_a_channel_gives_its_jobs_back(
         QoS.acknowledge_soon(worker.got[0].ack)
     assert in_flight(client) == 0
     assert client.llen(QUEUE) == 1
+
+
+def test_a_loop_that_was_reset_after_a_lost_connection_is_woken_again(client: redis.Redis, delivery_url: str) -> None:
+    with Consuming(delivery_url, [QUEUE]) as worker:
+        worker.hub.reset()  # as Celery does
+        with kombu.Connection(delivery_url, transport=type(worker.connection.transport)) as another:
+            another.transport.register_with_event_loop(another.connection, worker.hub)
+            done: list[str] = []
+            assert QoS.acknowledge_soon(lambda: done.append("done"))
+            worker.channel.qos.flush()
+            assert done == ["done"]
 
 
 def test_without_an_event_loop_nothing_is_left_to_it() -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
 
 from embedq.core.engine import Engine
 from embedq.core.errors import InvalidInput, ServerUnavailable
@@ -215,9 +216,11 @@ def test_a_job_whose_result_cannot_be_stored_is_given_back(
 
     monkeypatch.setattr(type(app.backend), "batch", lambda self: unavailable())
     request = request_of(["a"])
+    state.task_reserved(request)
     apply(pool, request)
     assert request.wait_for("given back") == ["accepted", "given back"]
     assert pool.jobs.wait_until_empty(PATIENCE_S)
+    assert request.id not in state.requests, "it takes the room of another job for ever"
 
 
 def test_a_message_that_breaks_the_tracer_fails_alone(pool: EnginePool) -> None:
@@ -283,6 +286,18 @@ def test_a_job_beyond_its_limit_is_left_to_celery_and_its_answer_dropped(pool: E
     after.wait_for("answered")  # behind it, on the one thread that answers
     assert request.notes == ["accepted", "limit"]
     assert pool.jobs.job_counts.outcomes["fake", "embed", "failed"] == 1
+
+
+def test_a_job_beyond_its_limit_whose_failure_cannot_be_stored_is_given_back(
+    pool: EnginePool, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unavailable(*_: Any) -> None:
+        raise ServerUnavailable("the server is away")
+
+    monkeypatch.setattr(Noted, "on_timeout", unavailable)
+    with held_in_a_pass(pool, model, timeout=0.05) as request:
+        assert request.wait_for("given back") == ["accepted", "given back"]
+        assert pool.jobs.wait_until_empty(PATIENCE_S)
 
 
 def test_limits_begin_with_the_first_batch_and_end_with_the_answer(pool: EnginePool, model: FakeModel) -> None:

@@ -26,6 +26,10 @@ _MAX_CALLS = 512
 #: Cancelled timers that are kept, beyond as many as there are others.
 _MAX_CANCELLED = 1_000
 
+#: Longest wait for a timer at once. A message may ask for a limit of any length, and Python waits 292 years at most: asked
+#: for more it raises, and the thread would end.
+_MAX_PAUSE_S = 3_600.0
+
 Action = Callable[[], None]
 
 
@@ -61,7 +65,7 @@ class AnswersThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread goes on, or ended because it was closed."""
+        """True while the thread runs, and after `close`; False once it ended unexpectedly."""
         return not self._thread.is_broken
 
     def submit(self, action: Action) -> None:
@@ -92,9 +96,9 @@ class AnswersThread:
             self._prune()
 
     def _wait(self) -> list[Action | None]:
-        """The submitted actions in order, None for the end; empty once a timer is due."""
+        """The submitted actions in order, None for the end; empty if there are none when a timer may be due."""
         submitted: list[Action | None] = []
-        pause_s = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        pause_s = min(max(0.0, self._timers[0][0] - time.monotonic()), _MAX_PAUSE_S) if self._timers else None
         with contextlib.suppress(queue.Empty):
             submitted.append(self._submitted.get(timeout=pause_s))
             while len(submitted) < _MAX_CALLS:

@@ -20,7 +20,7 @@ from embedq.workers.parts.part_threads import PartThreads
 
 
 class JobRequest(Protocol):
-    """What the pool uses of Celery's request; only an `EngineRequest` has size, priority and expiry."""
+    """The part of Celery's request that the pool uses; only an `EngineRequest` has size, priority and expiry."""
 
     id: str
     task: Any
@@ -35,7 +35,7 @@ class JobRequest(Protocol):
 
     @property
     def expires_s(self) -> float | None:
-        """When it is no longer wanted, as `time.time()` counts; None for never."""
+        """The moment from which it is no longer wanted, as `time.time()` counts; None for never."""
         ...
 
     def revoked(self) -> bool:
@@ -74,13 +74,13 @@ class HeldJob:
 
     @property
     def is_engines(self) -> bool:
-        """Whether the engine computes it; Celery's maps of other tasks, for example, it does not."""
+        """True if the engine computes it; Celery's maps of other tasks, for example, it does not."""
         task = self.request.task
         return not isinstance(task, MapTask) or task.is_engines(self.args[3][1])
 
     @property
     def waits(self) -> bool:
-        """Whether none of it is computed yet."""
+        """True while none of it is computed."""
         return self.job is not None and not self.job.is_over and not self.is_accepted
 
     @property
@@ -131,11 +131,11 @@ class HeldJobs:
 
     @property
     def is_alive(self) -> bool:
-        """Whether every thread is there that a job needs, and no pass hangs. Leases are renewed only then."""
+        """True while every thread is there that a job needs, and no pass hangs. Leases are renewed only then."""
         return self.engine.is_alive and self.is_answering()
 
     def room(self) -> Room:
-        """How much to fetch now: what fills the window of each class. Asked by the transport before each fetch.
+        """Returns the room for jobs: what fills the window of each class. Asked by the transport before each fetch.
 
         A worker whose bulk window is full still takes interactive jobs. Jobs that wait for their countdown do not count
         until there are `max_jobs` of them.
@@ -162,7 +162,7 @@ class HeldJobs:
         return [held.request.id for held in self.all()]
 
     def all(self) -> list[HeldJob]:
-        """Those held at this moment."""
+        """The jobs held at this moment."""
         with self._lock:
             return list(self._jobs)
 

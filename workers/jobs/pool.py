@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker.state import task_ready
 
 from embedq import tasks
 from embedq.core.errors import DeviceFailure, InvalidInput, ServerUnavailable
@@ -127,7 +128,7 @@ class EnginePool(PoolBase):
         self._answers.close()
 
     def inspected(self) -> dict[str, Any]:
-        """What `inspect stats` shows of the pool: how many jobs it holds, and the engine's own statistics."""
+        """Return what `inspect stats` shows of the pool: how many jobs it holds, and the engine's own statistics."""
         return {
             "implementation": f"{type(self).__module__}:{type(self).__name__}",
             "max-concurrency": self.engine.settings.max_jobs,  # `celery graph workers` and Flower look for it
@@ -202,8 +203,7 @@ class EnginePool(PoolBase):
                 outcome = _traced(held)
         except ServerUnavailable as error:
             log.error("a result is lost, its job runs again: %s", error, extra={"action": "results_lost"})
-            give_back = partial(held.request.reject, requeue=True)
-            self._answers.submit(lambda: self._answers.after_storing(*[partial(self._settle, held, give_back)] * 2))
+            self._answers.submit(partial(self._settle, held, partial(_give_back, held)))
         else:
             self._answers.submit(partial(self._after_answer, held, *outcome))
 
@@ -212,7 +212,7 @@ class EnginePool(PoolBase):
         times = times_of(held.job, held.request.task)
         self.jobs.counts.answered(held.queue, times.num_tokens)
         stored = partial(self.jobs.job_counts.stored, times, became, done)
-        give_back = partial(held.request.reject, requeue=True)
+        give_back = partial(_give_back, held)
         self._answers.after_storing(partial(self._settle, held, stored), partial(self._settle, held, give_back))
 
     def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
@@ -233,8 +233,8 @@ class EnginePool(PoolBase):
     def _timeout(self, held: HeldJob) -> None:
         times = times_of(held.job, held.request.task)  # cancelling forgets the job
         if held.job and held.job.answer.cancel():
-            # Celery answers, acknowledges and logs; not within a batch of results, that would acknowledge first.
-            done = partial(held.on_timeout, False, held.timeout_s)
+            # Not within a batch of results, that would acknowledge first.
+            done = partial(_answer_timeout, held)
             self._answers.after_storing(done, done)
             self.jobs.job_counts.count(*times[:2], "failed")
 
@@ -264,6 +264,21 @@ def _traced(held: HeldJob) -> tuple[str, Callable[[], None]]:
     except Exception:  # not of the task, whose errors the tracer keeps: of the message itself
         return "failed", partial(held.on_failure, ExceptionInfo())
     return outcome_of(outcome), partial(held.on_success, outcome)
+
+
+def _answer_timeout(held: HeldJob) -> None:
+    """Let Celery answer, acknowledge and log a job beyond its time limit; give it back if that answer cannot be stored."""
+    try:
+        held.on_timeout(False, held.timeout_s)
+    except ServerUnavailable as error:
+        log.error("a result is lost, its job runs again: %s", error, extra={"action": "results_lost"})
+        _give_back(held)
+
+
+def _give_back(held: HeldJob) -> None:
+    """Return a job to its queue. First Celery forgets it: a job it counts for ever takes the room of another for ever."""
+    task_ready(held.request)
+    held.request.reject(requeue=True)
 
 
 def pool_for(context: WorkerContext, jobs: HeldJobs) -> type[EnginePool]:

@@ -40,7 +40,7 @@ class OtherRequest(RequestBase):
         self.show_arguments_as("(not shown)")
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What inspection shows: no argument."""
+        """The fields that inspection shows: no argument is among them."""
         shown: dict[str, Any] = super().info(safe=True)
         return shown
 
@@ -80,7 +80,7 @@ class EngineRequest(RequestBase):
             super().acknowledge()
 
     def info(self, safe: bool = False) -> dict[str, Any]:
-        """What inspection shows: the summary, also where Celery would show the texts."""
+        """The fields that inspection shows: the summary, also where Celery would show the texts."""
         shown: dict[str, Any] = super().info(safe=True)
         return shown
 
@@ -91,7 +91,7 @@ class EngineRequest(RequestBase):
 
     @property
     def expires_s(self) -> float | None:
-        """When it is no longer wanted, as `time.time()` counts; None for never."""
+        """The moment from which it is no longer wanted, as `time.time()` counts; None for never."""
         return self.expires.timestamp() if self.expires else None
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
@@ -110,5 +110,5 @@ def _with_ids_as_texts(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_chord_part(body: Any) -> bool:
-    """Of arguments, keywords and what follows the job, as Celery packs them, the last says so."""
+    """Returns True if a body, which holds arguments, keywords and what follows the job, names a chord that it is part of."""
     return isinstance(body, list | tuple) and len(body) == 3 and bool(body[2] and body[2].get("chord"))
