@@ -15,6 +15,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedq.celeryconfig import parts_queue
 from embedq.workers.broker.leases import SCRIPT
 from embedq.workers.broker.transport import wake
 from embedq.workers.context import Room
@@ -140,6 +141,17 @@ def test_a_queue_that_is_never_empty_starves_no_other_of_its_priority(url: str, 
     flood.close()
 
 
+def test_a_worker_that_consumes_parts_alone_asks_for_none_until_there_is_room(url: str, client: redis.Redis) -> None:
+    queue, parts = parts_queue("m"), [0]
+    send(url, queue, 1)
+    with Consuming(url, [queue], worker=context(room=lambda: Room(max_parts=parts[0]))) as worker:
+        worker.run_until(lambda: worker.num_turns > 3)
+        assert not worker.got
+        parts[0] = 1
+        wake()
+        worker.run_until(lambda: worker.got)
+
+
 def send_later(url: str, queue: str, seconds: float, *numbers: int, zone: datetime.tzinfo = datetime.UTC) -> None:
     """Send messages with an ETA, as Celery's producers write it."""
     with kombu.Connection(url, transport_options=OPTIONS) as connection:
@@ -195,7 +207,7 @@ def test_an_eta_that_the_server_cannot_read_is_left_to_the_worker(url: str, clie
     assert not dead_letters(client)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.datetimes(datetime.datetime(1971, 1, 2), datetime.datetime(2199, 12, 30)), st.integers(-23 * 60, 23 * 60))
 def test_the_server_reads_every_eta_as_python_does(
     url: str, client: redis.Redis, moment: datetime.datetime, zone_minutes: int

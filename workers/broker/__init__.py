@@ -1,1 +1,1 @@
-"""How jobs travel between Redis and a worker: fetching, leases, acknowledgements, dead letters."""
+"""Moves jobs between Redis and a worker: fetching, leases, acknowledgements, dead letters."""

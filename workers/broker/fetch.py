@@ -54,7 +54,7 @@ class Fetched(NamedTuple):
 
 
 class FetchingChannel(RedisChannel, Protocol):
-    """What fetching needs of the channel it is for."""
+    """The part of the channel it is for that fetching uses."""
 
     context: WorkerContext
     leases: Leases
@@ -76,11 +76,11 @@ class Fetch:
 
     def __init__(self, channel: FetchingChannel) -> None:
         self._channel = channel
-        #: Queue and priority step of each list of the last fetch.
-        self._queues: list[str] = []
-        self._steps: list[int] = []
+        #: The lists of the last fetch: how many of parts come first, and each one's queue and priority step.
+        self._num_part_lists = 0
+        self._lists: list[tuple[str, int]] = []
         self._socket: Any = None
-        self._is_told = False
+        self._is_tracked = False
         self._is_known = False
         self._should_look = True
         #: The last priority step that was looked at; of what is beyond it nothing is known.
@@ -89,7 +89,7 @@ class Fetch:
         self._next_look_s = 0.0
         self._alone_until_s = 0.0
         self._bulk_share = BulkShare(channel.context.max_bulk_wait_s)
-        #: Whether the last fetch looked at bulk lists, or took bulk first.
+        #: Whether the last fetch saw bulk, or that there is none; and whether it took bulk first.
         self._saw_bulk, self._is_bulk_first = True, False
 
     def ask(self, connection: Any) -> bool:
@@ -107,10 +107,13 @@ class Fetch:
         if self._alone_until_s and not may_be_alone:
             return False
         self._is_bulk_first = self._is_bulk_due(room, now_s)
+        self._choose_lists(room)
+        if not self._lists:
+            return False
         connection.send_command(*self._command(room, may_be_alone))
         self._alone_until_s, self._should_look, self._looked_to = 0.0, False, room.max_priority
         self._looked_for_parts, self._num_parts_asked = room.max_parts > 0, room.max_parts
-        self._next_look_s = now_s + (_LOOK_S if self._is_told else POLL_S)
+        self._next_look_s = now_s + (_LOOK_S if self._is_tracked else POLL_S)
         return True
 
     def take(self, answer: list[Any]) -> Iterator[Fetched]:
@@ -122,14 +125,16 @@ class Fetch:
         if state in (_NEXT_IS_ALONE, _TOOK_ALONE):
             # Not for ever: a job held until its ETA would stop this worker from taking any other.
             self._alone_until_s = monotonic() + self._channel.visibility_timeout
-        if not self._is_told and (hub := get_event_loop()) is not None:
+        if not self._is_tracked and (hub := get_event_loop()) is not None:
             hub.call_later(POLL_S, nothing)
-        num_parts = sum(_is_of_parts(self._queues[number]) for number in flat[::4])
+        num_parts = sum(number < self._num_part_lists for number in flat[::4])
         if 0 < self._num_parts_asked <= num_parts:
             self._looked_for_parts = False  # there may be more, which are wanted once there is room for them
         for number, tag, lines, raw in zip(*(iter(flat),) * 4, strict=True):
-            self._saw_bulk = self._saw_bulk or self._steps[number] > MAX_INTERACTIVE_PRIORITY
-            yield Fetched(self._queues[number], tag.decode(), lines.decode(errors="replace").splitlines(), raw)
+            queue, step = self._lists[number]
+            # Parts do not count as bulk here: they have a room of their own.
+            self._saw_bulk |= step > MAX_INTERACTIVE_PRIORITY and number >= self._num_part_lists
+            yield Fetched(queue, tag.decode(), lines.decode(errors="replace").splitlines(), raw)
 
     def forget_script(self) -> None:
         """Send the script again: the server was restarted, or its scripts were flushed."""
@@ -145,35 +150,36 @@ class Fetch:
         return room._replace(max_jobs=max_jobs if qos.can_consume() else 0)
 
     def _is_bulk_due(self, room: Room, now_s: float) -> bool:
+        """Returns True if this fetch takes bulk first, because those before it have passed it over for long."""
         has_bulk = room.max_priority > MAX_INTERACTIVE_PRIORITY < self._channel.priority_steps[-1]
-        if has_bulk and not self._saw_bulk and not self._bulk_share.is_due(now_s):
-            return False
-        is_due = has_bulk and not self._saw_bulk
-        self._bulk_share.restart()
+        is_passed_over = has_bulk and not self._saw_bulk
+        is_due = is_passed_over and self._bulk_share.is_due(now_s)
+        if is_due or not is_passed_over:
+            self._bulk_share.restart()
         return is_due
+
+    def _choose_lists(self, room: Room) -> None:
+        """Choose the lists to look at, in their order; none where only parts are consumed, and no more may be taken."""
+        channel = self._channel
+        of_parts: list[str] = []
+        of_texts: list[str] = []
+        for queue in channel.queues_in_order():
+            (of_parts if _is_of_parts(queue) else of_texts).append(queue)
+        least = MAX_INTERACTIVE_PRIORITY + 1 if self._is_bulk_first else 0
+        steps = [step for step in channel.priority_steps if least <= step <= room.max_priority]
+        # Parts first, because few are taken: behind a stream of texts that fills the room they would never be.
+        self._lists = [(queue, step) for step in channel.priority_steps for queue in of_parts if room.max_parts > 0]
+        self._num_part_lists = len(self._lists)
+        self._lists += [(queue, step) for step in steps for queue in of_texts]
 
     def _command(self, room: Room, may_be_alone: bool) -> list[Any]:
         channel = self._channel
-        all_queues = channel.queues_in_order()
-        queues = [queue for queue in all_queues if not _is_of_parts(queue)]
-        steps = [step for step in channel.priority_steps if step <= room.max_priority]
-        if self._is_bulk_first:
-            steps = [step for step in steps if step > MAX_INTERACTIVE_PRIORITY]
-            room = room._replace(max_bytes=min(room.max_bytes, room.batch_bytes))
-        # Parts first, because few are taken: behind a stream of texts that fills the room they would never be.
-        of_parts = [queue for queue in all_queues if _is_of_parts(queue)] if room.max_parts > 0 else []
-        wanted = [(queue, step) for step in channel.priority_steps for queue in of_parts]
-        num_part_lists = len(wanted)
-        wanted += [(queue, step) for step in steps for queue in queues]
-        # Parts do not count as bulk here: they have a room of their own.
-        self._queues = [queue for queue, _ in wanted]
-        self._steps = [0] * num_part_lists + [step for _, step in wanted[num_part_lists:]]
-        lists = [list_key(channel, queue, step) for queue, step in wanted]
-        keys = [*channel.leases.keys, *lists]
+        keys = [*channel.leases.keys, *(list_key(channel, queue, step) for queue, step in self._lists)]
         script = ["EVALSHA", channel.leases.sha] if self._is_known else ["EVAL", SCRIPT]
         holder = (channel.worker, channel.visibility_timeout)
-        room_and_limits = (room.max_jobs, room.max_bytes, channel.max_message_bytes, channel.max_attempts)
-        more = (int(may_be_alone), channel.max_dead_letters, room.max_delayed, num_part_lists, room.max_parts)
+        max_bytes = min(room.max_bytes, room.batch_bytes) if self._is_bulk_first else room.max_bytes
+        room_and_limits = (room.max_jobs, max_bytes, channel.max_message_bytes, channel.max_attempts)
+        more = (int(may_be_alone), channel.max_dead_letters, room.max_delayed, self._num_part_lists, room.max_parts)
         return [*script, len(keys), *keys, "fetch", *holder, *room_and_limits, *more]
 
     def _track(self, connection: Any) -> None:
@@ -184,9 +190,9 @@ class Fetch:
         connection.send_command("CLIENT", "TRACKING", "ON", "NOLOOP")
         try:
             connection.read_response()
-            self._is_told = True
+            self._is_tracked = True
         except ResponseError as error:
-            self._is_told = False
+            self._is_tracked = False
             log.warning(
                 "the server sends no invalidations; it is polled for jobs instead",
                 extra={"action": "tracking_refused", "interval_s": POLL_S, "error": str(error)},

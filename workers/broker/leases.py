@@ -43,7 +43,7 @@ _RECORD_S = 86_400
 
 
 class LeasingChannel(Protocol):
-    """What leases need of the channel whose jobs they are for."""
+    """The part of the channel whose jobs they are for that leases use."""
 
     context: WorkerContext
     #: A `redis.ConnectionPool`.

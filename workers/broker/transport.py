@@ -20,7 +20,7 @@ from queue import Empty
 from typing import Any, ClassVar
 
 import redis
-from kombu.asynchronous import get_event_loop
+from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.exceptions import OperationalError
 from kombu.transport import redis as stock
 from kombu.utils.json import dumps, loads
@@ -100,7 +100,7 @@ class Channel(ChannelBase):
 
     @property
     def ticks(self) -> bool:
-        """Whether an event loop, or whoever reads without one, will send acknowledgements soon."""
+        """True if an event loop, or whoever reads without one, will send acknowledgements soon."""
         return not self.closed and bool(self.connection.has_event_loop or self.is_read_by_caller)
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
@@ -241,6 +241,8 @@ class Transport(stock.Transport):
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
         self.has_event_loop = True
+        # Celery resets the loop after each lost connection, and kombu then names none: nobody could wake it any more.
+        set_event_loop(loop)
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):
