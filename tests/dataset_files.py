@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+
+from embedq.tasks.datasets.stores import Store
 
 
 def table_of(num_rows: int, repeat_every: int = 0) -> pa.Table:
@@ -82,6 +85,23 @@ FORMATS: list[Callable[[pa.Table, Path], Path]] = [
 
 def lines_of(table: pa.Table) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in table.to_pylist())
+
+
+def create_at_once(stores: list[Store], name: str) -> list[int]:
+    """Let a thread for each store create the same object at the same moment, as its number; those that did."""
+    barrier, won = threading.Barrier(len(stores)), list[int]()
+
+    def create(number: int) -> None:
+        barrier.wait()
+        if stores[number].create(name, lambda file: file.write(b"%d" % number)):
+            won.append(number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(len(stores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won
 
 
 def read_back(target: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def fleet(server: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 class Typed(NamedTuple):
-    """What a command printed, and its exit code."""
+    """The exit code of a command, and the text that it printed."""
 
     exit_code: int
     output: str
@@ -111,6 +111,17 @@ def test_files_that_workers_cannot_reach_travel_as_texts_and_resume(root: Path, 
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("part-*")}
     assert [path for path in after if after[path] != times[path]] == [removed]
     assert tasks.datasets.open(str(tmp_path / "out")).verify().is_whole
+
+
+def test_texts_that_are_too_large_for_one_job_together_are_sent_as_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"line {row}" for row in range(300)]
+    (tmp_path / "lines.txt").write_text("\n".join(texts))
+    monkeypatch.setitem(tasks.config.wire, "max_bytes_per_job", 500)
+    done = typed(tmp_path / "lines.txt", tmp_path / "out", "--model", ALIAS, command="embed")
+    assert done.exit_code == 0, done.output
+    assert [row["dense"] for row in read_back(tmp_path / "out")] == expected_rows(texts).tolist()
 
 
 def test_progress_is_a_line_a_minute_where_no_terminal_is() -> None:

@@ -32,7 +32,7 @@ def fleet(server: str, root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def corpus(root: Path, request: pytest.FixtureRequest) -> Path:
-    """What the page calls s3://corpus."""
+    """The folder that the page calls s3://corpus."""
     made = root / request.node.name
     (made / "docs").mkdir(parents=True)
     pq.write_table(table_of(500), made / "docs" / "rows.parquet")

@@ -79,9 +79,8 @@ def test_a_dataset_is_loaded_into_postgresql_once(run: Run, database: PostgreSQL
     done = load(run, f"{database.url}/docs", "id")
     assert (done.parts, done.rows, done.skipped) == (8, NUM_ROWS, 0)
     assert database.query("SELECT count(*), count(DISTINCT id), count(dense) FROM docs") == [(2000, 2000, 1999)]
-    ((vector, word),) = database.query("SELECT dense::text, word FROM docs WHERE id = 1234")
-    assert [float(one) for one in vector.strip("[]").split(",")] == right_vector(1234)
-    assert word == "w2"
+    assert vector_of(database, "docs", 1234) == right_vector(1234)
+    assert database.query("SELECT word FROM docs WHERE id = 1234") == [("w2",)]
     assert database.query("SELECT indexdef FROM pg_indexes WHERE indexname = 'docs_dense_hnsw'")[0][0].endswith(
         "USING hnsw (dense halfvec_cosine_ops)"
     )
@@ -133,6 +132,29 @@ def test_rows_of_equal_key_are_one_and_the_last_load_wins(root: Path, fleet: Fle
     run.wait(TIMEOUT_S)
     load(run, f"{database.url}/twice", "id")
     assert database.query("SELECT id FROM twice ORDER BY id") == [(1,), (2,), (3,)]
+    assert vector_of(database, "twice", 2) == pytest.approx(expected_rows(["b"])[0])  # the first of a part
+    pq.write_table(pa.table({"id": [2], "body": ["z"]}), root / "later.parquet")
+    run = tasks.datasets.embed(str(root / "later.parquet"), str(root / "later"), text="body", keep=["id"], model=ALIAS)
+    run.wait(TIMEOUT_S)
+    load(run, f"{database.url}/twice", "id")
+    assert vector_of(database, "twice", 2) == pytest.approx(expected_rows(["z"])[0])
+
+
+def vector_of(database: PostgreSQLServer, table: str, row: int) -> list[float]:
+    ((vector,),) = database.query(f"SELECT dense::text FROM {table} WHERE id = {row}")
+    return [float(one) for one in vector.strip("[]").split(",")]
+
+
+def test_columns_are_loaded_by_name_whatever_the_tables_order(
+    root: Path, fleet: Fleet, database: PostgreSQLServer
+) -> None:
+    pq.write_table(pa.table({"id": [1, 2], "body": ["a", "b"], "word": ["c", "d"]}), root / "ordered.parquet")
+    for name, columns in (("one", ("body", "word")), ("other", ("word", "body"))):
+        run = tasks.datasets.embed(str(root / "ordered.parquet"), str(root / f"ordered-{name}"), text="body",
+                                   keep=["id", *columns], model=ALIAS)  # fmt: skip
+        run.wait(TIMEOUT_S)
+        load(run, f"{database.url}/ordered", "id", columns)
+        assert database.query("SELECT id, body, word FROM ordered ORDER BY id") == [(1, "a", "c"), (2, "b", "d")]
 
 
 def test_a_growing_dataset_is_followed_to_its_end(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from embedq.core.errors import BadSource, InvalidInput, StoreFailed
 from embedq.tasks.datasets import sources
 from embedq.tasks.datasets.sources import check_unchanged, cut, find_inputs, measured, read_rows, schema_of
-from tests.dataset_files import FORMATS, jsonl, parquet, table_of
+from tests.dataset_files import FORMATS, csv, jsonl, parquet, table_of
 
 ROWS_PER_PART = 250
 
@@ -117,6 +117,22 @@ def test_sources_without_files_and_with_the_same_file_are_refused(tmp_path: Path
     (tmp_path / "a.csv").touch()
     with pytest.raises(InvalidInput, match=r"same file.*a\.csv"):
         find_inputs([str(tmp_path), str(tmp_path / "a.csv")])
+
+
+def test_a_folder_with_a_state_that_datasets_did_not_save_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    for state in ("{", "[]", "{}", '{"_data_files": [{}]}'):
+        (tmp_path / "state.json").write_text(state)
+        with pytest.raises(BadSource, match=r"state\.json is not what `datasets` saves"):
+            find_inputs([str(tmp_path)])
+
+
+def test_a_value_of_csv_may_be_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
+    long = "x" * 3_000_000
+    path = csv(pa.table({"id": [0, 1, 2], "body": ["a", long, "b"], "url": ["", "", ""]}), tmp_path / "rows")
+    (one,) = measured(find_inputs([str(path)]), 10)
+    assert schema_of(one, ["id"]) == pa.schema([("id", pa.int64())])
+    assert texts_of(path) == [(0, "a"), (1, long), (2, "b")]
 
 
 def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:

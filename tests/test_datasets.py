@@ -264,7 +264,6 @@ def test_a_killed_workers_parts_go_to_another(folder: Path, fleet: Fleet) -> Non
     os.kill(sorted(fleet.look())[0], signal.SIGKILL)
     run.wait(TIMEOUT_S)
     check(folder / "out", table["body"].to_pylist())
-    assert run.verify() == run.verify()
     assert run.verify().is_whole
     fleet.wait_until_serving(2)
 
@@ -280,6 +279,7 @@ def test_two_starters_at_once_make_one_run(folder: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(runs) == 2
     assert len({run.manifest.id for run in runs}) == 1
     runs[0].wait(TIMEOUT_S)
     check(folder / "out", table["body"].to_pylist())
@@ -367,6 +367,19 @@ def test_a_path_outside_the_roots_is_refused_by_workers(how: str, folder: Path, 
 
 
 @pytest.mark.usefixtures("fleet")
+def test_a_folder_that_becomes_a_link_out_of_the_roots_is_refused_by_workers(folder: Path, tmp_path: Path) -> None:
+    (folder / "in").mkdir()
+    run = start(parquet(short_table(1000), folder / "in" / "rows"), folder / "out")
+    run.wait(TIMEOUT_S)
+    (folder / "out" / run.manifest.name(1)).unlink()
+    (folder / "in").rename(tmp_path / "in")
+    (folder / "in").symlink_to(tmp_path / "in")
+    run.resume()
+    with pytest.raises(WorkerError, match=r"part 1: InvalidInput: this worker does not open .*EMBEDQ_DATA_ROOTS"):
+        run.wait(TIMEOUT_S)
+
+
+@pytest.mark.usefixtures("fleet")
 def test_a_message_that_names_another_path_than_its_manifest_is_refused(folder: Path, tmp_path: Path) -> None:
     message = {
         "target": f"filecache::file://{tmp_path}", "manifest": "a" * 32, "edition": 1, "round": 1, "model": ALIAS,
@@ -376,8 +389,12 @@ def test_a_message_that_names_another_path_than_its_manifest_is_refused(folder: 
         embed_part.apply_async((), message).get(timeout=TIMEOUT_S)
     with pytest.raises(InvalidInput, match="does not open"):
         embed_part.apply_async((), message | {"target": "/etc"}).get(timeout=TIMEOUT_S)
-    with pytest.raises(InvalidInput, match="part of a part must be a int"):
+    with pytest.raises(InvalidInput, match="part of a part must be a whole number from 0; given str"):
         embed_part.apply_async((), message | {"part": "0"}).get(timeout=TIMEOUT_S)
+    with pytest.raises(InvalidInput, match="end_row of a part must be a whole number from 0; given -1"):
+        embed_part.apply_async((), message | {"end_row": -1}).get(timeout=TIMEOUT_S)
+    with pytest.raises(InvalidInput, match="mode of a part must be 'all' or 'failed'; given 'some'"):
+        embed_part.apply_async((), message | {"mode": "some"}).get(timeout=TIMEOUT_S)
 
 
 @pytest.mark.usefixtures("fleet")
@@ -410,11 +427,11 @@ def test_flower_sees_rows_of_a_file_and_shapes(folder: Path) -> None:
         with tasks.app.connection_for_read() as connection:
 
             def on_event(event: dict[str, Any]) -> None:
+                ready.set()  # a worker's heartbeat, at the latest
                 if event["type"] in ("task-received", "task-succeeded"):
                     seen.append((event.get("args") or "", event.get("result") or ""))
 
             receiver = tasks.app.events.Receiver(connection, handlers={"*": on_event})
-            ready.set()
             for _ in receiver.itercapture(limit=None, timeout=TIMEOUT_S, wakeup=False):
                 if any(result for _, result in seen):
                     return
@@ -423,7 +440,6 @@ def test_flower_sees_rows_of_a_file_and_shapes(folder: Path) -> None:
     listening = threading.Thread(target=listen, daemon=True)
     listening.start()
     assert ready.wait(TIMEOUT_S)
-    time.sleep(0.5)  # its subscription takes a moment, which no event of ours ends
     run = start(parquet(short_table(100), folder / "rows"), folder / "out")
     run.wait(TIMEOUT_S)
     listening.join(TIMEOUT_S)

@@ -49,7 +49,7 @@ def dataset(texts: list[Text], pool: Pool, directory: Path, console: Console) ->
     )
     say = f"\ndataset  {len(some):,} rows of {source.name} in {len(run.manifest.parts)} parts are queued"
     console.print(say, highlight=False, soft_wrap=True)
-    _kill_a_worker(run, console)
+    _kill_a_worker(run, pool, console)
     run.wait(_TIMEOUT_S)
     found = run.verify()
     if not found.is_whole or found.rows != len(some):
@@ -59,18 +59,25 @@ def dataset(texts: list[Text], pool: Pool, directory: Path, console: Console) ->
     _search(pq.read_table(target), console)
 
 
-def _kill_a_worker(run: Any, console: Console) -> None:
+def _kill_a_worker(run: Any, pool: Pool, console: Console) -> None:
     """SIGKILL one of the demo's own workers as soon as it computes a part."""
-    until_s = time.monotonic() + _TIMEOUT_S
-    while not (workers := {record.worker for record in run.records().values() if record.state == "running"}):
+    until_s, own = time.monotonic() + _TIMEOUT_S, _own_workers(pool)
+    while not (workers := own & {one.worker for one in run.records().values() if one.state == "running"}):
         if time.monotonic() > until_s:
-            raise OperatorError(f"no part of the dataset was begun in {_TIMEOUT_S:.0f} s")
+            raise OperatorError(f"no worker of the demo has begun a part of the dataset in {_TIMEOUT_S:.0f} s")
         time.sleep(_LOOK_S)
     worker = min(workers)
     os.kill(int(worker.rpartition("/")[2]), signal.SIGKILL)
     status = run.status()
     say = f"killed   {worker.partition('/')[0]}, with {status.parts.completed} of {status.parts.total} parts done"
     console.print(say, highlight=False, soft_wrap=True)
+
+
+def _own_workers(pool: Pool) -> set[str]:
+    """The demo's workers as records name them: a server that the user gave may have others, on other machines."""
+    lines = pool.child.wait_for("action=worker_ready", pool.num_workers)
+    named = ([line.partition(f"{name}=")[2].split()[0] for name in ("worker", "pid")] for line in lines)
+    return {f"{worker}/{pid}" for worker, pid in named}
 
 
 def _search(table: Any, console: Console) -> None:

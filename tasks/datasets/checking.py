@@ -1,4 +1,4 @@
-"""Whether a target holds what its manifest promises: every part whole, and nothing else."""
+"""Checks that a target holds what its manifest promises: every part whole, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedq.core.errors import StoreFailed
-from embedq.tasks.datasets.manifest import FAILED, MANIFEST, Manifest
+from embedq.tasks.datasets.manifest import FAILED, Manifest
 from embedq.tasks.datasets.receipts import RECEIPT_KEY, Receipt
 from embedq.tasks.datasets.stores import META, Store
 
@@ -17,7 +17,7 @@ _NUM_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a look at every part has found."""
+    """The result of reading every part."""
 
     parts: int = 0
     rows: int = 0
@@ -33,7 +33,7 @@ class Findings:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every part is there and right."""
+        """Returns True if every part is there and right."""
         return not self.missing and not self.wrong
 
 
@@ -65,13 +65,17 @@ def receipt_in(store: Store, name: str) -> Receipt | None:
 
     try:
         with store.open(name) as opened, contextlib.closing(pq.ParquetFile(opened, pre_buffer=False)) as file:
-            return Receipt.from_json((file.metadata.metadata or {}).get(RECEIPT_KEY))
+            return _receipt_of(file)
     except (pa.ArrowException, OSError, StoreFailed):
         return None
 
 
+def _receipt_of(file: Any) -> Receipt | None:
+    return Receipt.from_json((file.metadata.metadata or {}).get(RECEIPT_KEY))
+
+
 def _left(manifest: Manifest, store: Store) -> list[str]:
-    known = {MANIFEST, *(manifest.failed_name(part.number) for part in manifest.parts)}
+    known = {manifest.failed_name(part.number) for part in manifest.parts}
     listed = [name for name in store.entries(FAILED) if name not in known]
     return listed + store.leftovers(0.0) + [f"upload {key}" for key, _ in store.broken_uploads()]
 
@@ -85,7 +89,7 @@ def _look(manifest: Manifest, store: Store, number: int) -> tuple[Receipt | None
         with store.open(manifest.name(number)) as opened:
             file: Any = pq.ParquetFile(opened, pre_buffer=False, page_checksum_verification=True)
             with contextlib.closing(file):
-                receipt = Receipt.from_json((file.metadata.metadata or {}).get(RECEIPT_KEY))
+                receipt = _receipt_of(file)
                 rows = sum(batch.num_rows for batch in file.iter_batches(4096))
     except (pa.ArrowException, OSError, StoreFailed) as error:
         return None, f"cannot be read: {str(error).splitlines()[0]:.200}"

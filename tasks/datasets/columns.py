@@ -1,4 +1,4 @@
-"""What the engine answered for a part, gathered row by row, and the columns it becomes in the part's object.
+"""The engine's answers for a part, gathered row by row, and the columns they become in the part's object.
 
 Equal texts of a part are one row here, computed once and written wherever they occur. Not thread-safe: one part, one thread.
 """

@@ -151,7 +151,7 @@ def _start(kind: str, sources: tuple[str, ...], target: str, columns: Any, given
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of lines.")
 @needs("datasets", "pyarrow", "fsspec")
 def status(target: str, as_json: bool) -> None:
-    """How far the dataset in TARGET is, from any machine."""
+    """Show the progress of the dataset in TARGET, from any machine."""
     found = _open(target).status()
     click.echo(json.dumps(asdict(found)) if as_json else shown(found))
 

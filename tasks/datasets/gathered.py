@@ -33,11 +33,6 @@ class Gathered:
         self._kept: list[Any] = []
         self._waiting: tuple[list[int], list[Any]] = ([], [])
 
-    @property
-    def num_places(self) -> int:
-        """Different texts or pairs so far."""
-        return len(self._place_of)
-
     def take(self, read: Any, wanted: set[int] | None) -> Iterator[tuple[list[int], list[Any]]]:
         """Take rows that were read; yields whole slices of what is to be computed."""
         self._kept.append(read.kept)
@@ -62,7 +57,7 @@ class Gathered:
                 yield from self.rest()
 
     def rest(self) -> Iterator[tuple[list[int], list[Any]]]:
-        """What is left of a slice."""
+        """Yield the items of a slice that is not full."""
         if self._waiting[0]:
             waiting, self._waiting = self._waiting, ([], [])
             yield waiting

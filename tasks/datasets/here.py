@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from embedq.core.errors import InvalidInput, ProducerError
+from embedq.core.errors import InvalidInput, JobTooLarge, ProducerError
 from embedq.tasks.calls import embed
 from embedq.tasks.datasets.gathered import Gathered
 from embedq.tasks.datasets.manifest import CANCELLED, Manifest, Part
@@ -95,30 +95,41 @@ class _Jobs:
         self.num_tokens = 0
 
     def send(self, places: list[int], texts: list[Any]) -> None:
-        """Send one job; one of those before it is answered first if there are many."""
-        if len(self._under_way) >= _MAX_JOBS_AHEAD:
+        """Send one job; some of those before it are answered first if there are many."""
+        while len(self._under_way) >= _MAX_JOBS_AHEAD:
             self._take()
-        job = embed.apply_async((texts,), self._options, priority=PRIORITY)
-        self._under_way.append((places, texts, job))
+        self._send(places, texts)
 
     def finish(self) -> None:
         """Wait for all that was sent."""
         while self._under_way:
             self._take()
 
+    def _send(self, places: list[int], texts: list[Any]) -> None:
+        try:
+            job = embed.apply_async((texts,), self._options, priority=PRIORITY)
+        except JobTooLarge as error:
+            self._failed(places, texts, error)
+        else:
+            self._under_way.append((places, texts, job))
+
     def _take(self) -> None:
         places, texts, job = self._under_way.popleft()
         try:
             answer = job.get(timeout=_TIMEOUT_S)
         except ProducerError as error:
-            if len(texts) == 1:
-                self.failed[places[0]] = BadRow(type(error).__name__, str(error)[:500])
-                return
-            middle = len(texts) // 2
-            for half in (slice(0, middle), slice(middle, None)):
-                self.send(places[half], texts[half])
-            return
+            self._failed(places, texts, error)
+        else:
+            self._gathered.computed.add(places, answer)
+            self.num_tokens += answer.timings.num_tokens if answer.timings else 0
         finally:
             job.forget()
-        self._gathered.computed.add(places, answer)
-        self.num_tokens += answer.timings.num_tokens if answer.timings else 0
+
+    def _failed(self, places: list[int], texts: list[Any], error: ProducerError) -> None:
+        """Halve a job that fails, until the rows that fail it stand alone."""
+        if len(texts) == 1:
+            self.failed[places[0]] = BadRow(type(error).__name__, str(error)[:500])
+            return
+        middle = len(texts) // 2
+        self._send(places[:middle], texts[:middle])
+        self._send(places[middle:], texts[middle:])

@@ -79,7 +79,7 @@ class LanceDB:
             return self._database.create_table(name, schema=schema, exist_ok=True)
 
     def versions(self, dataset: str) -> dict[int, str]:
-        """What was loaded of a dataset."""
+        """By part of a dataset, the version of the object that was loaded."""
         rows = self._notes.to_arrow().to_pylist()
         ours = (row for row in rows if (row["target"], row["dataset"]) == (self._name, dataset))
         return {row["part"]: row["version"] for row in ours}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +43,8 @@ class PostgreSQL:
         self._table, self._key = sql.Identifier(*table.split(".")), ""
         self._name = table
         self._types: dict[str, str] = {}
-        try:
+        with _failing("the database cannot be reached"):
             self._connection = psycopg.connect(server, autocommit=True)
-        except psycopg.Error as error:
-            raise StoreFailed(f"the database cannot be reached: {str(error).splitlines()[0]:.300}") from None
 
     def __enter__(self) -> PostgreSQL:
         return self
@@ -71,7 +70,7 @@ class PostgreSQL:
         )
 
     def versions(self, dataset: str) -> dict[int, str]:
-        """What was loaded of a dataset."""
+        """By part of a dataset, the version of the object that was loaded."""
         found = self._run(
             "SELECT part, version FROM embedq_loads WHERE target = %s AND dataset = %s", (self._name, dataset)
         )
@@ -81,17 +80,28 @@ class PostgreSQL:
         """Rows and note in one transaction."""
         names = list(self._types)
         columns = [sql.Identifier(name) for name in names]
-        with self._failing(part), self._connection.transaction(), self._connection.cursor() as cursor:
+        listed = sql.SQL(", ").join(columns)  # by name: a table made by somebody else may have another order
+        with (
+            _failing(f"part {part:,} cannot be loaded"),
+            self._connection.transaction(),
+            self._connection.cursor() as cursor,
+        ):
             cursor.execute(sql.SQL("CREATE TEMPORARY TABLE arriving (LIKE {}) ON COMMIT DROP").format(self._table))
-            with cursor.copy("COPY arriving FROM STDIN (FORMAT BINARY)") as copy:
+            with cursor.copy(sql.SQL("COPY arriving ({}) FROM STDIN (FORMAT BINARY)").format(listed)) as copy:
                 copy.set_types([_copied_as(self._types[name]) for name in names])
                 for row in _rows(table, names, self._types):
                     copy.write_row(row)
             # One statement cannot touch a row twice, so of equal keys in a part the first is taken.
             cursor.execute(
                 sql.SQL(
-                    "INSERT INTO {t} SELECT DISTINCT ON ({k}) * FROM arriving ORDER BY {k} ON CONFLICT ({k}) {do}"
-                ).format(t=self._table, k=sql.Identifier(self._key), do=_on_conflict(names, columns, self._key))
+                    "INSERT INTO {t} ({c}) SELECT DISTINCT ON ({k}) {c} FROM arriving ORDER BY {k}, ctid "
+                    "ON CONFLICT ({k}) {do}"
+                ).format(
+                    t=self._table,
+                    c=listed,
+                    k=sql.Identifier(self._key),
+                    do=_on_conflict(names, columns, self._key),
+                )
             )
             cursor.execute(
                 "INSERT INTO embedq_loads VALUES (%s, %s, %s, %s) ON CONFLICT (target, dataset, part) "
@@ -112,26 +122,19 @@ class PostgreSQL:
                 )
 
     def _run(self, statement: Any, values: tuple[Any, ...] = ()) -> list[Any]:
-        with self._failing(None), self._connection.cursor() as cursor:
+        with _failing("the database refuses"), self._connection.cursor() as cursor:
             cursor.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
-    def _failing(self, part: int | None) -> Any:
-        return _Failing(f"part {part:,} cannot be loaded" if part is not None else "the database refuses")
 
-
-class _Failing:
-    """Turns the database's errors into StoreFailed, without the values it may quote in further lines."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, psycopg.Error):
-            raise StoreFailed(f"{self._what}: {str(error).splitlines()[0]:.300}") from None
+@contextmanager
+def _failing(what: str) -> Iterator[None]:
+    """Turn the database's errors into StoreFailed, without the values it may quote in further lines."""
+    try:
+        yield
+    except psycopg.Error as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise StoreFailed(f"{what}: {first:.300}") from None
 
 
 def _type_of(field: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,6 @@ class Qdrant:
             self._client = QdrantClient(path=rest)
         else:
             # The key of a server comes from QDRANT_API_KEY, not from a URL that is logged somewhere.
-            import os
-
             self._client = QdrantClient(
                 url=f"{'https' if scheme == 'qdrants' else 'http'}://{rest}", api_key=os.environ.get("QDRANT_API_KEY")
             )
@@ -67,7 +66,7 @@ class Qdrant:
             )
 
     def versions(self, dataset: str) -> dict[int, str]:
-        """What was loaded of a dataset."""
+        """By part of a dataset, the version of the object that was loaded."""
         found: dict[int, str] = {}
         offset: Any = None
         while True:
@@ -82,9 +81,7 @@ class Qdrant:
     def load(self, dataset: str, part: int, version: str, table: pyarrow.Table) -> None:
         """Upsert, then note. Rows without a vector are left out."""
         for batch in table.to_batches(_BATCH):
-            for start in range(0, batch.num_rows, _BATCH):
-                rows = [row for row in batch.slice(start, _BATCH).to_pylist() if row["dense"] is not None]
-                self._upsert(self._name, [self._point(row) for row in rows])
+            self._upsert(self._name, [self._point(row) for row in batch.to_pylist() if row["dense"] is not None])
         note = {"target": self._name, "dataset": dataset, "part": part, "version": version}
         self._upsert(_NOTES, [models.PointStruct(id=_id(f"{self._name} {dataset} {part}"), vector=[1.0], payload=note)])
 

@@ -28,7 +28,7 @@ Tell = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load has done."""
+    """The parts and rows that a load has written."""
 
     parts: int
     rows: int
@@ -71,12 +71,13 @@ def load(
     `key` is a kept column whose values name the rows. With `is_following` new parts are loaded until the run ends.
     """
     store, dataset = Store(locate(run.target)), run.manifest.id
-    begun_s, rows, parts, skipped, is_prepared = time.monotonic(), 0, 0, 0, False
+    begun_s, rows, parts, skipped = time.monotonic(), 0, 0, 0
+    versions: dict[int, str] | None = None
     with sink_of(url) as sink:
         for number, entry in _as_they_come(run, store, is_following):
-            if not is_prepared:
+            if versions is None:
                 sink.prepare(_schema(store, entry.name, key, columns), key)
-                versions, is_prepared = sink.versions(dataset), True
+                versions = sink.versions(dataset)
             if versions.get(number) == entry.version:
                 skipped += 1
                 continue
@@ -85,7 +86,7 @@ def load(
             rows, parts = rows + table.num_rows, parts + 1
             if tell:
                 tell(rows, run.manifest.num_rows, rows / (time.monotonic() - begun_s))
-        if is_prepared and has_index:
+        if versions is not None and has_index:
             sink.finish()
     return Loaded(parts, rows, skipped, rows / max(time.monotonic() - begun_s, 1e-6))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from string import Formatter
@@ -33,8 +34,8 @@ FORMAT = 1
 #: Bytes of a manifest that are read: a hundred thousand files, or parts, take some 20 MB.
 _MAX_BYTES = 256 * 1024 * 1024
 
-#: What a second start may change without being refused: nothing of it changes a vector.
-_NOT_COMPARED = frozenset({"inputs"})
+#: Ids as `with_id` makes them. Names of objects begin with one, so that another could lead out of the target.
+_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Part(NamedTuple):
@@ -54,7 +55,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns make a row's text or pair, and which are kept."""
+    """The columns that make a row's text or pair, and those that are kept."""
 
     #: A column, or a template of several: "{title}\\n{body}". None for pairs.
     text: str | None = None
@@ -100,7 +101,7 @@ def template_columns(template: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What was asked of a dataset, and what was found."""
+    """The request for a dataset, and the files found for it."""
 
     #: "embed" or "rerank".
     kind: str
@@ -126,7 +127,7 @@ class Manifest:
     def parts(self) -> list[Part]:
         """All parts, in the order of the rows."""
         if not self._parts and self.inputs:
-            self._parts.extend(_parts_of(self.inputs))
+            self._parts[:] = list(_parts_of(self.inputs))  # at once: another thread must never see some of them
         return self._parts
 
     @property
@@ -175,6 +176,8 @@ def from_bytes(content: bytes, where: str) -> Manifest:
         made = Manifest(**{name: _tuple(value) for name, value in given.items()}, columns=columns, inputs=inputs)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise BadSource(f"{where} is no manifest of embedq's") from None
+    if not isinstance(made.id, str) or not _ID.fullmatch(made.id):
+        raise BadSource(f"{where} is no manifest of embedq's: its id must be 32 hexadecimal digits")
     if made.format != FORMAT:
         raise BadSource(f"{where} has format {made.format}; this embedq reads {FORMAT}")
     return made

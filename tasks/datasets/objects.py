@@ -41,7 +41,7 @@ class Hashing:
         return len(data)
 
     def tell(self) -> int:
-        """Where the next byte goes."""
+        """Position of the next byte."""
         return self.num_bytes
 
     def flush(self) -> None:
@@ -59,7 +59,7 @@ class Hashing:
 def write_rows(
     kept: pyarrow.Table, computed: Computed, places: np.ndarray, receipt: Receipt
 ) -> Callable[[IO[bytes]], Hashing]:
-    """What writes a part of these rows; `places` as in `Computed.columns`."""
+    """Returns the function that writes a part of these rows; `places` as in `Computed.columns`."""
     import pyarrow as pa
 
     def tables() -> Any:
@@ -75,28 +75,19 @@ def write_rows(
 
 
 def write_table(table: pyarrow.Table, kept: list[str], receipt: Receipt) -> Callable[[IO[bytes]], Hashing]:
-    """What writes a part whose rows are all there."""
+    """Returns the function that writes a part whose rows are all there."""
     return _writing(lambda: [table], kept, receipt)
 
 
 def _writing(tables: Callable[[], Any], kept: list[str], receipt: Receipt) -> Callable[[IO[bytes]], Hashing]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def write(file: IO[bytes]) -> Hashing:
         hashing, writer = Hashing(file), None
         sink = pa.PythonFile(hashing, mode="w")
         try:
             for table in tables():
-                # Vectors neither repeat nor compress: to try costs more time than everything else here.
-                writer = writer or pq.ParquetWriter(
-                    sink,
-                    table.schema,
-                    compression={path: "zstd" if path.split(".")[0] in kept else "none" for path in _leaves(table)},
-                    use_dictionary=[path for path in _leaves(table) if path.split(".")[0] in kept],
-                    write_statistics=[path for path in _leaves(table) if path.split(".")[0] in kept],
-                    write_page_checksum=True,
-                )
+                writer = writer or _writer(sink, table.schema, kept)
                 writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
             assert writer is not None, "a part has at least one row"
             writer.add_key_value_metadata({RECEIPT_KEY.decode(): receipt.to_json()})
@@ -111,14 +102,30 @@ def _writing(tables: Callable[[], Any], kept: list[str], receipt: Receipt) -> Ca
     return write
 
 
-def _leaves(table: Any) -> list[str]:
+def _writer(sink: Any, schema: pyarrow.Schema, kept: list[str]) -> Any:
+    """Vectors neither repeat nor compress: to try costs more time than everything else here."""
+    import pyarrow.parquet as pq
+
+    leaves = _leaves(schema)
+    kept_leaves = [path for path in leaves if path.split(".")[0] in kept]
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression={path: "zstd" if path in kept_leaves else "none" for path in leaves},
+        use_dictionary=kept_leaves,
+        write_statistics=kept_leaves,
+        write_page_checksum=True,
+    )
+
+
+def _leaves(schema: pyarrow.Schema) -> list[str]:
     """Paths of the columns as Parquet has them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema) as writer:
-        writer.write_table(table.slice(0, 0))
+    with pq.ParquetWriter(sink, schema) as writer:
+        writer.write_table(schema.empty_table())
     schema = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
     return [schema.column(number).path for number in range(len(schema.names))]
 
@@ -133,17 +140,20 @@ def computed_for(manifest: Manifest, num_rows: int, dimensions: int) -> Computed
 
 
 def commit(store: Store, manifest: Manifest, gathered: Gathered, receipt: Receipt) -> Receipt:
-    """List the failed rows, then write the part's object once; the receipt of whoever did.
+    """List the failed rows, then write the part's object once; returns the receipt of whoever did.
 
     StoreFailed if the store refuses a name that is not taken.
     """
-    list_failed(store, manifest, receipt.part, gathered.failed)
+    if gathered.failed:
+        list_failed(store, manifest, receipt.part, gathered.failed)
     written: list[Hashing] = []
     write, name = (
         write_rows(gathered.kept_table(), gathered.computed, gathered.places(), receipt),
         manifest.name(receipt.part),
     )
     if store.create(name, lambda file: written.append(write(file))):
+        if not gathered.failed:  # of an earlier try; another's list stays with its object
+            list_failed(store, manifest, receipt.part, [])
         return replace(receipt, bytes=written[0].num_bytes, sha256=written[0].sha256)
     entry = store.entry(name)
     if entry is None:

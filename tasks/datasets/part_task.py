@@ -13,11 +13,11 @@ from typing import Any
 
 from celery import Task
 
-from embedq.core.errors import InvalidInput, ProducerError, WorkerError
+from embedq.core.errors import InvalidInput
 from embedq.tasks.application import app, config
 from embedq.tasks.datasets.manifest import Manifest, Part
 from embedq.tasks.datasets.receipts import Receipt
-from embedq.tasks.engine_task import current_answer
+from embedq.tasks.engine_task import EngineTask, current_answer
 from embedq.tasks.sending import OutgoingJob, send_many
 
 #: A bulk load gives way to interactive jobs.
@@ -40,7 +40,7 @@ _MAX_SHOWN = 80
 
 @dataclass(frozen=True, slots=True)
 class PartMessage:
-    """What a part's job says."""
+    """The message of a part's job."""
 
     target: str
     manifest: str
@@ -59,18 +59,20 @@ class PartMessage:
         """From a message's keywords. InvalidInput if they are not what `PartMessage` has."""
         numbers = ("edition", "round", "part", "first_row", "end_row")
         for one in fields(cls):
-            kind = int if one.name in numbers else str
-            if type(given.get(one.name)) is not kind or (kind is int and given[one.name] < 0):
-                raise InvalidInput(
-                    f"{one.name} of a part must be a {kind.__name__} from 0; {one.name} is something else"
-                )
-        if given.keys() - {one.name for one in fields(cls)} or given["mode"] not in (ALL, FAILED):
-            raise InvalidInput("a part's message holds something that no part has")
+            value, is_number = given.get(one.name), one.name in numbers
+            if (type(value) is not int or value < 0) if is_number else type(value) is not str:
+                wanted = "whole number from 0" if is_number else "text"
+                shown = value if type(value) is int else type(value).__name__
+                raise InvalidInput(f"{one.name} of a part must be a {wanted}; given {shown!s:.40}")
+        if given["mode"] not in (ALL, FAILED):
+            raise InvalidInput(f"mode of a part must be {ALL!r} or {FAILED!r}; given {given['mode']!r:.40}")
+        if num_others := len(given.keys() - {one.name for one in fields(cls)}):
+            raise InvalidInput(f"a part's message holds {num_others} values that no part has")
         return cls(**given)
 
     @property
     def summary(self) -> str:
-        """What Flower and logs show."""
+        """The rows and the end of the file's path, for Flower and logs."""
         file = _NOT_SHOWN.sub("?", "/".join(self.file.split("/")[-2:]))[-_MAX_SHOWN:]
         return f"rows {self.first_row:,}–{self.end_row - 1:,} of {file}"
 
@@ -79,11 +81,8 @@ class PartTask(Task):
     """A part's job: a failure of the worker or of a store is tried again, as for any job."""
 
     abstract = True
-    throws = (ProducerError,)
-    autoretry_for = (WorkerError,)
-    max_retries = 3
-    retry_backoff = 1
-    retry_jitter = False
+    throws, autoretry_for, max_retries = EngineTask.throws, EngineTask.autoretry_for, EngineTask.max_retries
+    retry_backoff, retry_jitter = EngineTask.retry_backoff, EngineTask.retry_jitter
 
 
 def _answer(task: Task) -> Receipt:

@@ -36,7 +36,7 @@ _NOT_FOR_ROWS = ("timings", "top_k", "cutoff_layers")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a user asks."""
+    """A user's request, checked."""
 
     kind: str
     sources: tuple[str, ...]
@@ -157,26 +157,22 @@ def _is_same(one: Input, known: Input | None) -> bool:
 
 def _schema(inputs: list[Input], columns: Columns) -> pyarrow.Schema:
     """Types of the kept columns and keys, the same in every file."""
+    import pyarrow as pa
+
     typed = columns.typed
     if wrong := next((name for name in columns.keep if name in _TAKEN), None):
         raise InvalidInput(f"column {wrong!r} cannot be kept under its name, which a column of the results has")
 
     def of_file(one: Input) -> pyarrow.Schema:
-        # Files of lines that are empty have no columns, and no rows that would miss them.
-        names = columns.to_read if one.num_rows and one.format != "jsonl" else []
-        schema = schema_of(one, names)
-        check_text_type(one, schema, [name for name in columns.of_text if name in names])
-        return _chosen(schema_of(one, typed) if one.num_rows else None, typed)
+        # A text may be missing in the first lines of JSONL, from which its columns are taken.
+        schema = schema_of(one, typed if one.format == "jsonl" else columns.to_read)
+        check_text_type(one, schema, columns.of_text)
+        return pa.schema([pa.field(name, schema.field(name).type) for name in typed])
 
     with ThreadPoolExecutor(16) as threads:
-        schemas = [schema for schema in threads.map(of_file, inputs) if schema is not None]
+        # Files without rows may have no columns, and no row would miss them.
+        schemas = list(threads.map(of_file, (one for one in inputs if one.num_rows)))
     return _agreed(inputs, schemas, typed)
-
-
-def _chosen(schema: Any, names: Sequence[str]) -> Any:
-    import pyarrow as pa
-
-    return None if schema is None else pa.schema([pa.field(name, schema.field(name).type) for name in names])
 
 
 def _agreed(inputs: list[Input], schemas: list[Any], names: Sequence[str]) -> pyarrow.Schema:

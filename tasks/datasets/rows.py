@@ -104,7 +104,7 @@ def _item(columns: Columns, values: tuple[Any, ...]) -> Any:
         name = columns.of_text[values.index(bad)]
         return BadRow(bad.error, f"column {name!r:.60}: {bad.message}")
     if columns.text is None:
-        return values if len(values) == 2 else (values[0], values[0])
+        return values
     if "{" in columns.text:
         return columns.text.format(**dict(zip(columns.of_text, values, strict=True)))
     return values[0]

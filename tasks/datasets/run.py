@@ -93,20 +93,17 @@ class Run:
 
     def retry_failed(self) -> int:
         """Compute failed rows alone and write their parts anew, and failed parts again; returns how many parts."""
-        listed = {name.rpartition("/")[2].removesuffix(".jsonl") for name in self._store.entries(FAILED)}
-        numbers = [
-            n for n in range(len(self.manifest.parts)) if self.manifest.name(n).removesuffix(".parquet") in listed
-        ]
+        listed = self._store.entries(FAILED)
         done = done_parts(self.manifest, self._store)
-        state = self._state
+        with_failed_rows = [number for number in sorted(done) if self.manifest.failed_name(number) in listed]
+        state, parts = self._state, self.manifest.parts
         with state.starting():
             round_ = state.begin()
             failed = self.status().errors
             state.forget_failures()
-            parts = self.manifest.parts
-            send_parts(self.manifest, self.target, [parts[n] for n in numbers if n in done], round_, FAILED_ROWS)
+            send_parts(self.manifest, self.target, [parts[n] for n in with_failed_rows], round_, FAILED_ROWS)
             send_parts(self.manifest, self.target, [parts[n] for n in failed], round_, ALL)
-        return len([n for n in numbers if n in done]) + len(failed)
+        return len(with_failed_rows) + len(failed)
 
     def verify(self) -> Findings:
         """Read every part whole and compare it with the manifest."""

@@ -125,7 +125,7 @@ class RunState:
                 self._client.delete(key)
 
     def is_starting(self) -> bool:
-        """Whether somebody is queueing its parts."""
+        """Returns True while somebody is queueing its parts."""
         return bool(self._client.exists(f"{self._run}:starting"))
 
     def claim(self, part: int, job: str) -> str | None:

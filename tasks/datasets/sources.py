@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -91,8 +92,8 @@ def find_inputs(sources: list[str]) -> list[Input]:
     InvalidInput for a source without files of a known format, and for a file that is found twice.
     """
     found = [one for source in sources for one in _of_source(locate(source))]
-    paths = [one.path for one in found]
-    if twice := next((path for path in paths if paths.count(path) > 1), None) if len(set(paths)) < len(paths) else None:
+    times = Counter(one.path for one in found)
+    if twice := next((path for path, number in times.items() if number > 1), None):
         raise InvalidInput(f"two sources name the same file, {twice:.300}")
     return found
 
@@ -129,7 +130,7 @@ def check_text_type(one: Input, schema: pyarrow.Schema, columns: list[str]) -> N
 
 def check_unchanged(one: Input) -> None:
     """BadSource if the file is not the one that was planned."""
-    now = entry_of(Location(*_split(one.path)))
+    now = entry_of(_location(one))
     if now is None or (now.size, now.version) != (one.size, one.version):
         what = (
             "is gone"
@@ -201,10 +202,14 @@ def _of_folder(files: Any, location: Location) -> list[dict[str, Any]]:
     """The files below a folder; of one that `datasets` saved, those that its state names."""
     state = f"{location.path}/state.json"
     if files.exists(state) and files.exists(f"{location.path}/dataset_info.json"):
-        described = json.loads(files.cat_file(state))
-        if described.get("_indices_files"):
+        try:
+            described = json.loads(files.cat_file(state))
+            names, has_index = [one["filename"] for one in described["_data_files"]], described.get("_indices_files")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise BadSource(f"{location}: state.json is not what `datasets` saves") from None
+        if has_index:
             raise InvalidInput(f"{location} selects its rows by an index; save it again after flatten_indices()")
-        return [files.info(f"{location.path}/{one['filename']}") for one in described["_data_files"]]
+        return [files.info(f"{location.path}/{name}") for name in names]
     found = files.find(location.path, detail=True)
     return [info for path, info in found.items() if not _is_hidden(path[len(location.path) :])]
 
@@ -229,9 +234,9 @@ def _input(location: Location, info: dict[str, Any]) -> Input | None:
     return Input(path, int(info["size"]), version_of(info), known, compression)
 
 
-def _split(path: str) -> tuple[str, str]:
-    protocol, separator, rest = path.partition("://")
-    return (protocol, rest) if separator else ("file", path)
+def _location(one: Input) -> Location:
+    protocol, separator, rest = one.path.partition("://")
+    return Location(protocol, rest) if separator else Location("file", one.path)
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
@@ -294,7 +299,7 @@ def _measure_csv(one: Input, rows_per_part: int) -> tuple[list[int], list[int], 
 
 
 def _ends_outside_quotes(chunk: np.ndarray, is_inside: bool) -> tuple[np.ndarray, bool]:
-    """Which bytes end a row of CSV, and whether the chunk ends inside quotes: a quoted value may hold line breaks."""
+    """Find the bytes that end a row of CSV: a quoted value may hold line breaks. Also returns if the chunk ends in quotes."""
     inside = np.logical_xor.accumulate(np.concatenate([[is_inside], chunk == _QUOTE]))[1:]
     return (chunk == _NEWLINE) & ~inside, bool(inside[-1])
 
@@ -349,7 +354,7 @@ def _parquet(one: Input) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     with (
-        open_location(Location(*_split(one.path))) as opened,
+        open_location(_location(one)) as opened,
         closing(pq.ParquetFile(opened, pre_buffer=False)) as file,
     ):
         yield file
@@ -371,9 +376,12 @@ def _read_parquet(one: Input, part: int, columns: list[str], kept: pyarrow.Schem
 def _read_arrow(one: Input, part: int, columns: list[str], kept: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
     with closing(_arrow_batches(one)) as batches:
         for batch in _within(batches, 0, one.starts[part], one.starts[part + 1]):
-            chosen = batch.select(columns)
-            for start in range(0, chosen.num_rows, BATCH_ROWS):
-                yield chosen.slice(start, BATCH_ROWS)
+            yield from _sliced(batch.select(columns))
+
+
+def _sliced(batch: pyarrow.RecordBatch) -> Iterator[pyarrow.RecordBatch]:
+    for start in range(0, batch.num_rows, BATCH_ROWS):
+        yield batch.slice(start, BATCH_ROWS)
 
 
 def _within(batches: Any, begin: int, first: int, last: int) -> Iterator[pyarrow.RecordBatch]:
@@ -388,21 +396,28 @@ def _within(batches: Any, begin: int, first: int, last: int) -> Iterator[pyarrow
         begin = end
 
 
-def _arrow_batches(one: Input) -> Generator[pyarrow.RecordBatch, None, None]:
-    """The batches of an IPC file, or of a stream, which is what `datasets` writes under the same name."""
+@contextmanager
+def _arrow(one: Input) -> Iterator[Any]:
+    """A reader of an IPC file, or of a stream, which is what `datasets` writes under the same name."""
     import pyarrow as pa
 
-    location = Location(*_split(one.path))
+    location = _location(one)
     # Mapped where it can be: rows that are passed over are then never read.
     opened = pa.memory_map(location.path) if location.is_local else pa.PythonFile(open_location(location), mode="r")
     with opened:
         is_file = opened.read(6) == b"ARROW1"
         opened.seek(0)
-        if is_file:
-            reader = pa.ipc.open_file(opened)
+        yield pa.ipc.open_file(opened) if is_file else pa.ipc.open_stream(opened)
+
+
+def _arrow_batches(one: Input) -> Generator[pyarrow.RecordBatch, None, None]:
+    import pyarrow as pa
+
+    with _arrow(one) as reader:
+        if isinstance(reader, pa.ipc.RecordBatchFileReader):
             yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
-            yield from pa.ipc.open_stream(opened)
+            yield from reader
 
 
 def _read_jsonl(one: Input, part: int, columns: list[str], kept: pyarrow.Schema) -> Iterator[pyarrow.RecordBatch]:
@@ -488,15 +503,18 @@ def _read_csv(one: Input, part: int, columns: list[str], kept: pyarrow.Schema) -
     from pyarrow import csv
 
     types = {name: kept.field(name).type if name in kept.names else pa.binary() for name in columns}
+    begin, end = one.offsets[part], one.offsets[part + 1]
+    # Arrow refuses a row that is longer than a block.
+    block_bytes = max(1, min(end - begin, MAX_LINE_BYTES))
     options = {
-        "read_options": csv.ReadOptions(use_threads=False, column_names=one.header, block_size=_CHUNK_BYTES),
+        "read_options": csv.ReadOptions(use_threads=False, column_names=one.header, block_size=block_bytes),
         "parse_options": csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
         "convert_options": csv.ConvertOptions(include_columns=columns, column_types=types),
     }
     with _unpacked(one) as file:
-        begin, end = one.offsets[part], one.offsets[part + 1]
         _skip(file, begin)
-        yield from csv.open_csv(io.BufferedReader(_Range(file, end - begin), _CHUNK_BYTES), **options)
+        for batch in csv.open_csv(io.BufferedReader(_Range(file, end - begin), _CHUNK_BYTES), **options):
+            yield from _sliced(batch)
 
 
 @contextmanager
@@ -504,7 +522,7 @@ def _unpacked(one: Input) -> Iterator[Any]:
     """The file's bytes, unpacked if they are compressed."""
     import pyarrow as pa
 
-    with open_location(Location(*_split(one.path))) as opened:
+    with open_location(_location(one)) as opened:
         if one.compression is None:
             yield opened
         else:
@@ -570,14 +588,8 @@ def _parquet_schema(one: Input) -> Any:
 
 
 def _arrow_schema(one: Input) -> Any:
-    import pyarrow as pa
-
-    location = Location(*_split(one.path))
-    opened = pa.memory_map(location.path) if location.is_local else pa.PythonFile(open_location(location), mode="r")
-    with opened:
-        is_file = opened.read(6) == b"ARROW1"
-        opened.seek(0)
-        return pa.ipc.open_file(opened).schema if is_file else pa.ipc.open_stream(opened).schema
+    with _arrow(one) as reader:
+        return reader.schema
 
 
 def _text_schema(one: Input) -> Any:
@@ -612,12 +624,22 @@ def _type_of(path: str, name: str, values: list[Any]) -> Any:
 
 def _csv_schema(one: Input) -> Any:
     import pyarrow as pa
-    from pyarrow import csv
 
     if not one.header:
         return pa.schema([])
+    try:
+        return _csv_types(one, _CHUNK_BYTES)
+    except pa.ArrowInvalid:  # a row longer than that, or a broken one, which is refused again
+        return _csv_types(one, MAX_LINE_BYTES)
+
+
+def _csv_types(one: Input, block_bytes: int) -> Any:
+    """Types as the first block shows them."""
+    import pyarrow as pa
+    from pyarrow import csv
+
     options = {
-        "read_options": csv.ReadOptions(use_threads=False, block_size=_CHUNK_BYTES),
+        "read_options": csv.ReadOptions(use_threads=False, block_size=block_bytes),
         "parse_options": csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
     }
     with _unpacked(one) as file:

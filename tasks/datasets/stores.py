@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where something lies: a protocol of fsspec and a path in it."""
+    """A protocol of fsspec and a path in it."""
 
     protocol: str
     path: str
@@ -244,7 +244,7 @@ def entry_of(location: Location) -> Entry | None:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes when the content does: an etag where the store has one, else when it was last written."""
+    """A file's version, which changes when its content does: its etag, or else the time when it was last written."""
     for name in ("ETag", "etag", "content_md5", "md5Hash", "generation"):
         if info.get(name):
             return f"etag {str(info[name]).strip(chr(34))}"

@@ -49,7 +49,7 @@ _NUM_FILES = 7
 
 @dataclass(frozen=True)
 class Size:
-    """How much there is to compute, and how often each attack is made on each kind of store."""
+    """The rows to compute, and the number of attacks of each kind on each kind of store."""
 
     num_rows: int = 300_000
     rows_per_part: int = 1_000
@@ -95,7 +95,7 @@ def _folder(path: Path) -> Path:
 
 
 class _Attacked:
-    """What is attacked, when each time so much is done as to spread the attacks over the run."""
+    """Attacks workers, broker and store, each time at a share of done parts that spreads the attacks over the run."""
 
     def __init__(
         self, size: Size, random_: random.Random, fleet: Fleet, server: OwnServer, objects: ObjectStore | None
@@ -162,13 +162,12 @@ def _make(size: Size, root: str, url: str, attacked: _Attacked, say: Callable[[s
 
 @contextmanager
 def _whatever_is_down() -> Iterator[None]:
-    """What was killed a moment ago does not answer; look again."""
+    """Pass over the errors of a server that was killed a moment ago; look again."""
     try:
         yield
-    except (EmbedqError, OSError) as error:
-        _ = error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("redis", "kombu", "botocore", "aiohttp"):
+        of_clients = type(error).__module__.split(".")[0] in ("redis", "kombu", "botocore", "aiohttp")
+        if not of_clients and not isinstance(error, EmbedqError | OSError):
             raise
 
 
@@ -230,6 +229,7 @@ def _load(size: Size, dataset: Run, say: Callable[[str], None]) -> list[Figure]:
         command = [sys.executable, "-m", "tests.chaos.start_dataset", "load", dataset.target, f"{database.url}/rows"]
         shares = [(number + 1) / (size.num_loader_kills + 2) for number in range(size.num_loader_kills)]
         kills = [(share, number < size.num_database_kills) for number, share in enumerate(shares)]
+        until_s = time.monotonic() + _TIMEOUT_S
         while True:
             loader = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while loader.poll() is None:
@@ -242,7 +242,7 @@ def _load(size: Size, dataset: Run, say: Callable[[str], None]) -> list[Figure]:
                         database.start()
                 time.sleep(0.02)
             say(f"a loader ended with {loader.returncode}; {_num_loaded(database):,} rows are loaded")
-            if loader.returncode == 0:
+            if loader.returncode == 0 or time.monotonic() > until_s:
                 break
         ((num_rows, num_ids, total),) = database.query("SELECT count(*), count(DISTINCT id), sum(id) FROM rows")
     return [

@@ -53,7 +53,7 @@ _MAX_KEYS = 500
 
 @dataclass(frozen=True)
 class Size:
-    """How often each attack is made."""
+    """The number of times that each attack is made."""
 
     num_kills: int = 200
     num_hung: int = 10
@@ -124,6 +124,22 @@ def _attack(attacks: Attacks, size: Size, say: Callable[[str], None]) -> None:
     say(f"{attacks.num_server_kills} times the server killed")
 
 
+def kept_promises(run: str, url: str, answers: Answers, ids: list[str]) -> list[Figure]:
+    """Wait for the last answers to the jobs `ids`; returns the figures of a run that must be 0, named after it."""
+    lost = wait_for_answers(answers, ids, _LAST_ANSWERS_S)
+    with redis.Redis.from_url(url) as client:
+        _settle(client)
+        states_of = check_results(client, ids)
+        left, num_dead = in_flight(client), len(dead_letters(client))
+    not_right = sum(states_of.values()) - states_of[states.SUCCESS]
+    return [
+        Figure(f"{run}_lost", "jobs without a result", len(lost), "jobs", 0, is_limit=True),
+        Figure(f"{run}_not_right", "jobs with a failure or a wrong result", not_right, "jobs", 0, is_limit=True),
+        Figure(f"{run}_left", "jobs left in flight", left, "jobs", 0, is_limit=True),
+        Figure(f"{run}_dead", "dead letters", num_dead, "jobs", 0, is_limit=True),
+    ]
+
+
 def _settle(client: redis.Redis) -> None:
     """Wait until what was answered is acknowledged as well; what is left then is counted."""
     deadline_s = time.monotonic() + _LAST_ANSWERS_S
@@ -132,7 +148,7 @@ def _settle(client: redis.Redis) -> None:
 
 
 def check_results(client: redis.Redis, ids: list[str]) -> Counter[str]:
-    """How many jobs ended in each state; a success with wrong vectors counts as "WRONG"."""
+    """Counts the jobs that ended in each state; a success with wrong vectors counts as "WRONG"."""
     found: Counter[str] = Counter()
     for begin in range(0, len(ids), _MAX_KEYS):
         part = ids[begin : begin + _MAX_KEYS]

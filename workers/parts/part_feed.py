@@ -8,8 +8,8 @@ halved until the rows that fail it stand alone.
 from __future__ import annotations
 
 import queue
-import threading
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 from embedq.core.batching.job import Job
@@ -48,7 +48,6 @@ class Feed:
         #: Different rows answered or failed so far.
         self.num_done = 0
         self.ended_s = 0.0
-        self.lock = threading.Lock()
 
     def put(self, places: list[int], items: list[Any]) -> None:
         """Send one slice, once there is room for it."""
@@ -76,7 +75,8 @@ class Feed:
     def _send(self, places: list[int], items: list[Any]) -> None:
         if self._is_over():
             raise Dropped
-        num_bytes = sum(len(item) if isinstance(item, str) else len(item[0]) + len(item[1]) for item in items)
+        texts = items if isinstance(items[0], str) else chain.from_iterable(items)
+        num_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
         job = self._engine.submit(lambda: self._ask(items), PRIORITY, num_bytes)
         self._under_way[job] = places, items
         job.answer.add_done_callback(lambda _: self._answered.put(job))

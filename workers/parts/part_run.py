@@ -16,15 +16,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import redis
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from embedq.core.engine import Engine
-from embedq.core.errors import BadSource, InvalidInput, ProducerError, StoreFailed
+from embedq.core.errors import BadSource, InvalidInput, ProducerError, StoreFailed, WorkerError
 from embedq.core.models import Model
 from embedq.tasks.datasets.gathered import Gathered
 from embedq.tasks.datasets.manifest import CANCELLED as CANCELLED_MARK
@@ -37,10 +40,13 @@ from embedq.tasks.datasets.rows import rows_of
 from embedq.tasks.datasets.run_state import DONE, FAILED, RUNNING, Record, RunState
 from embedq.tasks.datasets.schemas import schema_from_text
 from embedq.tasks.datasets.sources import check_unchanged
-from embedq.tasks.datasets.stores import Store
+from embedq.tasks.datasets.stores import TEMPORARY, Location, Store
 from embedq.workers.parts.part_feed import Dropped, Feed
 
 log = logging.getLogger(__name__)
+
+#: Errors of a queue's server that does not answer.
+_SERVER_ERRORS = (redis.RedisError, OperationalError, BatchPublishError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +58,7 @@ class Call:
 
 @dataclass
 class PartsContext:
-    """What the parts of one worker share."""
+    """State that the parts of one worker share."""
 
     engine: Engine
     roots: Roots
@@ -61,11 +67,10 @@ class PartsContext:
     #: Name of this worker in records.
     worker: str
     #: Queues the job that follows a part, of a run too long to be queued at once.
-    send_following: Callable[[Manifest, str, PartMessage, RunState], None]
+    send_following: Callable[[Manifest, PartMessage, RunState], None]
     #: One part at a time feeds the engine; the other reads ahead, writes, or waits: parts in step would all be read at
     #: once and all be written at once, and the device would idle meanwhile.
     feeding: threading.Lock = field(default_factory=threading.Lock)
-    manifests: dict[tuple[str, str, int], Manifest] = field(default_factory=dict)
 
 
 class PartRun:
@@ -97,7 +102,7 @@ class PartRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its answer, or nobody wants one any more."""
+        """Returns True once it has its answer, or nobody wants one any more."""
         return self.answer.done()
 
     @property
@@ -146,15 +151,12 @@ class PartRun:
         try:
             receipt = self._receipt()
         except Dropped:
-            if self.is_over:
-                self._let_go(None)
-                return
             receipt = self._nothing(CANCELLED)
             self._let_go(None)
         except Exception as error:
             self._fail(error)
             return
-        with suppress(InvalidStateError):  # dropped in this moment; the object is there
+        with suppress(InvalidStateError):  # nobody waits for it any more
             self.answer.set_result(receipt)
 
     # -- deciding -----------------------------------------------------------------------------------------------------
@@ -162,14 +164,36 @@ class PartRun:
     def _receipt(self) -> Receipt:
         message = self.message
         location = self.context.roots.check(message.target)
+        self._check_links(location, MANIFEST, TEMPORARY)
         store = Store(location)
-        manifest = self._manifest(store)
+        manifest = _manifest(location, message.manifest, message.edition)
         part = _part_of(manifest, message)
+        names = manifest.name(part.number), manifest.failed_name(part.number)
+        self._check_links(location, *names)
         record, why_not = self._look(store)
         if why_not:
             return self._nothing(why_not)
-        self.context.send_following(manifest, message.target, message, self.state)
-        name = manifest.name(part.number)
+        is_followed = message.mode != ALL or self._send_following(manifest)
+        receipt = self._receipt_of(store, manifest, part, record)
+        if not is_followed and not self._send_following(manifest):
+            raise WorkerError("the queue's server does not answer, and the part that follows this one is not queued")
+        return receipt
+
+    def _check_links(self, location: Location, *names: str) -> None:
+        """InvalidInput if one of a target's objects is a link, or lies in one, that leads out of the roots."""
+        for name in names:
+            self.context.roots.check(f"{location}/{name}")
+
+    def _send_following(self, manifest: Manifest) -> bool:
+        """Queue the part that follows this one; returns False if the server does not answer."""
+        try:
+            self.context.send_following(manifest, self.message, self.state)
+        except _SERVER_ERRORS:
+            return False
+        return True
+
+    def _receipt_of(self, store: Store, manifest: Manifest, part: Part, record: Record | None) -> Receipt:
+        message, name = self.message, manifest.name(part.number)
         if message.mode == ALL and (entry := store.entry(name)):
             receipt = replace(found_receipt(store, name), outcome=FOUND, bytes=entry.size)
             for written in (name, manifest.failed_name(part.number)):
@@ -203,32 +227,16 @@ class PartRun:
         if taken is None:
             self._has_claim = True
             with suppress(redis.RedisError, OSError):
-                self.state.beat({self.message.part: self.record() or Record(RUNNING)})
+                if record := self.record():
+                    self.state.beat({self.message.part: record})
         return taken is not None
-
-    def _manifest(self, store: Store) -> Manifest:
-        message = self.message
-        key = str(store.location), message.manifest, message.edition
-        if key not in self.context.manifests:
-            manifest = read_manifest(store)
-            if manifest is None:
-                raise InvalidInput(f"{store.location} holds no dataset: {MANIFEST} is not there")
-            while len(self.context.manifests) >= 4:  # one or two are in use; each may have megabytes
-                self.context.manifests.pop(next(iter(self.context.manifests)), None)
-            self.context.manifests[key] = manifest
-        manifest = self.context.manifests[key]
-        if manifest.id != message.manifest:
-            raise InvalidInput(
-                f"{store.location} holds dataset {manifest.id[:8]}; the job is for {message.manifest[:8]:.8}"
-            )
-        return manifest
 
     # -- computing ----------------------------------------------------------------------------------------------------
 
     def _made(self, store: Store, manifest: Manifest, part: Part) -> Receipt:
         gathered = self._computed(manifest, part, wanted=None)
-        receipt = self._new_receipt(manifest, part, gathered, len(gathered.failed))
-        if self.is_cancelled or self.is_over:
+        receipt = self._new_receipt(manifest, part, gathered)
+        if self._is_dropped():
             raise Dropped
         return commit(store, manifest, gathered, receipt)
 
@@ -256,11 +264,11 @@ class PartRun:
             both = pa.chunked_array([*table[column].chunks, values.cast(table[column].type)])
             at = table.column_names.index(column)
             table = table.set_column(at, column, pc.take(both, pa.array(index)))
-        receipt = self._new_receipt(manifest, part, gathered, len(gathered.failed))
+        receipt = self._new_receipt(manifest, part, gathered)
         receipt = replace(receipt, rows=old.rows, tokens=old.tokens + receipt.tokens, what=old.what, outcome=REWRITTEN)
         hashing: list[Hashing] = []
         write = write_table(table, list(manifest.columns.keep), receipt)
-        if self.is_cancelled or self.is_over:
+        if self._is_dropped():
             raise Dropped
         # First the part: a list that names rows which have vectors by now costs a second look, and loses nothing.
         store.replace(name, lambda file: hashing.append(write(file)))
@@ -271,7 +279,8 @@ class PartRun:
         """Read the part and compute its rows, or those `wanted`."""
         context, source = self.context, manifest.inputs[part.input]
         model = self._model(manifest)
-        context.roots.check(source.path)
+        # Opened by the path that was checked: what a link leads to may be another file in the next moment.
+        source = replace(source, path=str(context.roots.check(source.path)))
         check_unchanged(source)
         typed = schema_from_text(manifest.schema)
         num_rows = part.num_rows if wanted is None else len(wanted)
@@ -283,7 +292,7 @@ class PartRun:
         try:
             first = next(rows, None)  # read before it is this part's turn to feed
             with self._turn():
-                for read in _chain(first, rows):
+                for read in chain(() if first is None else (first,), rows):
                     for places, items in gathered.take(read, wanted):
                         self.feed.put(places, items)
                 for places, items in gathered.rest():
@@ -296,8 +305,16 @@ class PartRun:
         gathered.fail(self.feed.failed)
         return gathered
 
-    def _turn(self) -> Any:
-        return _Turn(self.context.feeding, self._is_dropped)
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Hold the right to feed the engine, waited for as long as the part is wanted."""
+        while not self.context.feeding.acquire(timeout=0.5):
+            if self._is_dropped():
+                raise Dropped
+        try:
+            yield
+        finally:
+            self.context.feeding.release()
 
     def _model(self, manifest: Manifest) -> Model:
         alias, wanted = manifest.model["alias"], manifest.model.get("content", "")
@@ -314,13 +331,13 @@ class PartRun:
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
-    def _new_receipt(self, manifest: Manifest, part: Part, gathered: Gathered, num_failed: int) -> Receipt:
+    def _new_receipt(self, manifest: Manifest, part: Part, gathered: Gathered) -> Receipt:
         return Receipt(
             outcome=WRITTEN,
             manifest=manifest.id,
             part=part.number,
             rows=part.num_rows,
-            failed=num_failed,
+            failed=len(gathered.failed),
             tokens=self.num_tokens,
             seconds=round(time.monotonic() - self.started_s, 3),
             what=gathered.computed.what,
@@ -344,11 +361,8 @@ class PartRun:
                 self.state.release(self.message.part, self._done(receipt))
 
     def _fail(self, error: Exception) -> None:
-        log.warning(
-            "a part fails: %s",
-            error if isinstance(error, ProducerError | StoreFailed) else type(error).__name__,
-            extra={"action": "part_failed", "job": self._job_id, "part": self.message.part},
-        )
+        extra = {"action": "part_failed", "job": self._job_id, "part": self.message.part}
+        log.warning("a part fails: %s", _words(error), extra=extra)
         told = None
         if not self.is_over and self._is_last_try(error):
             told = Record(FAILED, self._job_id, self.context.worker, self._began_s, self._began_s, error=_words(error))
@@ -372,19 +386,15 @@ class PartRun:
             self.feed.wake()
 
 
-class _Turn:
-    """The right to feed the engine, waited for as long as the part is wanted."""
-
-    def __init__(self, feeding: threading.Lock, is_dropped: Callable[[], bool]) -> None:
-        self._feeding, self._is_dropped = feeding, is_dropped
-
-    def __enter__(self) -> None:
-        while not self._feeding.acquire(timeout=0.5):
-            if self._is_dropped():
-                raise Dropped
-
-    def __exit__(self, *_: object) -> None:
-        self._feeding.release()
+@lru_cache(maxsize=4)  # one or two are in use; each may have megabytes
+def _manifest(location: Location, manifest_id: str, edition: int) -> Manifest:
+    """The manifest in a target, of this edition or a later one. InvalidInput if the target holds none, or another."""
+    manifest = read_manifest(Store(location))
+    if manifest is None:
+        raise InvalidInput(f"{location} holds no dataset: {MANIFEST} is not there")
+    if manifest.id != manifest_id:
+        raise InvalidInput(f"{location} holds dataset {manifest.id[:8]}; the job is for {manifest_id[:8]}")
+    return manifest
 
 
 def failed_rows(listed: bytes) -> set[int]:
@@ -411,12 +421,6 @@ def _part_of(manifest: Manifest, message: PartMessage) -> Part:
     if (message.first_row, message.end_row) != (part.first_row, part.end_row):
         raise InvalidInput(f"part {part.number:,} of dataset {manifest.id[:8]} has other rows than the job says")
     return part
-
-
-def _chain(first: Any, rows: Iterator[Any]) -> Iterator[Any]:
-    if first is not None:
-        yield first
-        yield from rows
 
 
 def _words(error: Exception) -> str:

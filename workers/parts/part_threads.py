@@ -163,9 +163,9 @@ def telling_runs(store: Callable[[Any, Any], None]) -> Callable[[Any, Any], None
     return told
 
 
-def _send_following(manifest: Manifest, target: str, message: PartMessage, state: RunState) -> None:
+def _send_following(manifest: Manifest, message: PartMessage, state: RunState) -> None:
     """Queue the part that follows this one at the window's distance, unless it was."""
     number = message.part + WINDOW_PARTS
     if number >= len(manifest.parts) or not state.unsent([number]):
         return
-    state.mark_sent(send_parts(manifest, target, [manifest.parts[number]], message.round, message.mode))
+    state.mark_sent(send_parts(manifest, message.target, [manifest.parts[number]], message.round))
