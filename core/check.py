@@ -1,4 +1,4 @@
-"""`embedq check DIRECTORY`: how a model would be run, what was read from which file, and whether its numbers are right.
+"""`embedq check DIRECTORY` prints how a model would be run and the files that say so, and checks its numbers.
 
 Loads the model on a CPU in float32. With `--against sentence-transformers`, where that is installed, it holds the
 vectors or scores of a few texts against the library's.
@@ -7,7 +7,6 @@ vectors or scores of a few texts against the library's.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,23 +65,25 @@ def check(directory: str, family: str | None, against: str | None) -> int:
         click.echo(f"{line.name:<{widths[0]}}  {line.value:<{min(widths[1], 70)}}  {line.source}")
     with core.load(directory, device="cpu", precision="float32", model={"family": family}) as engine:
         click.echo("its weights fit, and it runs")
-        return EXIT_DONE if against is None else _compare(engine, Path(directory))
+        return EXIT_DONE if against is None else _compare(engine)
 
 
-def _compare(engine: Engine, path: Path) -> int:
+def _compare(engine: Engine) -> int:
     """Print the largest difference to sentence-transformers; returns the exit code."""
     try:
         import sentence_transformers
     except ImportError:
         raise InvalidInput("--against needs the package sentence-transformers, which is not installed") from None
     spec = engine.models["model"].spec
+    if spec.is_embedder and "dense" not in engine.models["model"].outputs:
+        raise InvalidInput(f"--against compares vectors and scores; family {spec.family} has weights of words instead")
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     library = sentence_transformers.SentenceTransformer if spec.is_embedder else sentence_transformers.CrossEncoder
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = library(str(path), device="cpu", model_kwargs={"dtype": "float32"})
+        model = library(str(spec.root or spec.path), device="cpu", model_kwargs={"dtype": "float32"})
         largest = _of_vectors(engine, model) if spec.is_embedder else _of_scores(engine, model)
     is_equal = largest <= TOLERANCE
     click.echo(

@@ -7,6 +7,7 @@ one appears whole or not at all.
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
 
 from embedq.core.errors import CannotLoadModel
@@ -26,10 +27,13 @@ def convert(directory: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
+    is_mapped = zipfile.is_zipfile(source)  # torch before 1.6 wrote no archives, and others cannot be mapped
     try:
-        weights = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(source, map_location="cpu", weights_only=True, mmap=is_mapped)
     except Exception as error:  # the loader refuses a pickle with its own errors, of many classes
         raise CannotLoadModel(f"{source} is not a plain file of weights: {type(error).__name__}") from error
+    if not isinstance(weights, dict):
+        raise CannotLoadModel(f"{source} holds {type(weights).__name__}, not weights by name")
     # safetensors refuses tensors that share memory (tied weights); copies of them read back equal.
     plain = {name: tensor.contiguous().clone() for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
     part = target.with_suffix(".part")

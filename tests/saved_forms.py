@@ -522,7 +522,7 @@ def _refused_forms() -> dict[str, Form]:
             for name, asked in own.items()
         },
         **{
-            f"bert, {name}": _changed(normalized, partial(_store_as, file), said)
+            f"bert, {name}": _changed(normalized, partial(store_as, file), said)
             for name, (file, said) in stored.items()
         },
         "bert, no tokenizer.json": _changed(
@@ -531,7 +531,7 @@ def _refused_forms() -> dict[str, Form]:
     }
 
 
-def _store_as(file: str, path: Path) -> None:
+def store_as(file: str, path: Path) -> None:
     """Have an empty file of another format instead of safetensors."""
     (path / "model.safetensors").unlink()
     (path / file).parent.mkdir(exist_ok=True)
@@ -595,7 +595,7 @@ def _routed(path: Path) -> list[Any]:
 
 
 def _with_settings() -> dict[str, Form]:
-    """What a model's own configuration may say."""
+    """Forms whose own configuration states prompts, a dimension or a similarity."""
     normalized = _pooled("mean", "normalize")
     return {
         "bert, prompts": _embedder(_BERT, normalized, **_PROMPTS),

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.checkpoint.revision import with_revision
 from embedq.core.errors import CannotLoadModel
+from embedq.core.settings import ModelSettings
 from tests import oracle, saved_forms
 from tests.lora import ALPHA, RANK, adapter
 from tests.tiny_models import read, write
@@ -59,6 +62,29 @@ def test_an_adapter_apart_from_its_base_takes_the_bases_weights_and_its_own_modu
     shutil.copy(apart / "tokenizer.json", embedder)
     shutil.copy(apart / "modules.json", embedder)
     np.testing.assert_allclose(found, vectors(merged(embedder, added, ALPHA / RANK)), atol=1e-6)
+
+
+def revision(path: Path) -> str:
+    return with_revision(read_spec("m", ModelSettings(path=str(path)))).revision
+
+
+def test_an_adapter_and_its_base_are_part_of_the_revision_wherever_they_lie(embedder: Path, tmp_path: Path) -> None:
+    apart = shutil.copytree(embedder, tmp_path / "apart")
+    (apart / "model.safetensors").unlink()
+    adapter(apart, base_model_name_or_path=str(embedder))
+    found = [revision(apart)]
+    adapter(apart, base_model_name_or_path=str(embedder), use_rslora=True)
+    found.append(revision(apart))
+    write(embedder / "tokenizer_config.json", {"model_max_length": 9})
+    found.append(revision(apart))
+    assert len(set(found)) == 3
+    assert revision(embedder) not in found
+
+
+def test_an_adapter_without_a_rank_is_refused(embedder: Path) -> None:
+    adapter(embedder, r=0)
+    with pytest.raises(CannotLoadModel, match="has r 0; it must be 1 or more"):
+        vectors(embedder)
 
 
 def test_names_from_under_a_head_are_found(embedder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,10 @@ from click.testing import CliRunner
 
 from embedq.__main__ import embedq
 from embedq.core.checkpoint.read_spec import read_spec
-from embedq.core.errors import CannotLoadModel
+from embedq.core.errors import CannotLoadModel, InvalidInput
 from embedq.core.settings import ModelSettings
 from tests import oracle, saved_forms
-from tests.checkpoints import change_config, save_encoder, write_json
+from tests.checkpoints import as_sentence_transformer, change_config, save_encoder, write_json
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -23,10 +24,14 @@ def run(*words: str) -> tuple[int, str]:
     return int(done.return_value or 0), done.output
 
 
-def test_it_says_what_was_read_from_which_file(tmp_path: Path) -> None:
-    path = saved_forms.save("bert dense normalize", tmp_path / "model")
+def lines_of(path: Path) -> tuple[int, dict[str, str], str]:
+    """Exit code, lines by their first words, and all of the output."""
     code, told = run(str(path))
-    lines = {line.split("  ")[0]: " ".join(line.split()) for line in told.splitlines()}
+    return code, {line.split("  ")[0]: " ".join(line.split()) for line in told.splitlines()}, told
+
+
+def test_it_says_what_was_read_from_which_file(tmp_path: Path) -> None:
+    code, lines, told = lines_of(saved_forms.save("bert dense normalize", tmp_path / "model"))
     assert code == 0
     assert lines["kind"] == "kind SentenceTransformer config_sentence_transformers.json"
     assert lines["family"].startswith("family encoder: embeds with a network")
@@ -35,7 +40,38 @@ def test_it_says_what_was_read_from_which_file(tmp_path: Path) -> None:
     assert "its weights fit, and it runs" in told
 
 
-@pytest.mark.parametrize("form", ["bert dense normalize", "bert cross encoder", "qwen3 chat"])
+def test_files_above_the_directory_are_not_read(tmp_path: Path) -> None:
+    as_sentence_transformer(save_encoder(tmp_path))
+    _, lines, _ = lines_of(save_encoder(tmp_path / "network"))
+    assert lines["kind"] == "kind transformers checkpoint config.json"
+    assert lines["pooling"] == "pooling mean the default"
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "said"),
+    [
+        ("bert, SPLADE", "family", "modules.json"),
+        ("bert, SPLADE", "modules", "SpladePooling modules.json"),
+        ("StaticEmbedding", "network", "none: a table of vectors model.safetensors"),
+        ("StaticEmbedding", "max_length", "the family"),
+        ("bert, network in 0_Transformer", "kind", "SentenceTransformer config_sentence_transformers.json"),
+    ],
+)
+def test_it_says_of_other_forms_what_they_are(form: str, name: str, said: str, tmp_path: Path) -> None:
+    _, lines, told = lines_of(saved_forms.save(form, tmp_path / "model"))
+    assert lines[name].endswith(said)
+    assert "last_token" not in told
+
+
+def test_weights_of_words_are_not_held_against_the_library(tmp_path: Path) -> None:
+    path = saved_forms.save("bert, SPLADE", tmp_path / "model")
+    with pytest.raises(InvalidInput, match="family splade has weights of words"):
+        run(str(path), "--against", "sentence-transformers")
+
+
+@pytest.mark.parametrize(
+    "form", ["bert dense normalize", "bert cross encoder", "qwen3 chat", "bert, network in 0_Transformer"]
+)
 def test_it_holds_a_model_against_the_library(form: str, tmp_path: Path) -> None:
     path = saved_forms.save(form, tmp_path / "model")
     code, told = run(str(path), "--against", "sentence-transformers")
@@ -53,23 +89,14 @@ def _without_weights(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
-def _with(name: str) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        (path / "model.safetensors").unlink()
-        (path / name).parent.mkdir(exist_ok=True)
-        (path / name).write_bytes(b"")
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (_without_weights, "no other weights either: was the download complete?"),
-        (_with("pytorch_model.bin"), "`embedq convert "),
-        (_with("pytorch_model.bin.index.json"), "save_pretrained('"),
-        (_with("onnx/model.onnx"), "weights for ONNX, which embedq does not run"),
-        (_with("model.gguf"), "weights for llama.cpp (GGUF)"),
+        (partial(saved_forms.store_as, "pytorch_model.bin"), "`embedq convert "),
+        (partial(saved_forms.store_as, "pytorch_model.bin.index.json"), "save_pretrained('"),
+        (partial(saved_forms.store_as, "onnx/model.onnx"), "weights for ONNX, which embedq does not run"),
+        (partial(saved_forms.store_as, "model.gguf"), "weights for llama.cpp (GGUF)"),
     ],
     ids=["none", "pickle", "pickles", "onnx", "gguf"],
 )

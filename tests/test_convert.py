@@ -25,6 +25,18 @@ def test_the_weights_are_the_same_afterwards(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded, {"a": shared, "b": shared.T, "tied": shared})
 
 
+def test_a_file_of_the_first_versions_of_torch_is_converted(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(6.0)}
+    torch.save(weights, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.testing.assert_close(load_file(convert(tmp_path)), weights)
+
+
+def test_a_pickle_without_names_is_refused(tmp_path: Path) -> None:
+    torch.save([torch.ones(2)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(CannotLoadModel, match="holds list, not weights by name"):
+        convert(tmp_path)
+
+
 class Attack:
     """A hostile pickle: creates a file when it is loaded."""
 

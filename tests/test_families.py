@@ -91,4 +91,4 @@ def test_a_classifier_keeps_its_family(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_hub_download_brings(file: str, is_fetched: bool) -> None:
-    assert any(fnmatch(file, pattern) for pattern in files._DOWNLOAD) == is_fetched
+    assert any(fnmatch(file, pattern) for pattern in files.PATTERNS) == is_fetched

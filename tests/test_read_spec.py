@@ -1,4 +1,4 @@
-"""What a model directory's own files say, and every directory that must not be served."""
+"""A model directory's own files decide how it is run, or that it must not be served."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from embedq.core.checkpoint.network_types import ENCODER_TYPES
 from embedq.core.checkpoint.read_spec import read_spec
+from embedq.core.checkpoint.revision import with_revision
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.errors import CannotLoadModel
 from embedq.core.options import EmbedOptions
 from embedq.core.settings import ModelSettings
 from embedq.deploy.demo import minilm as demo_model
+from tests import saved_forms
 from tests.checkpoints import (
     as_sentence_transformer,
     change_config,
@@ -31,7 +35,7 @@ def read(directory: Path, **given: Any) -> ModelSpec:
 
 
 def refusal(directory: Path, **given: Any) -> str:
-    """What an operator reads when this directory is refused."""
+    """The message that an operator reads when this directory is refused."""
     with pytest.raises(CannotLoadModel) as caught:
         read(directory, **given)
     return str(caught.value)
@@ -265,6 +269,36 @@ def test_weights_with_another_hash_are_refused(encoder: Path) -> None:
     message = refusal(encoder, sha256="0" * 64)
     assert right in message
     assert "0" * 64 in message
+
+
+@pytest.mark.parametrize("content", [b"nothing", None], ids=["broken", "absent"])
+def test_a_table_of_vectors_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    directory = saved_forms.save("StaticEmbedding", tmp_path / "model")
+    file = next(directory.rglob("model.safetensors"))
+    if content is None:
+        save_file({"other": torch.ones(2, 2)}, file)
+    else:
+        file.write_bytes(content)
+    assert str(file) in refusal(directory)
+
+
+def test_a_family_is_refused_for_a_table_of_vectors(tmp_path: Path) -> None:
+    directory = saved_forms.save("StaticEmbedding", tmp_path / "model")
+    assert "describes a SentenceTransformer of family static" in refusal(directory, family="encoder")
+
+
+@pytest.mark.parametrize("file", ["2_Dense/model.safetensors", "modules.json", "0_Transformer/config.json"])
+def test_all_files_of_a_checkpoint_with_its_network_in_a_folder_are_part_of_the_revision(
+    tmp_path: Path, file: str
+) -> None:
+    directory = saved_forms.save("bert dense normalize", tmp_path / "model")
+    saved_forms.into_folder(directory)
+    before = with_revision(read(directory)).revision
+    assert with_revision(read(directory)).revision == before
+    content = (directory / file).read_bytes()
+    changed = bytes([*content[:-1], content[-1] ^ 1]) if file.endswith(".safetensors") else content + b"\n"
+    (directory / file).write_bytes(changed)
+    assert with_revision(read(directory)).revision.partition(".")[0] != before.partition(".")[0]
 
 
 def test_a_hash_of_weights_in_several_files_is_refused(encoder: Path) -> None:

@@ -7,7 +7,6 @@ of a later version of the library, of which there is no line here, fails the fir
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests import oracle, saved_forms
+from tests.tiny_models import read, write
 
 BERT_FILE = "sentence_bert_config.json"
 MODEL_FILE = "config_sentence_transformers.json"
@@ -29,16 +29,14 @@ def setting(file: str, **keys: Any) -> Change:
 
     def change(path: Path) -> None:
         target = path / file
-        content = json.loads(target.read_text()) if target.is_file() else {}
-        target.write_text(json.dumps(content | keys))
+        write(target, (read(target) if target.is_file() else {}) | keys)
 
     return change
 
 
 def removing(file: str, *keys: str) -> Change:
     def change(path: Path) -> None:
-        content = json.loads((path / file).read_text())
-        (path / file).write_text(json.dumps({name: value for name, value in content.items() if name not in keys}))
+        write(path / file, {name: value for name, value in read(path / file).items() if name not in keys})
 
     return change
 
@@ -47,9 +45,9 @@ def modules(edit: Callable[[list[dict[str, Any]]], Any]) -> Change:
     """Edit the list of `modules.json` in place."""
 
     def change(path: Path) -> None:
-        listed = json.loads((path / "modules.json").read_text())
+        listed = read(path / "modules.json")
         edit(listed)
-        (path / "modules.json").write_text(json.dumps(listed))
+        write(path / "modules.json", listed)
 
     return change
 
@@ -204,7 +202,7 @@ def _cases(file: str, keys: dict[str, list[Any]]) -> list[tuple[str, Change]]:
     ]
 
 
-_BERT = "sentence_transformers.models"
+_PACKAGE = "sentence_transformers.models"
 _LEFT_OUT = setting("1_Pooling/config.json", include_prompt=False)
 _NO_NORMALIZE = modules(lambda listed: listed.pop())
 
@@ -237,14 +235,19 @@ EMBEDDER: dict[str, Change] = dict(
                     setting("1_Pooling/config.json", include_prompt=False, pooling_mode=mode),
                 ),
             )
-            for mode in ("mean", "cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+            for mode in ("mean", "max", "cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
         ],
-        (
-            "a prompt longer than its text may be",
-            both(
-                setting(BERT_FILE, max_seq_length=5), setting(MODEL_FILE, prompts={"query": "seek it now: "}), _LEFT_OUT
-            ),
-        ),
+        *[
+            (
+                f"a prompt longer than its text may be, {mode}",
+                both(
+                    setting(BERT_FILE, max_seq_length=5),
+                    setting(MODEL_FILE, prompts={"query": "seek it now: "}),
+                    setting("1_Pooling/config.json", include_prompt=False, pooling_mode=mode),
+                ),
+            )
+            for mode in ("mean", "max", "cls", "lasttoken", "weightedmean", "mean_sqrt_len_tokens")
+        ],
         ("no Normalize", _NO_NORMALIZE),
         ("no Dense", modules(lambda listed: listed.pop(2))),
         *[
@@ -273,11 +276,11 @@ EMBEDDER: dict[str, Change] = dict(
         ("two Poolings", modules(lambda listed: listed.insert(1, listed[1]))),
         (
             "a Dropout",
-            modules(lambda listed: listed.insert(2, {"name": "9", "path": "9_Dropout", "type": f"{_BERT}.Dropout"})),
+            modules(lambda listed: listed.insert(2, {"name": "9", "path": "9_Dropout", "type": f"{_PACKAGE}.Dropout"})),
         ),
         ("a class of its own, Pooling", modules(lambda listed: listed[1].update(type="my_pooling.Pooling"))),
         ("a class of its own, Transformer", modules(lambda listed: listed[0].update(type="custom_st.Transformer"))),
-        ("an old class name", modules(lambda listed: listed[1].update(type=f"{_BERT}.Pooling"))),
+        ("an old class name", modules(lambda listed: listed[1].update(type=f"{_PACKAGE}.Pooling"))),
         ("kwargs of a module", modules(lambda listed: listed[0].update(kwargs=["task"]))),
         ("an adapter", setting("adapter_config.json", peft_type="LORA")),
         ("a network in a folder", saved_forms.into_folder),

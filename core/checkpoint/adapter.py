@@ -72,6 +72,8 @@ def read_adapter(path: Path, cache_dir: str | None) -> Adapter | None:
         path if has_weights(path) else find(str(config["base_model_name_or_path"]), config.get("revision"), cache_dir)
     )
     rank = int(config["r"])
+    if rank < 1:
+        raise CannotLoadModel(f"{path}/adapter_config.json has r {rank}; it must be 1 or more")
     scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(path / "adapter_model.safetensors", base, scale)
 

@@ -18,7 +18,7 @@ _SIGNS_OF_PARTS = ("content[0]", ".type", "'type'", '"type"', "item.type", "mess
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """How texts become messages, and messages one text."""
+    """Describes how texts become messages, and messages one text."""
 
     #: Directory of the tokenizer, whose special tokens a template may name.
     path: Path

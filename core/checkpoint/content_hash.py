@@ -1,30 +1,33 @@
-"""What a checkpoint holds, in one word: two directories with equal words give equal vectors.
+"""Hashes the files of a checkpoint: two directories with equal hashes give equal vectors.
 
-Small files are read whole. Of weights, which may have tens of gigabytes, the size, and blocks spread evenly over the
-file: another training or fine-tuning changes all of them; a single weight changed by hand may go unseen.
+Reads small files whole. Of weights, which may have tens of gigabytes, it reads the size, and blocks spread evenly over
+the file: another training or fine-tuning changes all of them; a single weight changed by hand may go unseen.
 """
 
 from __future__ import annotations
 
 import hashlib
+from fnmatch import fnmatch
 from pathlib import Path
 
-#: Files that decide what comes out: configuration, tokenizer, weights.
-_ENDINGS = (".json", ".txt", ".model", ".safetensors", ".pt")
+from embedq.core.checkpoint.files import PATTERNS
 
 #: Larger files are read in so many blocks of so many bytes.
 _NUM_BLOCKS, _BLOCK_BYTES = 64, 256 * 1024
 
 
-def content_hash(directory: Path) -> str:
-    """32 hexadecimal digits; empty where there is no such directory."""
+def content_hash(directory: Path, *others: Path) -> str:
+    """32 hexadecimal digits of the files of one directory or several; empty if the first does not exist."""
     if not directory.is_dir():
         return ""
     whole = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.suffix in _ENDINGS and path.is_file()):
-        name = path.relative_to(directory).as_posix().encode()
-        whole.update(b"%d %s %d " % (len(name), name, path.stat().st_size))
-        _add(whole, path)
+    for folder in (directory, *others):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = path.relative_to(folder).as_posix()
+            if any(fnmatch(name, pattern) for pattern in PATTERNS):
+                encoded = name.encode()
+                whole.update(b"%d %s %d " % (len(encoded), encoded, path.stat().st_size))
+                _add(whole, path)
     return whole.hexdigest()[:32]
 
 

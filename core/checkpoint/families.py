@@ -65,6 +65,8 @@ def check(path: Path, family: str, config: dict[str, Any], saved: Saved | None) 
     """CannotLoadModel unless there is such a family, and `path` can be of it."""
     if family not in MEANINGS:
         raise CannotLoadModel(f"family is {family!r:.80}, and there is none of that name. Families are {listed()}")
+    if saved is not None:
+        _check_saved(path, family, saved)
     kind = config.get("model_type")
     if family not in OWN_NETWORKS and not is_native(kind):
         raise _not_recognised(path, config, [str(name) for name in config.get("architectures") or []])
@@ -80,8 +82,6 @@ def check(path: Path, family: str, config: dict[str, Any], saved: Saved | None) 
             f"{path} brings code of its own (auto_map), which is never run: it is no Qwen3-Reranker but another model of "
             "that type, with another prompt and other answers"
         )
-    if saved is not None:
-        _check_saved(path, family, saved)
 
 
 def _check_saved(path: Path, family: str, saved: Saved) -> None:
@@ -97,7 +97,7 @@ def _check_saved(path: Path, family: str, saved: Saved) -> None:
 
 
 def of_saved(saved: Saved) -> str | None:
-    """The family by the modules, where they alone tell; None for a network that embeds. CannotLoadModel for what is not served."""
+    """The family, if the modules alone decide it; None for a network that embeds. CannotLoadModel for what is not served."""
     if saved.kind == "SentenceTransformer":
         return "static" if saved.names[:1] == ["StaticEmbedding"] else None
     task = saved.transformer.task
@@ -132,7 +132,7 @@ def check_kind(saved: Saved) -> None:
 
 
 def of_files(path: Path, config: dict[str, Any], saved: Saved | None) -> str:
-    """What a directory's own files say it is. CannotLoadModel lists what was looked for."""
+    """The family that a directory's own files show. CannotLoadModel lists what was looked for."""
     told = of_saved(saved) if saved else None
     if told is not None:
         return told
@@ -164,7 +164,7 @@ def _by_type(model_type: Any, architectures: list[str], saved: Saved | None) -> 
 
 
 def _refuse_masked_model(path: Path, architectures: list[str]) -> None:
-    """A language model's head may be what a sparse encoder (SPLADE) is made of, or left over from training."""
+    """CannotLoadModel for a masked language model: its head may make a sparse encoder, or be left from training."""
     if any(name.endswith("ForMaskedLM") for name in architectures):
         raise CannotLoadModel(
             f"{path} is a masked language model ({', '.join(architectures)}) without modules.json: a sparse encoder "

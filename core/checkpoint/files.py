@@ -22,10 +22,11 @@ _OTHER_FORMATS = {
     "flax_model.msgpack": "Flax",
 }
 
-#: Files to download from the hub: weights as safetensors, and the small files that describe them.
-_DOWNLOAD = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*_linear.pt"]
+#: Files of a checkpoint that may be read, and the only ones to download from the hub: weights as safetensors, and the
+#: small files that describe them.
+PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*_linear.pt"]
 #: A module behind the network may store its few weights as a pickle, of which only tensors are read.
-_DOWNLOAD += [f"*_{module}/pytorch_model.bin" for module in ("Dense", "LayerNorm")]
+PATTERNS += [f"*_{module}/pytorch_model.bin" for module in ("Dense", "LayerNorm")]
 
 
 def find(path_or_name: str, revision: str | None = None, cache_dir: str | None = None) -> Path:
@@ -41,7 +42,7 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=_DOWNLOAD))
+        return Path(snapshot_download(path_or_name, revision=revision, cache_dir=cache_dir, allow_patterns=PATTERNS))
     except Exception as error:  # the client raises dozens of classes: absent, private, offline, disk full
         raise CannotLoadModel(
             f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
@@ -49,7 +50,7 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
 
 
 def has_weights(path: Path) -> bool:
-    """Whether the directory holds safetensors of a network."""
+    """Returns True if the directory holds safetensors of a network."""
     return any((path / name).is_file() for name in _WEIGHTS)
 
 
@@ -72,7 +73,7 @@ def check_weights(path: Path, sha256: str | None) -> None:
 
 
 def _other_weights(path: Path) -> str:
-    """What the directory has instead of safetensors, and the cure that works for it."""
+    """Names the weights that the directory has instead of safetensors, and the cure for it."""
     if not path.is_dir():
         return "There is no such directory"
     if (path / "pytorch_model.bin").is_file():

@@ -27,7 +27,7 @@ _TOKENS, _VECTOR = "token_embeddings", "sentence_embedding"
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What follows the network."""
+    """The modules that follow the network."""
 
     before: tuple[SavedModule, ...] = ()
     poolings: tuple[str, ...] = ()
@@ -38,12 +38,12 @@ class Chain:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether Normalize is the last module."""
+        """Returns True if Normalize is the last module."""
         return self.last is not None
 
     @property
     def all(self) -> tuple[SavedModule, ...]:
-        """What follows the pooling, Normalize included."""
+        """The modules that follow the pooling, Normalize included."""
         return self.behind if self.last is None else (*self.behind, self.last)
 
     def width(self, hidden: int, num_poolings: int) -> int:

@@ -1,4 +1,4 @@
-"""What is known of transformers' model types, and the sizes of one network: width, positions, padding.
+"""Lists transformers' model types by what their tokens see, and reads one network's sizes: width, positions, padding.
 
 Sizes come from transformers' own configuration classes where they know the type: those know the names and the
 defaults of each (`n_embd`, `d_model`, positions that `config.json` leaves out). Loads no weights.
@@ -91,11 +91,8 @@ _WITHOUT_TABLE = (
 _USUAL_NAMES = frozenset({"bert", "camembert", "roberta", "xlm-roberta"})
 _USUAL_KEYS = ("hidden_size", "max_position_embeddings", "pad_token_id", "vocab_size")
 
-#: Tokens of a text where nothing limits them.
+#: Tokens of a text where nothing limits them; tokenizers state as many or more for "no limit".
 UNLIMITED = 1_000_000
-
-#: tokenizers write this order of magnitude for "no limit".
-_NO_LIMIT = 10**6
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +131,7 @@ def read_sizes(path: Path, config: dict[str, Any]) -> Sizes:
 
 
 def is_native(model_type: Any) -> bool:
-    """Whether transformers has code of its own for this type."""
+    """Returns True if transformers has code of its own for this type."""
     if model_type in ENCODER_TYPES or model_type in DECODER_TYPES or model_type in ENCODER_CLASSES:
         return True  # known without its imports, which take seconds
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -145,7 +142,7 @@ def is_native(model_type: Any) -> bool:
 def tokenizer_limit(stated: dict[str, Any]) -> int | None:
     """Tokens of a text that `tokenizer_config.json` allows; None for no limit."""
     limit = stated.get("model_max_length")
-    return int(limit) if limit and limit < _NO_LIMIT else None
+    return int(limit) if limit and limit < UNLIMITED else None
 
 
 class _Stated:

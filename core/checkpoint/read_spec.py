@@ -7,11 +7,11 @@ nothing of devices.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from embedq.core.checkpoint import families
 from embedq.core.checkpoint.adapter import Adapter, read_adapter
@@ -45,6 +45,28 @@ _INSTRUCTORS = frozenset(f"hkunlp/instructor-{size}" for size in ("base", "large
 _CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What was read of a directory with a network, for what is left to decide."""
+
+    alias: str
+    path: Path
+    family: str
+    config: dict[str, Any]
+    sizes: Sizes
+    saved: Saved | None
+    settings: ModelSettings
+
+    @property
+    def home(self) -> Path:
+        """Directory of the tokenizer's files: those of an adapter are beside it, not beside its base."""
+        return self.saved.modules[0].path if self.saved else self.path
+
+    @property
+    def transformer(self) -> TransformerFile:
+        return self.saved.transformer if self.saved else TransformerFile()
+
+
 def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
     """Find the checkpoint (downloading a hub name), verify it, and read how to run it.
 
@@ -61,11 +83,13 @@ def read_spec(alias: str, settings: ModelSettings) -> ModelSpec:
         base = adapter.base if adapter else path
         check_weights(base, settings.sha256)
         if saved is not None and families.of_saved(saved) == "static":
-            return read_static(alias, path, saved, settings)
-        config = read_json(base / "config.json")
-        if config is None:
-            raise CannotLoadModel(f"{base} has no config.json, so it is not a transformers checkpoint")
-        return _with_adapter(_read(alias, base, config, saved, settings), adapter, path)
+            spec = _read_static(alias, path, saved, settings)
+        else:
+            config = read_json(base / "config.json")
+            if config is None:
+                raise CannotLoadModel(f"{base} has no config.json, so it is not a transformers checkpoint")
+            spec = _with_adapter(_read(alias, base, config, saved, settings), adapter, path)
+        return spec if spec.path == root else replace(spec, root=root)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CannotLoadModel(
             f"a configuration file of {root} does not have the expected form: {error!r:.200}"
@@ -89,40 +113,30 @@ def _read(alias: str, path: Path, config: dict[str, Any], saved: Saved | None, s
     family = settings.family or told or (listed.family if listed else families.of_files(path, config, saved))
     families.check(path, family, config, saved)
     sizes = read_sizes(path, config)
+    read = _Read(alias, path, family, config, sizes, saved, settings)
     if family in RERANKERS:
-        return _read_reranker(alias, path, family, config, sizes, saved, settings)
-    defaults = listed or BY_FAMILY.get(family, ModelDefaults(family))
-    return _read_embedder(alias, path, family, config, sizes, saved, settings, defaults)
+        return _read_reranker(read)
+    return _read_embedder(read, listed or BY_FAMILY.get(family, ModelDefaults(family)))
 
 
-def _read_embedder(
-    alias: str,
-    path: Path,
-    family: str,
-    config: dict[str, Any],
-    sizes: Sizes,
-    saved: Saved | None,
-    settings: ModelSettings,
-    listed: ModelDefaults,
-) -> ModelSpec:
+def _read_embedder(read: _Read, listed: ModelDefaults) -> ModelSpec:
+    family, sizes, saved, settings, transformer = read.family, read.sizes, read.saved, read.settings, read.transformer
     chain = Chain() if saved is None else read_sparse_chain(saved) if family == "splade" else read_chain(saved)
-    transformer = saved.transformer if saved else TransformerFile()
     pooling = settings.pooling or "+".join(chain.poolings) or listed.pooling
     pooling = pooling or _USUAL_POOLINGS.get(family, "last_token")
     width = chain.width(sizes.hidden, len(pooling.split("+")))
     truncate_dim = saved.truncate_dim if saved else None
-    home = saved.modules[0].path if saved else path  # of the tokenizer's files: those of an adapter are beside it
-    max_length = _max_length(alias, home, sizes, transformer, settings)
-    usual = settings.max_length or _usual_length(home, sizes, transformer, settings)
+    limit = _limit(read)
+    max_length = _max_length(read, limit)
+    usual = settings.max_length or _usual_length(read, limit)
     lengths = {} if settings.max_length else {k: _possible(v, sizes) for k, v in transformer.lengths.items()}
     modules, is_normalized = chain.behind, chain.is_normalized if saved else True
     if truncate_dim is not None and is_normalized:  # normalised first, then cut: shorter than 1, as the library has it
         assert chain.last is not None
         modules, is_normalized = (*modules, chain.last), False
-    prompts = _prompts(saved)
     return ModelSpec(
-        alias=alias,
-        path=path,
+        alias=read.alias,
+        path=read.path,
         family=family,
         pooling=pooling,
         normalize=is_normalized if settings.normalize is None else settings.normalize,
@@ -131,8 +145,8 @@ def _read_embedder(
         dimensions=sizes.num_words if family == "splade" else min(width, truncate_dim or width),
         pad_token_id=sizes.pad_token_id,
         hidden_size=sizes.hidden,
-        config=config,
-        prompts=prompts,
+        config=read.config,
+        prompts=_prompts(saved),
         default_prompt=saved.default_prompt if saved else "",
         query_format=settings.query_format or listed.query_format,
         strip=settings.strip,
@@ -141,7 +155,7 @@ def _read_embedder(
         truncation_side=transformer.truncation_side,
         include_prompt=chain.include_prompt and settings.path not in _INSTRUCTORS,
         similarity=(saved.similarity if saved else None) or "cosine",
-        chat=read_chat(home, transformer) if saved else None,
+        chat=read_chat(read.home, transformer) if saved else None,
         token_modules=chain.before,
         modules=modules,
         weights_rounded_to=settings.weights_rounded_to,
@@ -157,14 +171,11 @@ def _read_embedder(
     )
 
 
-def read_static(alias: str, path: Path, saved: Saved, settings: ModelSettings) -> ModelSpec:
+def _read_static(alias: str, path: Path, saved: Saved, settings: ModelSettings) -> ModelSpec:
     """A table of vectors, which has no network and so no `config.json` of one."""
-    if settings.family not in (None, "static"):
-        families.check(path, settings.family, {}, saved)
+    families.check(path, settings.family or "static", {}, saved)
     chain = read_static_chain(saved)
-    with safe_open(path / "model.safetensors", framework="numpy") as weights:
-        name = next(name for name in ("embedding.weight", "embeddings") if name in weights.keys())  # noqa: SIM118
-        width = chain.width(int(weights.get_slice(name).get_shape()[1]), 1)
+    width = chain.width(_table_width(path / "model.safetensors"), 1)
     is_cut = saved.truncate_dim is not None and chain.is_normalized
     return ModelSpec(
         alias=alias,
@@ -184,27 +195,32 @@ def read_static(alias: str, path: Path, saved: Saved, settings: ModelSettings) -
     )
 
 
-def _read_reranker(
-    alias: str,
-    path: Path,
-    family: str,
-    config: dict[str, Any],
-    sizes: Sizes,
-    saved: Saved | None,
-    settings: ModelSettings,
-) -> ModelSpec:
+def _table_width(file: Path) -> int:
+    """Values of a row of a StaticEmbedding's table, by its name of sentence-transformers or of model2vec."""
+    names = ("embedding.weight", "embeddings")
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            for name in names:
+                if name in weights.keys():  # noqa: SIM118 (a file is no mapping)
+                    return int(weights.get_slice(name).get_shape()[1])
+    except (OSError, SafetensorError) as error:
+        raise CannotLoadModel(f"{file} cannot be read as safetensors: {error}") from None
+    raise CannotLoadModel(f"{file} has no table of vectors; looked for {' and '.join(names)}")
+
+
+def _read_reranker(read: _Read) -> ModelSpec:
+    family, sizes, saved, settings, transformer = read.family, read.sizes, read.saved, read.settings, read.transformer
     if family == "cross_encoder" and sizes.num_labels != 1:
         raise CannotLoadModel(
-            f"{path} has {sizes.num_labels} labels; a reranker gives one score, so it must have exactly 1"
+            f"{read.path} has {sizes.num_labels} labels; a reranker gives one score, so it must have exactly 1"
         )
-    transformer = saved.transformer if saved else TransformerFile()
-    home = saved.modules[0].path if saved else path
-    length = _max_length(alias, home, sizes, transformer, settings)
+    limit = _limit(read)
+    length = _max_length(read, limit)
     usual = _USUAL_LENGTHS.get(family) if settings.max_length is None else None
     told: dict[str, Any] = dict(RERANKER_PROMPTS.get(family, {}))
     if saved is not None:
         told |= {"query_instruction": saved.default_prompt or None} | _of_modules(family, saved)
-    if family == "cross_encoder" and (saved is not None or any(name in config for name in _CROSS_ENCODER_KEYS)):
+    if family == "cross_encoder" and (saved is not None or any(name in read.config for name in _CROSS_ENCODER_KEYS)):
         told |= {"pair_truncation": "longest"}  # as the library that it was trained with
     names = (
         "query_instruction",
@@ -215,8 +231,8 @@ def _read_reranker(
         "heads_by",
     )
     return ModelSpec(
-        alias=alias,
-        path=path,
+        alias=read.alias,
+        path=read.path,
         family=family,
         **({"pooling": None} | told | _given(settings, *names)),
         normalize=False,
@@ -224,17 +240,17 @@ def _read_reranker(
         dimensions=1,
         pad_token_id=sizes.pad_token_id,
         hidden_size=sizes.hidden,
-        config=config,
+        config=read.config,
         default_length=min(usual, length) if usual else None,
-        num_positions=max(length, sizes.positions if settings.layout else _limit(home, sizes, transformer)),
+        num_positions=max(length, limit),
         lower=transformer.lower,
         truncation_side=transformer.truncation_side,
-        chat=read_chat(home, transformer) if saved else None,
+        chat=read_chat(read.home, transformer) if saved else None,
     )
 
 
 def _of_modules(family: str, saved: Saved) -> dict[str, Any]:
-    """What the modules of a CrossEncoder say of how a score is made: fields of `ModelSpec`."""
+    """Fields of `ModelSpec` that the modules of a CrossEncoder state: they make its score."""
     if family == "logit_score":
         module = saved.modules[1]
         module.refuse_other_keys({"true_token_id", "false_token_id", "module_input_name"})
@@ -263,37 +279,37 @@ def _prompts(saved: Saved | None) -> dict[str, str]:
     return {"query": "", "document": ""} | prompts if prompts else {}
 
 
-def _limit(path: Path, sizes: Sizes, transformer: TransformerFile) -> int:
+def _limit(read: _Read) -> int:
     """Tokens of a text that the weights have positions for, or fewer where the tokenizer's own limit is shorter.
 
     What sentence-transformers states goes before the tokenizer's limit, and, where places are computed and not looked
     up, before the number of positions.
     """
-    stated = transformer.max_length
-    limit = min(sizes.positions, tokenizer_limit(read_json(path / "tokenizer_config.json") or {}) or UNLIMITED)
-    if stated is None:
-        return limit
-    return max(limit, _possible(stated, sizes))
+    if read.settings.layout == "transformers":
+        return read.sizes.positions
+    files = read_json(read.home / "tokenizer_config.json") or {}
+    limit = min(read.sizes.positions, tokenizer_limit(files) or UNLIMITED)
+    stated = read.transformer.max_length
+    return limit if stated is None else max(limit, _possible(stated, read.sizes))
 
 
 def _possible(length: int, sizes: Sizes) -> int:
+    """`length`, or the number of positions if the weights have a table of fewer."""
     return min(length, sizes.positions) if sizes.has_table else length
 
 
-def _max_length(alias: str, path: Path, sizes: Sizes, transformer: TransformerFile, settings: ModelSettings) -> int:
+def _max_length(read: _Read, limit: int) -> int:
     """Tokens of a text: as set, else as stated, else as many as there can be."""
-    limit = sizes.positions if settings.layout == "transformers" else _limit(path, sizes, transformer)
-    lengths = [_possible(length, sizes) for length in transformer.lengths.values()]  # may be longer than other texts
-    limit = max(limit, *lengths) if lengths else limit
-    asked = settings.max_length
-    if asked is not None and asked > limit:
+    of_types = [_possible(length, read.sizes) for length in read.transformer.lengths.values()]  # may exceed the others
+    longest = max([limit, *of_types])
+    asked = read.settings.max_length
+    if asked is not None and asked > longest:
         raise CannotLoadModel(
-            f"max_length of model {alias!r} is set to {asked}; its weights have positions for {limit} tokens"
+            f"max_length of model {read.alias!r} is set to {asked}; its weights have positions for {longest} tokens"
         )
-    return asked or max(_usual_length(path, sizes, transformer, settings), *lengths, 0)
+    return asked or max([_usual_length(read, limit), *of_types])
 
 
-def _usual_length(path: Path, sizes: Sizes, transformer: TransformerFile, settings: ModelSettings) -> int:
+def _usual_length(read: _Read, limit: int) -> int:
     """Tokens of a text of no type, where nothing is set."""
-    limit = sizes.positions if settings.layout == "transformers" else _limit(path, sizes, transformer)
-    return min(transformer.max_length or limit, limit)
+    return min(read.transformer.max_length or limit, limit)

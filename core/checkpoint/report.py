@@ -1,17 +1,19 @@
-"""How one checkpoint would be run, line by line, and the file each line was read from. For `embedq check`."""
+"""Lists how one checkpoint would be run, and the file each line was read from. For `embedq check`."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
-from embedq.core.checkpoint.families import MEANINGS
+from embedq.core.checkpoint.families import MEANINGS, of_saved
 from embedq.core.checkpoint.files import read_json
 from embedq.core.checkpoint.network_types import tokenizer_limit
 from embedq.core.checkpoint.published_models import defaults_of
-from embedq.core.checkpoint.saved_modules import TRANSFORMER_FILES, Saved, read_saved
+from embedq.core.checkpoint.saved_modules import Saved, read_saved, transformer_file
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.settings import ModelSettings
+
+#: The file in which sentence-transformers describes a whole model.
+_DESCRIBED = "config_sentence_transformers.json"
 
 
 class Line(NamedTuple):
@@ -24,20 +26,20 @@ class Line(NamedTuple):
 
 def report(spec: ModelSpec, settings: ModelSettings) -> list[Line]:
     """Everything that decides how `spec` runs. `settings` are those it was read with."""
-    saved = read_saved(_root(spec)) if settings.layout is None else None
-    described = "config_sentence_transformers.json"
-    architectures = ", ".join(map(str, spec.config.get("architectures") or ["no architecture"]))
+    saved = read_saved(spec.root or spec.path) if settings.layout is None else None
     lines = [
-        Line("kind", saved.kind if saved else "transformers checkpoint", described if saved else "config.json"),
-        Line("network", f"{spec.config.get('model_type')} ({architectures})", "config.json"),
-        Line("family", f"{spec.family}: {MEANINGS[spec.family]}", _source_of_family(spec, settings, saved)),
+        Line("kind", saved.kind if saved else "transformers checkpoint", _DESCRIBED if saved else "config.json"),
+        _network(spec),
+        Line("family", f"{spec.family}: {MEANINGS[spec.family]}", _source_of_family(settings, saved)),
     ]
+    if spec.adapter is not None:
+        lines.append(Line("adapter", f"merged into {spec.adapter.base}", "adapter_config.json"))
     lines += _of_embedder(spec, settings, saved) if spec.is_embedder else _of_reranker(spec, saved)
     lines.append(
         Line("max_length", f"{spec.default_length or spec.max_length} tokens", _source_of_length(spec, settings, saved))
     )
     if spec.chat is not None:
-        is_file = (spec.path / "chat_template.jinja").is_file()
+        is_file = (spec.chat.path / "chat_template.jinja").is_file()
         lines.append(
             Line(
                 "chat template", "texts pass through it", "chat_template.jinja" if is_file else "tokenizer_config.json"
@@ -46,16 +48,19 @@ def report(spec: ModelSpec, settings: ModelSettings) -> list[Line]:
     return lines
 
 
-def _root(spec: ModelSpec) -> Path:
-    """The directory of `modules.json`: the network itself may lie in a folder below it."""
-    return spec.path if (spec.path / "modules.json").is_file() else spec.path.parent
+def _network(spec: ModelSpec) -> Line:
+    if spec.family == "static":
+        return Line("network", "none: a table of vectors", "model.safetensors")
+    architectures = ", ".join(map(str, spec.config.get("architectures") or ["no architecture"]))
+    return Line("network", f"{spec.config.get('model_type')} ({architectures})", "config.json")
 
 
 def _of_embedder(spec: ModelSpec, settings: ModelSettings, saved: Saved | None) -> list[Line]:
-    described = "config_sentence_transformers.json"
-    pooling = "settings" if settings.pooling else "1_Pooling/config.json" if saved else _published(settings)
-    lines = [
-        Line("pooling", str(spec.pooling) + ("" if spec.include_prompt else ", without the prompt"), pooling),
+    lines = []
+    if spec.family not in ("splade", "static"):  # they have their own way from tokens to a text
+        what = f"{spec.pooling}{'' if spec.include_prompt else ', without the prompt'}"
+        lines.append(Line("pooling", what, _source_of_pooling(settings, saved)))
+    lines += [
         Line("normalised", "yes" if spec.normalize else "no", "modules.json" if saved else "the default"),
         Line("dimensions", str(spec.dimensions), "modules.json" if saved else "config.json"),
     ]
@@ -64,18 +69,18 @@ def _of_embedder(spec: ModelSpec, settings: ModelSettings, saved: Saved | None) 
         lines.append(Line("modules", ", ".join(modules), "modules.json"))
     for kind in ("query", "document"):
         if spec.prompts.get(kind):
-            lines.append(Line(f"prompt, {kind}", repr(spec.prompts[kind]), described))
+            lines.append(Line(f"prompt, {kind}", repr(spec.prompts[kind]), _DESCRIBED))
     if spec.default_prompt:
-        lines.append(Line("default prompt", repr(spec.default_prompt), described))
+        lines.append(Line("default prompt", repr(spec.default_prompt), _DESCRIBED))
     if spec.similarity != "cosine":
-        lines.append(Line("similarity", spec.similarity, described))
+        lines.append(Line("similarity", spec.similarity, _DESCRIBED))
     return lines
 
 
 def _of_reranker(spec: ModelSpec, saved: Saved | None) -> list[Line]:
     lines = []
     if spec.query_instruction:
-        source = "config_sentence_transformers.json" if saved and saved.default_prompt else "the family"
+        source = _DESCRIBED if saved and saved.default_prompt else "the family"
         lines.append(Line("instruction", repr(spec.query_instruction), source))
     if spec.family == "cross_encoder":
         lines.append(
@@ -88,10 +93,10 @@ def _of_reranker(spec: ModelSpec, saved: Saved | None) -> list[Line]:
     return lines
 
 
-def _source_of_family(spec: ModelSpec, settings: ModelSettings, saved: Saved | None) -> str:
+def _source_of_family(settings: ModelSettings, saved: Saved | None) -> str:
     if settings.family:
         return "settings"
-    if saved is not None and saved.kind == "CrossEncoder":
+    if saved is not None and of_saved(saved) is not None:
         return "modules.json"
     return "its published name" if defaults_of(settings.path) else "config.json"
 
@@ -99,12 +104,20 @@ def _source_of_family(spec: ModelSpec, settings: ModelSettings, saved: Saved | N
 def _source_of_length(spec: ModelSpec, settings: ModelSettings, saved: Saved | None) -> str:
     if settings.max_length:
         return "settings"
-    if saved is not None and saved.transformer.max_length is not None:
-        return next((name for name in TRANSFORMER_FILES if (spec.path / name).is_file()), "modules.json")
-    limit = tokenizer_limit(read_json(spec.path / "tokenizer_config.json") or {})
+    if spec.family == "static" or (spec.default_length is not None and not spec.is_embedder):
+        return "the family"
+    home = saved.modules[0].path if saved else spec.path
+    file = transformer_file(home)
+    if file is not None and saved is not None and saved.transformer.max_length is not None:
+        return file.name
+    limit = tokenizer_limit(read_json(home / "tokenizer_config.json") or {})
     return "tokenizer_config.json" if limit == spec.max_length else "config.json"
 
 
-def _published(settings: ModelSettings) -> str:
+def _source_of_pooling(settings: ModelSettings, saved: Saved | None) -> str:
+    if settings.pooling:
+        return "settings"
+    if saved is not None:
+        return next(f"{one.path.relative_to(saved.root)}/config.json" for one in saved.modules if one.name == "Pooling")
     listed = defaults_of(settings.path)
     return "its published name" if listed and listed.pooling else "the default"

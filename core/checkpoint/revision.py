@@ -1,4 +1,4 @@
-"""Which revision of a model a worker serves: what its files hold, and how they are read."""
+"""Computes the revision of a model that a worker serves, from its files and from how they are read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ _READING = (
 
 def with_revision(spec: ModelSpec) -> ModelSpec:
     """`spec` with the revision that its files and settings make. Reads the files in part, see `content_hash`."""
-    return replace(spec, revision=f"{content_hash(spec.path)}.{_reading(spec)}")
+    root = spec.root or spec.path
+    # The network may lie in a folder of the checkpoint, or be the base of an adapter and so lie elsewhere.
+    directories = [root] if spec.path.is_relative_to(root) else [root, spec.path]
+    return replace(spec, revision=f"{content_hash(*directories)}.{_reading(spec)}")
 
 
 def _reading(spec: ModelSpec) -> str:

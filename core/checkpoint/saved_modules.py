@@ -17,10 +17,10 @@ from embedq.core.checkpoint.files import read_json
 from embedq.core.errors import CannotLoadModel
 
 #: Classes count only below this package: `my_code.Pooling` is another class of the same name.
-PACKAGE = "sentence_transformers."
+_PACKAGE = "sentence_transformers."
 
 #: Where the first module's configuration may be; the first one with content counts.
-TRANSFORMER_FILES = tuple(
+_TRANSFORMER_FILES = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
@@ -96,7 +96,7 @@ _FLAGS = {
 }
 
 #: Modes of a pooling -> our names.
-POOLINGS = {
+_POOLINGS = {
     "cls": "cls",
     "max": "max",
     "mean": "mean",
@@ -105,7 +105,7 @@ POOLINGS = {
     "lasttoken": "last_token",
 }
 
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
 #: Activations of a CrossEncoder that keep the order; a call chooses between them with `normalize`.
 _ACTIVATIONS = frozenset(
@@ -125,12 +125,12 @@ class SavedModule:
 
     def refuse_other_keys(self, known: set[str]) -> None:
         """CannotLoadModel if the configuration has a key that is not `known`."""
-        refuse_unknown(self.path / "config.json", self.config, known)
+        _refuse_unknown(self.path / "config.json", self.config, known)
 
 
 @dataclass(frozen=True, slots=True)
 class TransformerFile:
-    """What the first module's file says of texts and of the network."""
+    """The statements of the first module's file about texts and the network."""
 
     task: str = "feature-extraction"
     max_length: int | None = None
@@ -176,9 +176,9 @@ def read_saved(root: Path) -> Saved | None:
     if listed is None:
         return None
     modules = tuple(_module(root, entry) for entry in listed)
-    described = read_json(root / "config_sentence_transformers.json") or {}
     file = root / "config_sentence_transformers.json"
-    refuse_unknown(file, described, _MODEL_KEYS)
+    described = read_json(file) or {}
+    _refuse_unknown(file, described, _MODEL_KEYS)
     prompts = {name: text or "" for name, text in (described.get("prompts") or {}).items()}
     default = described.get("default_prompt_name")
     kind = described.get("model_type") or "SentenceTransformer"
@@ -194,13 +194,13 @@ def read_saved(root: Path) -> Saved | None:
         transformer=_transformer(modules[0]) if modules and modules[0].name == "Transformer" else TransformerFile(),
         prompts=prompts,
         default_prompt=(prompts | {"document": prompts.get("document", "")}).get(default or "", ""),
-        similarity=similarity if similarity in SIMILARITIES else None,
+        similarity=similarity if similarity in _SIMILARITIES else None,
         truncate_dim=described.get("truncate_dim"),
         max_active_dims=described.get("max_active_dims"),
     )
 
 
-def refuse_unknown(file: Path, content: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
+def _refuse_unknown(file: Path, content: Mapping[str, Any], known: frozenset[str] | set[str]) -> None:
     """CannotLoadModel if `content` has a key that is not among the `known` ones."""
     unknown = sorted(content.keys() - known)
     if unknown:
@@ -213,34 +213,41 @@ def refuse_unknown(file: Path, content: Mapping[str, Any], known: frozenset[str]
 def pooling_of(module: SavedModule) -> tuple[str, ...]:
     """The modes of a Pooling module, by our names, in the order in which their vectors are joined."""
     config, file = module.config, module.path / "config.json"
-    known = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_FLAGS}
-    refuse_unknown(file, {**config}, known)
+    module.refuse_other_keys(
+        {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_FLAGS}
+    )
     if not config:
-        raise CannotLoadModel(f"{file} is empty or missing; it must say pooling_mode, one of {', '.join(POOLINGS)}")
+        raise CannotLoadModel(f"{file} is empty or missing; it must say pooling_mode, one of {', '.join(_POOLINGS)}")
     named = config.get("pooling_mode")
     modes = [mode for flag, mode in _FLAGS.items() if config.get(flag)] if named is None else named
     if named is None and not modes and config.keys() & _FLAGS.keys():
-        raise CannotLoadModel(f"{file} asks for no pooling; supported are {', '.join(POOLINGS)}")
+        raise CannotLoadModel(f"{file} asks for no pooling; supported are {', '.join(_POOLINGS)}")
     modes = [modes] if isinstance(modes, str) else list(modes or ["mean"])
-    unknown = [mode for mode in modes if mode not in POOLINGS]
+    unknown = [mode for mode in modes if mode not in _POOLINGS]
     if unknown:
-        raise CannotLoadModel(f"{file} asks for pooling {unknown[0]!r:.80}; supported are {', '.join(POOLINGS)}")
-    return tuple(POOLINGS[mode] for mode in modes)
+        raise CannotLoadModel(f"{file} asks for pooling {unknown[0]!r:.80}; supported are {', '.join(_POOLINGS)}")
+    return tuple(_POOLINGS[mode] for mode in modes)
+
+
+def transformer_file(path: Path) -> Path | None:
+    """The file in `path` that configures a Transformer module, the first that has content; None if none has."""
+    return next((path / name for name in _TRANSFORMER_FILES if read_json(path / name)), None)
 
 
 def _module(root: Path, entry: Mapping[str, Any]) -> SavedModule:
     kind, place = str(entry["type"]), PurePosixPath(str(entry["path"]))
     if place.is_absolute() or ".." in place.parts:
         raise CannotLoadModel(f"{root}/modules.json names files outside its own directory: {str(place)!r:.80}")
-    if not kind.startswith(PACKAGE):
+    if not kind.startswith(_PACKAGE):
         raise CannotLoadModel(
             f"{root}/modules.json names the class {kind!r:.80}, code that the checkpoint brings along and that is never "
-            f"run; classes below {PACKAGE[:-1]} are supported"
+            f"run; classes below {_PACKAGE[:-1]} are supported"
         )
     path = root / place
     name = kind.rpartition(".")[2]
     if name in ("Transformer", "MLMTransformer"):
-        config: Any = next((found for file in TRANSFORMER_FILES if (found := read_json(path / file))), {})
+        file = transformer_file(path)
+        config: Any = read_json(file) if file else {}
         if name == "MLMTransformer":  # an older name
             name, config = "Transformer", {"transformer_task": "fill-mask"} | config
     else:
@@ -271,11 +278,11 @@ def _check_model_keys(file: Path, described: Mapping[str, Any], kind: str, modul
 
 def _transformer(module: SavedModule) -> TransformerFile:
     config = dict(module.config)
-    file = next((module.path / name for name in TRANSFORMER_FILES if read_json(module.path / name)), module.path)
+    file = transformer_file(module.path) or module.path
     kwargs = {name: _kwargs(file, config, name) for name in _KWARGS}
     if config.pop("tokenizer_name_or_path", None) is not None:
         raise CannotLoadModel(f"{file} has tokenizer_name_or_path: a tokenizer of another place, which is not fetched")
-    refuse_unknown(file, config, _TRANSFORMER_KEYS)
+    _refuse_unknown(file, config, _TRANSFORMER_KEYS)
     task = config.get("transformer_task") or "feature-extraction"
     if task not in _TASKS:
         raise CannotLoadModel(f"{file} has transformer_task {task!r:.80}; supported are {', '.join(_TASKS)}")
@@ -296,7 +303,7 @@ def _transformer(module: SavedModule) -> TransformerFile:
 
 
 def _kwargs(file: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
-    """What is handed to transformers under the older or newer name; taken out of `config`."""
+    """The arguments for transformers under their older or newer name; taken out of `config`."""
     found: dict[str, Any] = {}
     for key in _KWARGS[name]:
         found |= config.pop(key, None) or {}
@@ -308,26 +315,20 @@ def _kwargs(file: Path, config: dict[str, Any], name: str) -> dict[str, Any]:
 def _processing(file: Path, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The supported part of `processing_kwargs`: a length for texts, and values for the chat template."""
     text, chat = dict(given.get("text") or {}), dict(given.get("chat_template") or {})
-    others = [
-        f"{name}.{key}"
-        for name in ("common", *given.keys())
-        if name not in ("text", "chat_template")
-        for key in given.get(name) or {}
-    ]
+    others = [f"{name}.{key}" for name in given if name not in ("text", "chat_template") for key in given[name] or {}]
     # Padding does not reach a text's numbers here, and the last token's logits are taken anyway.
     others += [f"text.{key}" for key in text.keys() - {"max_length", "truncation", "padding", "logits_to_keep"}]
-    others += [f"text.truncation ({text.get('truncation')})"] * (
-        text.get("truncation") not in (None, True, "longest_first")
-    )
+    if text.get("truncation") not in (None, True, "longest_first"):
+        others.append(f"text.truncation ({text['truncation']})")
     sizes = {"padding", "truncation", "max_length", "return_tensors", "restore_suffix", "chat_template", "tools"}
     others += [f"chat_template.{key}" for key in chat.keys() & (sizes | {"documents", "continue_final_message"})]
     if others:
-        raise CannotLoadModel(f"{file} has processing_kwargs {', '.join(sorted(set(others)))}, which is not supported")
+        raise CannotLoadModel(f"{file} has processing_kwargs {', '.join(sorted(others))}, which is not supported")
     return {"text": text, "chat_template": chat}
 
 
 def _message_format(file: Path, config: Mapping[str, Any], task: str) -> str | None:
-    """How messages are written, where texts pass through the chat template; CannotLoadModel for other inputs."""
+    """The form of a message's content; None if texts pass through no template. CannotLoadModel for other inputs."""
     modalities = config.get("modality_config")
     if modalities is None:
         return None

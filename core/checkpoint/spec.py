@@ -21,10 +21,11 @@ RERANKERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """How to run one checkpoint."""
+    """Describes how to run one checkpoint."""
 
     #: Name that jobs, queues, logs and metrics use.
     alias: str
+    #: Directory of the network's files.
     path: Path
     #: Which class of `core.models` runs it; a key of `core.models.FAMILIES`.
     family: str
@@ -81,6 +82,8 @@ class ModelSpec:
     modules: tuple[SavedModule, ...] = ()
     #: An adapter to merge into the weights.
     adapter: Adapter | None = None
+    #: Directory of the checkpoint, if the network lies in a folder of it or is an adapter's base; None for `path`.
+    root: Path | None = None
     #: Directory of the tokenizer's files; None for `path`.
     tokenizer_path: Path | None = None
     #: Dtype to round weights to before using them in another; None keeps them.
@@ -112,18 +115,14 @@ class ModelSpec:
         return (self.prompts.get(kind, "") if kind else self.default_prompt) or None, PLAIN
 
     def pair_instruction(self, options: RerankOptions) -> tuple[str | None, str]:
-        """The same for a pair, whose instruction is written with the query."""
+        """The instruction of a pair's query, and the format that joins it to the query."""
         own = self.query_instruction if options.query_instruction is None else options.query_instruction
         return own, options.query_instruction_format or self.query_format
 
     def write_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[tuple[str, str]]:
         """Write the call's instructions, or else the model's own, around queries and passages."""
-        query = options.query_instruction if options.query_instruction is not None else self.query_instruction
-        passage = options.passage_instruction if options.passage_instruction is not None else self.passage_instruction
-        queries = write(
-            [query_text for query_text, _ in pairs], query, options.query_instruction_format or self.query_format
-        )
-        passages = write(
-            [text for _, text in pairs], passage, options.passage_instruction_format or self.passage_format
-        )
+        passage = self.passage_instruction if options.passage_instruction is None else options.passage_instruction
+        passage_form = options.passage_instruction_format or self.passage_format
+        queries = write([query for query, _ in pairs], *self.pair_instruction(options))
+        passages = write([text for _, text in pairs], passage, passage_form)
         return list(zip(queries, passages, strict=True))
