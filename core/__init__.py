@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if (
-    __name__ == "core"
-):  # `import core` in the checkout's root: a second copy of every class, which `except` would not know
+# `import core` in the checkout's root would make a second copy of every class, which `except` would not know.
+if __name__ == "core":
     raise ImportError("the model core is embedq.core: `from embedq import core`, `python -m embedq.core.…`")
 
 if TYPE_CHECKING:

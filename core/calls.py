@@ -128,7 +128,6 @@ class CallBuilder:
 
 def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: Callable[[np.ndarray], Any]) -> Call:
     """Build a call that scores pairs by the rows of both texts; computes each distinct text once, queries first."""
-    queries, passages = ([*dict.fromkeys(pair[side] for pair in pairs)] for side in (0, 1))
     as_query = EmbedOptions(
         input_type="query",
         instruction=chosen.query_instruction,
@@ -142,7 +141,8 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
         max_length=chosen.max_length,
     )
 
-    rows = [(True, query) for query in queries] + [(False, passage) for passage in passages]
+    queries, passages = (dict.fromkeys(pair[side] for pair in pairs) for side in (0, 1))
+    all_rows = [(True, query) for query in queries] + [(False, passage) for passage in passages]
 
     def encode(some: list[tuple[bool, str]]) -> list[Tokens]:
         asked, read = ([text for is_query, text in some if is_query == wanted] for wanted in (True, False))
@@ -155,18 +155,16 @@ def _by_embedding(model: Embedder, pairs: Pairs, chosen: RerankOptions, finish: 
             rows["colbert"] = [vectors.normalized(row) for row in rows["colbert"]]
         if "dense" in rows and model.spec.normalize and model.spec.similarity != "cosine":
             rows["dense"] = list(vectors.normalized(_stack(rows["dense"], model.spec.dimensions)))
-        query_rows = {query: index for index, query in enumerate(queries)}
-        passage_rows = {passage: index for index, passage in enumerate(passages, len(queries))}
-        sides = [
-            {name: [values[query_rows[pair[0]]] for pair in pairs] for name, values in rows.items()},
-            {name: [values[passage_rows[pair[1]]] for pair in pairs] for name, values in rows.items()},
-        ]
-        scores = vectors.score(
-            sides[0], sides[1], chosen.mode or usual_mode(model.outputs), chosen.weights, model.spec.similarity
+        places = {row: place for place, row in enumerate(all_rows)}
+        of_queries, of_passages = (
+            {name: [values[places[is_query, pair[side]]] for pair in pairs] for name, values in rows.items()}
+            for side, is_query in ((0, True), (1, False))
         )
+        mode = chosen.mode or usual_mode(model.outputs)
+        scores = vectors.score(of_queries, of_passages, mode, chosen.weights, model.spec.similarity)
         return finish(_scaled(scores[np.newaxis], chosen))
 
-    return Call(model, model.wanted(chosen), rows, encode, finish_rows, chosen.timings)
+    return Call(model, model.wanted(chosen), all_rows, encode, finish_rows, chosen.timings)
 
 
 def _scaled(layers: np.ndarray, chosen: RerankOptions) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the commands of embedq have in common: exit codes, errors in one line, examples in the help, missing extras.
+"""Shared by the commands of embedq: exit codes, errors in one line, examples in the help, missing extras.
 
 Knows click and our errors, no command: those of a pool's operator are in `workers.commands`, those of a producer in
 `tasks.commands`, the demo and Flower in `deploy`; `embedq.__main__` lists them all.

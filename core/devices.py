@@ -142,13 +142,9 @@ def choose_device(wanted: str) -> str:
         return "cpu"
     _load_vendor_plugins()
     device_module = torch.backends.mps if kind == "mps" else getattr(torch, kind, None)
-    count = (
-        0
-        if device_module is None or not device_module.is_available()
-        else 1
-        if kind == "mps"
-        else device_module.device_count()
-    )
+    count = 0
+    if device_module is not None and device_module.is_available():
+        count = 1 if kind == "mps" else device_module.device_count()
     if int(index or 0) >= count:
         raise InvalidSettings(f"device {wanted!r:.40} was asked for; this process sees {count} of kind {kind}")
     return "mps" if kind == "mps" else f"{kind}:{int(index or 0)}"
@@ -186,21 +182,21 @@ def around_products(device: str, precision: str) -> str:
 
 def cpu_flags() -> frozenset[str]:
     """Instruction sets that the CPU reports; empty if the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
+    return frozenset(_of_cpu("flags").split())
 
 
 def cpu_name() -> str:
     """The processor's model name, or the architecture if the system does not report it."""
+    return _of_cpu("model name") or os.uname().machine
+
+
+def _of_cpu(name: str) -> str:
+    """The value of `name` for the first core, from /proc/cpuinfo; empty if the system has no such file or name."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        with Path("/proc/cpuinfo").open() as lines:  # read up to the name: the file repeats all for each core
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
     except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), os.uname().machine)
+        return ""
 
 
 def _with_precisions(device: Device) -> Device:
@@ -225,7 +221,7 @@ def _host_memory_bytes() -> int:
 
 
 def _has_int8() -> bool:
-    """Whether the CPU multiplies 8-bit integers natively, by its flags."""
+    """Returns True if the CPU multiplies 8-bit integers natively, by its flags."""
     return bool(cpu_flags() & INT8_FLAGS)
 
 
@@ -238,9 +234,7 @@ def _has_native_bf16(device: str) -> bool:
     import torch
 
     if kind == "cuda":
-        with torch.cuda.device(
-            int(index or 0)
-        ):  # it answers for the current one, and a machine may have several models
+        with torch.cuda.device(int(index or 0)):  # torch reads the current one, and a machine may have several models
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     device_module = getattr(torch, kind, None)
     supported = getattr(device_module, "is_bf16_supported", None)

@@ -163,7 +163,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine can compute: the device is not given up, no pass hangs, and all threads are there."""
+        """True while the engine can compute: the device is not given up, no pass hangs, and all threads are there."""
         return (
             self.backlog.dead is None
             and not any(loop.watchdog.is_hung for loop in self._loops)

@@ -104,7 +104,7 @@ class LongTexts:
         return common and common[:max_tokens]
 
     def _width(self, text: str, size: int) -> int:
-        """How many characters before `size` are surely more than any token has; 0 if that is not known.
+        """A number of characters before `size` that is surely more than any token has; 0 if none is known.
 
         Accents and invisible characters do not count: rules may drop them or join them to the character before.
         """
@@ -148,7 +148,7 @@ class LongTexts:
 
     @cached_property
     def _ends(self) -> re.Pattern[str] | None:
-        """Where BERT's tokenizer surely ends a word without white space; None for other tokenizers."""
+        """Matches where BERT's tokenizer surely ends a word without white space; None for other tokenizers."""
         kinds = {step["type"]: step for step in self._steps}
         if type(self._rust.model).__name__ != "WordPiece" or kinds.keys() != {"BertNormalizer", "BertPreTokenizer"}:
             return None
@@ -178,7 +178,7 @@ def _is_local(step: dict[str, Any]) -> bool:
 
 
 def _common(one: list[int], other: list[int]) -> list[int]:
-    """What both begin with."""
+    """The ids that both begin with."""
     if one == other[: len(one)]:
         return one
     pairs = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))

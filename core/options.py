@@ -66,11 +66,11 @@ class _Options:
         """Build from keyword arguments. InvalidInput for an unknown one, listing the known ones."""
         # Most jobs of an application have equal options, and checking them took a tenth of a worker's time per small
         # job, so checked options are cached: by type as well, because 1 == True, and therefore only for plain values.
-        if not all(type(value) in _PLAIN for value in given.values()):
+        if not _are_plain(given):
             given = {name: _plain(value) for name, value in given.items()}
-        if all(type(value) in _PLAIN for value in given.values()):
-            return cast(Self, _remembered(cls, tuple(given), *given.values()))  # type: ignore[arg-type]  # a class is hashable
-        return cls._built(given)
+            if not _are_plain(given):
+                return cls._built(given)
+        return cast(Self, _remembered(cls, tuple(given), *given.values()))  # type: ignore[arg-type]  # a class is hashable
 
     @classmethod
     def _built(cls, given: dict[str, Any]) -> Self:
@@ -81,12 +81,16 @@ class _Options:
         return cls(**given)
 
 
+def _are_plain(given: dict[str, Any]) -> bool:
+    return all(type(value) in _PLAIN for value in given.values())
+
+
 def _plain(value: Any) -> Any:
     """The value with NumPy's scalars as Python's own: programs compute limits and layers with NumPy."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
     return value
 
 
@@ -118,9 +122,9 @@ class EmbedOptions(_Options):
     outputs: tuple[str, ...] = ("dense",)
     #: Most tokens per text, special tokens included; longer texts are cut. None for the model's limit.
     max_length: int | None = None
-    #: Whether to scale vectors to length 1; None follows the checkpoint.
+    #: True scales vectors to length 1, False does not; None follows the checkpoint.
     normalize: bool | None = None
-    #: Whether the result carries its `Timings`.
+    #: True adds `Timings` to the result.
     timings: bool = False
 
     def __post_init__(self) -> None:
@@ -155,7 +159,7 @@ class RerankOptions(_Options):
     weights: tuple[float, float, float] | None = None
     #: Number of best passages to list in `Ranking.order`; None lists all.
     top_k: int | None = None
-    #: Whether to map scores to 0..1 by the sigmoid. Does not change the order.
+    #: True maps scores to 0..1 by the sigmoid, which does not change the order.
     normalize: bool = False
     #: Most tokens per query-passage pair; with an embedding model, per text. None for the model's own.
     max_length: int | None = None
@@ -177,7 +181,7 @@ class RerankOptions(_Options):
     compress_layers: tuple[int, ...] | None = None
     #: Compressing models: how many tokens become one; None compresses nothing.
     compress_ratio: int | None = None
-    #: Whether the result carries its `Timings`.
+    #: True adds `Timings` to the result.
     timings: bool = False
 
     def __post_init__(self) -> None:

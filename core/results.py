@@ -41,7 +41,7 @@ class Sparse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where one job's time went in its worker, in seconds. Excludes the time in the queue before it was fetched."""
+    """Seconds that one job spent in each stage of its worker. Excludes the time in the queue before it was fetched."""
 
     #: From its fetch to the start of its first batch, less its encoding until then.
     waited_s: float
@@ -176,9 +176,9 @@ class Embeddings:
         dense, colbert, sparse = fields.get("dense"), fields.get("colbert"), fields.get("sparse")
         ranges, model = fields.get("int8_ranges"), fields.get("model", "")
         if colbert is not None:
-            colbert = list(_cut(colbert, values=2))
+            colbert = list(_cut(colbert, "values", 2))
         if sparse is not None:
-            cut = zip(_cut(sparse, ids=1), _cut(sparse, weights=1), strict=True)
+            cut = zip(_cut(sparse, "ids", 1), _cut(sparse, "weights", 1), strict=True)
             sparse = [Sparse(ids, weights) for ids, weights in cut]
         if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
             raise ValueError("malformed Embeddings arrived")
@@ -189,7 +189,7 @@ class Embeddings:
 
 
 def _name(array: np.ndarray) -> str:
-    """The readable name of its element type. Cached, because NumPy builds it anew for every job's event."""
+    """The readable name of its element type, from a table: NumPy would build it anew for every job's event."""
     return _NAMES.get(array.dtype.str) or array.dtype.name
 
 
@@ -283,15 +283,14 @@ def _revision(fields: dict[str, Any]) -> str:
 
 
 def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:
-    """Whether `value` is None or an array of that many dimensions and one of those kinds of numbers."""
+    """Returns True for None, and for an array of that many dimensions and one of those kinds of numbers."""
     return value is None or (
         isinstance(value, np.ndarray) and value.ndim == num_dimensions and value.dtype.kind in kinds
     )
 
 
-def _cut(joined: Any, **named: int) -> Iterator[np.ndarray]:
-    """The rows of each text, cut from one joined array by its offsets; `named` is the array's name = its dimensions."""
-    ((name, num_dimensions),) = named.items()
+def _cut(joined: Any, name: str, num_dimensions: int) -> Iterator[np.ndarray]:
+    """The rows of each text, cut by the offsets from the joined array of that name. ValueError if it is malformed."""
     values, offsets = (joined.get(name), joined.get("offsets")) if isinstance(joined, dict) else (None, None)
     if values is None or offsets is None or not (_is_array(values, num_dimensions) and _is_array(offsets, 1, "iu")):
         raise ValueError(f"malformed Embeddings arrived: {name} are not an array and its offsets")

@@ -65,12 +65,12 @@ class ModelSettings(BaseModel):
     max_length: int | None = Field(default=None, ge=3)
     #: Family of the model, if neither its name nor its files show it; see `core.models.FAMILIES`.
     family: str | None = None
-    #: How to pool hidden states into a vector. None: as the directory states, else as for its published name, else
+    #: Pools hidden states into a vector. None: as the directory states, else as for its published name, else
     #: mean, and last_token for decoders.
     pooling: Literal["cls", "mean", "last_token"] | None = None
-    #: Whether to scale vectors to length 1. None: as the directory states, else true.
+    #: True scales vectors to length 1. None: as the directory states, else true.
     normalize: bool | None = None
-    #: Whether to strip white space around texts, as older versions of sentence-transformers did.
+    #: True strips white space around texts, as older versions of sentence-transformers did.
     strip: bool = False
     #: Instruction to write around every query, unless a call has its own.
     query_instruction: str | None = None
@@ -86,7 +86,7 @@ class ModelSettings(BaseModel):
     suffix: str | None = None
     #: In-context models: examples for calls without their own, as dicts of "instruct", "query", "response".
     examples: tuple[dict[Literal["instruct", "query", "response"], str], ...] | None = None
-    #: Which text of an over-long pair is cut: the passage, or the longer of the two; None for the passage.
+    #: The text of an over-long pair that is cut: the passage, or the longer of the two; None for the passage.
     pair_truncation: Literal["passage", "longest"] | None = None
     #: Layered rerankers: which head scores a layer: the one trained for that "layer", or the one at the layer's place
     #: in the "request", as in FlagEmbedding. None reproduces published scores: by request for lightweight rerankers, by
@@ -167,9 +167,9 @@ class Settings(BaseSettings):
     #: Folders and URL prefixes, "/data,s3://corpus/docs", below which workers may read and write datasets; `..` and links
     #: are resolved first. Empty: none, because a message may name any file.
     data_roots: Annotated[tuple[str, ...], NoDecode] = ()
-    #: Whether to record spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
+    #: True records spans of jobs and batches for OpenTelemetry; needs the extra `otel`.
     traces: bool = False
-    #: Whether this worker may serve another revision of a model than workers present do, if dimensions and outputs are
+    #: True lets this worker serve another revision of a model than workers present do, if dimensions and outputs are
     #: the same. Otherwise it is refused, because their vectors would be mixed. A launcher sets it for the successors of
     #: a rolling restart (SIGHUP); set it where a service manager replaces workers one by one.
     replace_revision: bool = False

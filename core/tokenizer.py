@@ -23,7 +23,6 @@ from embedq.core.special_tokens import read_frame
 #: Largest share of a pair's tokens that the query may take; the passage gets the rest. FlagEmbedding's rule.
 QUERY_SHARE = (3, 4)
 
-
 #: Characters to encode first per token that may be kept. Real text has 3 to 5 per token, so this nearly always
 #: suffices, and a book costs no more than its first pages.
 _CHARACTERS_PER_TOKEN = 16
@@ -65,7 +64,7 @@ class Tokenizer:
     def encode(self, texts: list[str], max_length: int | None = None) -> list[Tokens]:
         """Encode single texts, each cut to `max_length` tokens (None: the model's own limit)."""
         limit = self.checked_length(max_length, self._frame.num_tokens)
-        rows = self._frame.around([(ids,) for ids in self._encode(texts, limit - self._frame.num_tokens)])
+        rows = self._frame.around([(ids,) for ids in self.ids(texts, limit - self._frame.num_tokens)])
         if self._frame.num_tokens == 0 and not all(len(row.ids) for row in rows):
             raise InvalidInput(
                 f"a text has no tokens, and model {self._spec.alias} adds no special ones, so it cannot read an empty text"
@@ -89,8 +88,8 @@ class Tokenizer:
         is_longest = self._spec.pair_truncation == "longest"
         share = min(limit * QUERY_SHARE[0] // QUERY_SHARE[1], room)
         query_limit = query_max_length or (room + 1 if is_longest else share)
-        encoded = dict(zip(queries, self._encode(queries, query_limit), strict=True))
-        passages = self._encode([passage for _, passage in pairs], room + 1 if is_longest else limit)
+        encoded = dict(zip(queries, self.ids(queries, query_limit), strict=True))
+        passages = self.ids([passage for _, passage in pairs], room + 1 if is_longest else limit)
         if is_longest and room % 2:
             self._complete(pairs, encoded, passages, room, query_max_length or ALL_TOKENS)
         cut = _cut_longest if is_longest else _cut_passage if query_max_length is None else _cut_passage_with_room
@@ -113,14 +112,20 @@ class Tokenizer:
         query_limit: int,
     ) -> None:
         """Encode both texts of a pair to their ends if each alone exceeds the room: the longer gets the odd token."""
-        for index, (query, passage) in enumerate(pairs):
-            if len(queries[query]) > room and len(passages[index]) > room:
-                (queries[query],) = self._encode([query], query_limit)
-                (passages[index],) = self._encode([passage], ALL_TOKENS)
+        places = [
+            place
+            for place, (query, _) in enumerate(pairs)
+            if len(queries[query]) > room and len(passages[place]) > room
+        ]
+        asked = list(dict.fromkeys(pairs[place][0] for place in places))
+        queries.update(zip(asked, self.ids(asked, query_limit), strict=True))
+        read = self.ids([pairs[place][1] for place in places], ALL_TOKENS)
+        for place, ids in zip(places, read, strict=True):
+            passages[place] = ids
 
     def encode_written(self, texts: list[str], limit: int, end: tuple[int, ...]) -> list[Tokens]:
         """Encode texts that contain their special tokens, each cut to `limit` tokens; the last of a cut one become `end`."""
-        rows = [np.array(ids, np.int32) for ids in self._encode(texts, limit)]
+        rows = [np.array(ids, np.int32) for ids in self.ids(texts, limit)]
         for row in rows:
             kept = min(len(end), len(row))
             if kept and len(row) >= limit:
@@ -130,13 +135,9 @@ class Tokenizer:
         return [Tokens(row, np.zeros_like(row)) for row in rows]
 
     def is_special(self, token_id: int) -> bool:
-        """Whether the token is special: no part of a text."""
+        """Returns True if the token is special: no part of a text."""
         token = self._rust.get_added_tokens_decoder().get(token_id)
         return bool(token is not None and token.special)
-
-    def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
-        """The first `max_tokens` ids of each text, without special tokens."""
-        return self._encode(texts, max_tokens)
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`, special tokens included."""
@@ -212,7 +213,7 @@ class Tokenizer:
             )
         return max_length
 
-    def _encode(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+    def ids(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """The first `max_tokens` ids of each text, without special tokens."""
         if self._spec.strip:
             texts = [text.strip() for text in texts]

@@ -94,11 +94,11 @@ class Backlog:
         self.on_room()
 
     def has_room(self, is_bulk: bool) -> bool:
-        """Whether more of this class may be encoded. The caller holds the lock."""
+        """Returns True if another job of this class may be encoded. The caller holds the lock."""
         return self._scheduler.num_tokens(is_bulk) < self._max_waiting_tokens
 
     def is_ahead(self, is_bulk: bool) -> bool:
-        """Whether several batches of this class wait for the device. The caller holds the lock."""
+        """Returns True if several batches of this class wait for the device. The caller holds the lock."""
         return self._scheduler.num_tokens(is_bulk) >= _BATCHES_AHEAD * self.largest_budget
 
     def num_tokens(self, is_bulk: bool) -> int:
@@ -125,7 +125,7 @@ class Backlog:
 
     @property
     def has_work(self) -> bool:
-        """Whether anything waits for a batch."""
+        """True while a sequence waits for a batch."""
         return self._scheduler.num_sequences > 0
 
     def next_batch(self, must_wait: bool) -> list[Sequence]:

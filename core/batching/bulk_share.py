@@ -17,7 +17,7 @@ class BulkShare:
         self._passed_over_s: float | None = None
 
     def is_due(self, now_s: float) -> bool:
-        """Whether bulk goes first now. Asked only while both classes could go; the first time starts the clock."""
+        """Returns True if bulk goes first now. Asked only while both classes could go; the first time starts the clock."""
         if self._passed_over_s is None:
             self._passed_over_s = now_s
         return now_s - self._passed_over_s >= self._max_bulk_wait_s

@@ -30,7 +30,7 @@ class CompletionThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread goes on, or ended because it was closed."""
+        """True while the thread runs, and after `close`; False once it ended unexpectedly."""
         return not self._thread.is_broken
 
     def submit(self, work: Callable[[], None]) -> None:

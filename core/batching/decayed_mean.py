@@ -24,7 +24,7 @@ class DecayedMean:
 
     @property
     def weight(self) -> float:
-        """How much the mean is made of; 0 before anything was added."""
+        """The decayed sum of all weights; 0 before anything was added."""
         return self._sums[1]
 
     @property

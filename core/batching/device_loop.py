@@ -257,12 +257,12 @@ def _num_tokens(batch: list[Sequence]) -> int:
 
 
 def _overlaps(launched: _RunningPass) -> bool:
-    """Whether the pass runs while the host does other work. On other devices its rows are there already."""
+    """Returns True if the pass runs while the host does other work. On other devices its rows are there already."""
     return launched.failure is None and launched.model.device.startswith("cuda")
 
 
 def _is_well(model: Model) -> bool:
-    """Whether the model can still compute a sequence of one harmless token."""
+    """Returns True if the model can still compute a sequence of one harmless token."""
     probe = Sequence(Tokens(np.full(1, int(model.spec.pad_token_id == 0), np.int32)))
     wanted = Wanted(frozenset(list(model.outputs)[:1]))
     try:

@@ -35,7 +35,7 @@ _MEASURING = ("mem_get_info", "memory_allocated", "max_memory_allocated", "reset
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is a failed allocation: by its class or, for devices without such a class, by its message."""
+    """Returns True if `error` is a failed allocation: by its class or, for devices without such a class, by its message."""
     if isinstance(error, MemoryError):
         return True
     torch = sys.modules.get("torch")

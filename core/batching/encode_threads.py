@@ -71,7 +71,7 @@ class EncodeThreads:
 
     @property
     def is_alive(self) -> bool:
-        """Whether all threads go on, or ended because they were closed."""
+        """True while all threads run, and after `close`; False once one ended unexpectedly and is not restarted."""
         return not any(thread.is_broken for thread in self._threads)
 
     def submit(self, job: Job) -> None:
@@ -235,7 +235,7 @@ class EncodeThreads:
         return ready[-1] if ready else None
 
     def _can_go(self, is_bulk: bool) -> bool:
-        """Whether the next of a class may be encoded now."""
+        """Returns True if the next job of a class may be encoded now."""
         return bool(self._queues[is_bulk]) and self._backlog.has_room(is_bulk) and not self._gathering_s(is_bulk)
 
     def _next_look_s(self) -> float | None:
@@ -244,7 +244,7 @@ class EncodeThreads:
         return min(map(self._gathering_s, gathering), default=None)
 
     def _gathering_s(self, is_bulk: bool) -> float:
-        """How much longer to hold small jobs so that others can be encoded with them.
+        """Returns the seconds for which small jobs are still held so that others can be encoded with them.
 
         0 if the first may be large or the device is about to run dry.
         """

@@ -94,7 +94,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has its answer or was cancelled."""
+        """True once it has its answer or was cancelled."""
         return self.answer.done()
 
     @property
@@ -194,6 +194,6 @@ class Job:
 
 
 def _num_characters(row: Any) -> int:
-    """Of a text, or of the texts of a pair."""
+    """Characters of a text, or of the texts of a pair."""
     parts = row if isinstance(row, (tuple, list)) else (row,)
     return sum(len(part) for part in parts if isinstance(part, str))

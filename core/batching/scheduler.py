@@ -48,7 +48,7 @@ class Limits:
 
     @property
     def is_by_length(self) -> bool:
-        """Whether length decides which sequences share a batch; otherwise age alone does."""
+        """True if length decides which sequences share a batch; otherwise age alone does."""
         return self.is_padded or self.has_like_lengths
 
 

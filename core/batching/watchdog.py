@@ -28,7 +28,7 @@ class Watchdog:
 
     @property
     def is_hung(self) -> bool:
-        """Whether the running pass has taken longer than the limit."""
+        """True if the running pass has taken longer than the limit."""
         since_s = self._since_s
         return since_s is not None and time.monotonic() - since_s > self._limit_s
 

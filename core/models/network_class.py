@@ -1,4 +1,4 @@
-"""Which of transformers' classes builds a checkpoint's network without a head."""
+"""Names the class of transformers that builds a checkpoint's network without a head."""
 
 from __future__ import annotations
 

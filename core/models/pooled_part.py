@@ -1,7 +1,7 @@
 """The tokens of each sequence that a pooling counts: all, or those behind the prompt.
 
-Where a prompt leaves a sequence no token, sums are 0, and the first token is the sequence's own: as in
-sentence-transformers, of which no pass may fail for one such text.
+Where a prompt leaves a sequence no token, sums are 0, the largest is `_LEAST`, and the first token is the sequence's
+own: as in sentence-transformers, because no pass may fail for one such text.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from embedq.core.models.token_layout import TokenLayout
+from embedq.core.models.token_layout import TokenLayout, reduces_segments
+
+#: The largest component of no token.
+_LEAST = -1e9
 
 
 class Part:
-    """Of one batch."""
+    """The counted tokens of one batch."""
 
     def __init__(self, layout: TokenLayout, include_prompt: bool) -> None:
         self._layout = layout
@@ -52,7 +55,7 @@ class Part:
 
     def largest(self, states: torch.Tensor) -> torch.Tensor:
         """Each component's largest: (num_sequences, dim) float32."""
-        return self._reduce(self._counted(states), "max")
+        return self._reduce(self._counted(states), "max").clamp(min=_LEAST)
 
     def weighted_mean(self, states: torch.Tensor) -> torch.Tensor:
         """The mean weighted by a token's place in its sequence, from 1: (num_sequences, dim) float32."""
@@ -75,8 +78,9 @@ class Part:
 
     def _reduce(self, rows: torch.Tensor, how: str) -> torch.Tensor:
         """Of `rows` (num_counted, n) the sum or the largest of each sequence: (num_sequences, n)."""
-        if self._layout.device == "cpu" or self._layout.device.startswith("cuda"):
+        if reduces_segments(self._layout.device):
             return torch.segment_reduce(rows, how, lengths=self.counts.squeeze(1).long(), axis=0, unsafe=True)
         counts = (self._layout.lengths - self._skipped).tolist()
         parts = torch.split(rows, counts)
-        return torch.stack([part.sum(0) if how == "sum" else part.amax(0) for part in parts])
+        least = rows.new_full((1, rows.shape[1]), _LEAST)  # the largest of no rows would be an error
+        return torch.stack([part.sum(0) if how == "sum" else torch.cat([part, least]).amax(0) for part in parts])

@@ -13,6 +13,9 @@ from embedq.core.sequence import Wanted
 #: Rerank options that only some rerankers support.
 _SPECIAL = ("prompt", "cutoff_layers", "compress_layers", "compress_ratio")
 
+#: Rerank options of which a reranker has none, unless its family says so.
+REFUSED = ("mode", "weights", *_SPECIAL)
+
 #: Outputs that each mode of scoring with an embedding model needs.
 _MODE_OUTPUTS = {
     "dense": frozenset({"dense"}),
@@ -42,6 +45,13 @@ def of_embedder(
         reason = f": {reasons[output]}" if reasons and output in reasons else ""
         raise InvalidInput(f"model {spec.alias} has no {output!r} output{reason}; it has {', '.join(sorted(outputs))}")
     return _of_outputs(wanted)
+
+
+def of_reranker(spec: ModelSpec, options: EmbedOptions | RerankOptions, refused: tuple[str, ...] = REFUSED) -> Wanted:
+    """The request to a reranker with one score per pair. InvalidInput if the call uses one of the options `refused`."""
+    assert isinstance(options, RerankOptions)
+    refuse(spec, options, refused)
+    return _of_outputs(frozenset({"score"}))
 
 
 def usual_mode(outputs: frozenset[str]) -> str:

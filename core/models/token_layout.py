@@ -1,4 +1,4 @@
-"""How the tokens of a batch lie in memory: in one line (`TokenLayout`), or padded (`pad`).
+"""Lays the tokens of a batch out in memory: in one line (`TokenLayout`), or padded (`pad`).
 
 In one line, one sequence behind the other, nothing is padded: products with weights, most of an encoder's work, compute
 real tokens only. A row is a token's place in that line. Attention and pooling look up here where sequences begin and
@@ -62,7 +62,7 @@ class TokenLayout:
     def mean(self, rows: torch.Tensor) -> torch.Tensor:
         """Of `rows` (num_tokens, dim) each sequence's mean, in float32: (num_sequences, dim)."""
         lengths = self.offsets.diff()
-        if self.device == "cpu" or self.device.startswith("cuda"):
+        if reduces_segments(self.device):
             return mean_of_each(rows, lengths)
         (owners,) = self.on_device(np.repeat(np.arange(len(self.lengths)), self.lengths))
         sums = torch.zeros(len(self.lengths), rows.shape[1], device=rows.device)
@@ -92,6 +92,11 @@ class TokenLayout:
         return torch.split(whole, [len(array) for array in arrays])
 
 
+def reduces_segments(device: str) -> bool:
+    """Returns True if torch's `segment_reduce` runs on `device`."""
+    return device == "cpu" or device.startswith("cuda")
+
+
 def mean_of_each(rows: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Of `rows` (num_tokens, dim) the mean of each sequence of `lengths` (num_sequences,), in float32.
 
@@ -114,7 +119,14 @@ def pad(batch: list[Sequence], pad_token_id: int, device: str) -> tuple[torch.Te
     return to_device(ids, device), to_device(mask, device)
 
 
-def pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
+def padded_inputs(layout: TokenLayout, pad_token_id: int, has_types: bool = False) -> dict[str, torch.Tensor | None]:
+    """The batch padded on the right, under the names of transformers' arguments; segments only with `has_types`."""
+    ids, mask = pad(layout.batch, pad_token_id, layout.device)
+    types = {"token_type_ids": _pad_types(layout.batch, layout.device)} if has_types else {}
+    return {"input_ids": ids, "attention_mask": mask, **types}
+
+
+def _pad_types(batch: list[Sequence], device: str) -> torch.Tensor:
     """Pad segment ids on the right: (num_sequences, longest) int64; padding is segment 0."""
     longest = max(sequence.length for sequence in batch)
     types = torch.zeros((len(batch), longest), dtype=torch.int64)

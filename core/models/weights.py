@@ -22,7 +22,6 @@ from embedq.core.models.silence import without_load_report
 #: implementation runs these; it needs memory for a score per head and pair of tokens.
 CAPPED_TYPES = frozenset({"gemma2", "vaultgemma"})
 
-
 #: Weights that may stay unused, because no output depends on them: buffers that the network recomputes, and heads of
 #: other tasks left in the file. Any other unused weight means that the file belongs to another network.
 HARMLESS = re.compile(
@@ -77,7 +76,7 @@ def load(
 
 
 def _is_float32(path: Path) -> bool:
-    """Whether a checkpoint stores all weights in float32."""
+    """Returns True if a checkpoint stores all weights in float32."""
     found: set[str] = set()
     for file in weight_files(path):
         with safe_open(file, framework="pt", device="cpu") as reader:

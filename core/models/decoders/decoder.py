@@ -73,7 +73,7 @@ class Decoder:
 
 
 def _direction(spec: ModelSpec) -> Literal["causal", "both", "windows"]:
-    """Whether tokens see those before them, all, or windows as in transformers' own Gemma 3.
+    """The tokens that a token sees: those before it, all, or windows as in transformers' own Gemma 3.
 
     CannotLoadModel if that is uncertain: a wrong guess would give plausible vectors, all wrong.
     """

@@ -10,7 +10,6 @@ import torch
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
-from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.decoders import minicpm
 from embedq.core.models.decoders.prompted_pairs import YES_NO_PROMPT, PromptedPairs
@@ -20,7 +19,6 @@ from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
-from embedq.core.tokenizer import Tokenizer
 
 
 class LayerwiseReranker:
@@ -33,11 +31,7 @@ class LayerwiseReranker:
         self.spec = spec
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
-        tokenizer = Tokenizer(spec)
-        bos = tokenizer.special_id("bos_token")
-        if bos is None:
-            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker needs before every query")
-        self._pairs = PromptedPairs(spec, tokenizer, YES_NO_PROMPT, bos)
+        self._pairs = PromptedPairs.with_bos(spec, YES_NO_PROMPT)
         self._network = minicpm.load(spec.path, device, self.precision)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:

@@ -10,7 +10,7 @@ import torch
 
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
-from embedq.core.errors import CannotLoadModel, InvalidInput
+from embedq.core.errors import InvalidInput
 from embedq.core.models import Launched
 from embedq.core.models.decoders import gemma2_lightweight
 from embedq.core.models.decoders.prompted_pairs import PromptedPairs
@@ -20,7 +20,6 @@ from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
 from embedq.core.settings import Precision
-from embedq.core.tokenizer import Tokenizer
 
 #: The question to write behind each pair, unless a call has its own.
 _PROMPT = "Predict whether passage B contains an answer to query A."
@@ -39,11 +38,7 @@ class LightweightReranker:
         self.spec = spec
         self.device = device
         self.precision, self.reason = choose_precision(device, precision)
-        tokenizer = Tokenizer(spec)
-        bos = tokenizer.special_id("bos_token")
-        if bos is None:
-            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker needs before every query")
-        self._pairs = PromptedPairs(spec, tokenizer, _PROMPT, bos)
+        self._pairs = PromptedPairs.with_bos(spec, _PROMPT)
         self._network = gemma2_lightweight.load(spec.path, device, self.precision)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:

@@ -12,7 +12,7 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.decoders.next_token import NextToken
-from embedq.core.models.requested_outputs import refuse
+from embedq.core.models.requested_outputs import of_reranker
 from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
@@ -36,9 +36,7 @@ class LogitScore:
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
-        assert isinstance(options, RerankOptions)
-        refuse(self.spec, options, ("mode", "weights", "prompt", "cutoff_layers", "compress_layers", "compress_ratio"))
-        return Wanted(self.outputs)
+        return of_reranker(self.spec, options)
 
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`."""

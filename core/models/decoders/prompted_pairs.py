@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from embedq.core.checkpoint.spec import ModelSpec
-from embedq.core.errors import InvalidInput
+from embedq.core.errors import CannotLoadModel, InvalidInput
 from embedq.core.options import RerankOptions
 from embedq.core.sequence import Tokens
 from embedq.core.tokenizer import ALL_TOKENS, QUERY_SHARE, Tokenizer
@@ -33,6 +33,15 @@ class PromptedPairs:
         self._bos = [] if bos is None else [bos]
         #: One id, or two if the tokenizer adds a blank before every text.
         self._newline = tokenizer.ids(["\n"], ALL_TOKENS)[0]
+
+    @classmethod
+    def with_bos(cls, spec: ModelSpec, default_prompt: str) -> PromptedPairs:
+        """Build for a model that needs a bos token before every query. CannotLoadModel if its files name none."""
+        tokenizer = Tokenizer(spec)
+        bos = tokenizer.special_id("bos_token")
+        if bos is None:
+            raise CannotLoadModel(f"{spec.path} names no bos_token, which this reranker needs before every query")
+        return cls(spec, tokenizer, default_prompt, bos)
 
     def encode(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """Encode `pairs` in order, cutting each passage so that the pair fits `max_length`.

@@ -15,7 +15,7 @@ from embedq.core.devices import choose_precision
 from embedq.core.errors import CannotLoadModel
 from embedq.core.models import Launched
 from embedq.core.models.decoders.next_token import NextToken
-from embedq.core.models.requested_outputs import refuse
+from embedq.core.models.requested_outputs import REFUSED, of_reranker
 from embedq.core.models.transfer import launched_as
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.sequence import Sequence, Tokens, Wanted
@@ -48,10 +48,7 @@ class Qwen3Reranker:
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
-        assert isinstance(options, RerankOptions)
-        layered = ("cutoff_layers", "compress_layers", "compress_ratio")
-        refuse(self.spec, options, ("mode", "weights", "prompt", "query_max_length", *layered))
-        return Wanted(self.outputs)
+        return of_reranker(self.spec, options, (*REFUSED, "query_max_length"))
 
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`.

@@ -82,7 +82,7 @@ class GroupedLayout(NamedTuple):
 
 
 def needs_spare_row(layout: TokenLayout) -> bool:
-    """Whether grouping leaves places behind a sequence's end, which need a row that belongs to no token."""
+    """Returns True if grouping leaves places behind a sequence's end, which need a row that belongs to no token."""
     return bool((layout.lengths % _STEP).any())
 
 

@@ -112,14 +112,14 @@ _TOLERANCE = 2e-5
 
 
 class States(NamedTuple):
-    """What an encoder returns, as transformers names it."""
+    """The result of an encoder, as transformers names it."""
 
     #: (num_sequences, longest, dim)
     last_hidden_state: torch.Tensor
 
 
 class Logits(NamedTuple):
-    """What a classifier returns, as transformers names it."""
+    """The result of a classifier, as transformers names it."""
 
     #: (num_sequences, num_labels)
     logits: torch.Tensor
@@ -334,7 +334,7 @@ def load(spec: ModelSpec, device: str, precision: str, is_classifier: bool = Fal
 
 
 def _is_usual(spec: ModelSpec) -> bool:
-    """Whether nothing in `config.json`, and no file beside it, can make transformers compute anything else."""
+    """Returns True if nothing in `config.json`, and no file beside it, can make transformers compute anything else."""
     config = spec.config
     has_adapter = spec.adapter is not None or (spec.path / "adapter_config.json").exists()
     if config.get("model_type") not in _PREFIXES or has_adapter:
@@ -386,7 +386,7 @@ def _own_name(name: str, prefix: str, is_classifier: bool) -> str:
 
 @cache
 def _computes_as_transformers(model_type: str) -> bool:
-    """Whether this machine gives `_FACTS`. Where not, transformers' own module runs, and a warning says so."""
+    """Returns True if this machine computes `_FACTS`; otherwise logs a warning, and transformers' own module runs."""
     difference = (
         (tiny_rows(tiny(model_type), model_type) - torch.tensor(_FACTS[model_type == "bert"])).abs().max().item()
     )

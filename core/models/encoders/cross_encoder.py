@@ -10,9 +10,9 @@ from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import around_products, choose_precision
 from embedq.core.models import Launched
 from embedq.core.models.encoders import bert
-from embedq.core.models.encoders.network import packed
-from embedq.core.models.requested_outputs import refuse
-from embedq.core.models.token_layout import TokenLayout, pad, pad_types
+from embedq.core.models.encoders.network import has_types, packed
+from embedq.core.models.requested_outputs import of_reranker
+from embedq.core.models.token_layout import TokenLayout, padded_inputs
 from embedq.core.models.transfer import launched_as
 from embedq.core.models.weights import load
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -38,14 +38,11 @@ class CrossEncoder:
         self._network = packed(self._module.base_model, spec, device, self.precision)
         self.is_padded = self._network is None
         self._inputs = TextInputs(spec, Tokenizer(spec))
-        # BERT distinguishes query and passage by segment; XLM-R and RoBERTa have one segment and take no segment ids.
-        self._has_types = int(getattr(self._module.config, "type_vocab_size", 0) or 0) > 1
+        self._has_types = has_types(self._module)
 
     def wanted(self, options: EmbedOptions | RerankOptions) -> Wanted:
         """See `core.models.Model.wanted`."""
-        assert isinstance(options, RerankOptions)
-        refuse(self.spec, options, ("mode", "weights", "prompt", "cutoff_layers", "compress_layers", "compress_ratio"))
-        return Wanted(self.outputs)
+        return of_reranker(self.spec, options)
 
     def encode_pairs(self, pairs: list[tuple[str, str]], options: RerankOptions) -> list[Tokens]:
         """See `core.models.Reranker.encode_pairs`."""
@@ -68,7 +65,5 @@ class CrossEncoder:
         return logits
 
     def _padded(self, layout: TokenLayout) -> torch.Tensor:
-        ids, mask = pad(layout.batch, self.spec.pad_token_id, self.device)
-        types = {"token_type_ids": pad_types(layout.batch, self.device)} if self._has_types else {}
-        logits: torch.Tensor = self._module(input_ids=ids, attention_mask=mask, **types).logits
+        logits: torch.Tensor = self._module(**padded_inputs(layout, self.spec.pad_token_id, self._has_types)).logits
         return logits

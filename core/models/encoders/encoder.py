@@ -5,7 +5,9 @@ A pass computes the last hidden states; "dense" pools them, "colbert" returns th
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from embedq.core.checkpoint.spec import ModelSpec
@@ -61,16 +63,12 @@ class Encoder:
         if wanted.outputs == {"dense"}:
             return launched_as("dense", self._pool.alone(self._network, layout))
         states = self._network(layout)  # (num_tokens, dim)
-        dense = to_host(self._pool(states, layout)) if "dense" in wanted.outputs else None
-        tokens = to_host(states.float()) if "colbert" in wanted.outputs else None
+        started = {output: self._start(output, states, layout) for output in sorted(wanted.outputs)}
+        return lambda: {output: rows() for output, rows in started.items()}
 
-        def finish() -> dict[str, np.ndarray | list[np.ndarray]]:
-            rows: dict[str, np.ndarray | list[np.ndarray]] = {}
-            if dense:
-                rows["dense"] = dense()
-            if tokens:
-                # Without the first token, with the last: as BGE-M3 keeps them.
-                rows["colbert"] = layout.split(tokens(), num_left_out=1)
-            return rows
-
-        return finish
+    def _start(self, output: str, states: torch.Tensor, layout: TokenLayout) -> Callable[[], Any]:
+        """Start computing `output` from `states` (num_tokens, dim); the returned function waits for its rows."""
+        if output == "dense":
+            return to_host(self._pool(states, layout))
+        tokens = to_host(states.float())
+        return lambda: layout.split(tokens(), num_left_out=1)  # without the first token, with the last, as BGE-M3

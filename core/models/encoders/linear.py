@@ -149,7 +149,7 @@ class Quantized(Linear):
 
 
 def is_int8_available() -> bool:
-    """Whether this torch has the operations of `Quantized`; `core.devices` decides whether the CPU is fast at them."""
+    """Returns True if this torch has the operations of `Quantized`; `core.devices` decides whether the CPU is fast at them."""
     names = ("qlinear_prepack", "qlinear_pointwise")
     return torch.backends.mkldnn.is_available() and all(  # type: ignore[no-untyped-call]
         hasattr(torch.ops.onednn, name) for name in names
@@ -157,7 +157,7 @@ def is_int8_available() -> bool:
 
 
 def is_available() -> bool:
-    """Whether this torch and this CPU have the operations of `LaidOut`."""
+    """Returns True if this torch and this CPU have the operations of `LaidOut`."""
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     ops = torch.ops.mkldnn
     return (

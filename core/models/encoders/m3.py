@@ -6,6 +6,7 @@ Two small layers read the last hidden states: `sparse_linear.pt` weighs each tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -15,16 +16,15 @@ import torch
 from embedq.core.checkpoint.spec import ModelSpec
 from embedq.core.devices import around_products
 from embedq.core.errors import CannotLoadModel
-from embedq.core.models import Launched
 from embedq.core.models.encoders.encoder import Encoder
 from embedq.core.models.requested_outputs import of_embedder
 from embedq.core.models.small_weights import read_linear, read_state
 from embedq.core.models.token_layout import TokenLayout
-from embedq.core.models.transfer import launched_as, to_host
+from embedq.core.models.transfer import to_host
 from embedq.core.models.weights import round_weights
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.results import Sparse
-from embedq.core.sequence import Sequence, Wanted
+from embedq.core.sequence import Wanted
 from embedq.core.settings import Precision
 
 #: The file of the layer behind each output.
@@ -49,32 +49,11 @@ class M3(Encoder):
         missing = {name: f"its directory has no {file}" for name, file in FILES.items()}
         return of_embedder(self.spec, self.outputs, options, missing)
 
-    @torch.inference_mode()
-    def launch(self, batch: list[Sequence], wanted: Wanted) -> Launched:
-        """See `core.models.Model.launch`."""
-        layout = TokenLayout(batch, self.device)
-        if wanted.outputs == {"dense"}:
-            return launched_as("dense", self._pool.alone(self._network, layout))
-        states = self._network(layout)  # (num_tokens, dim)
-        dense, weights, tokens = None, None, None
-        if "dense" in wanted.outputs:
-            dense = to_host(self._pool(states, layout))
-        if "sparse" in wanted.outputs:
+    def _start(self, output: str, states: torch.Tensor, layout: TokenLayout) -> Callable[[], Any]:
+        if output == "sparse":
             weights = to_host(torch.relu(self._heads["sparse"](states)).squeeze(-1).float())  # (num_tokens,)
-        if "colbert" in wanted.outputs:
-            tokens = to_host(self._heads["colbert"](states).float())
-
-        def finish() -> dict[str, Any]:
-            rows: dict[str, Any] = {}
-            if dense:
-                rows["dense"] = dense()
-            if weights:
-                rows["sparse"] = _by_token(layout, weights(), self._silent_ids)
-            if tokens:
-                rows["colbert"] = layout.split(tokens(), num_left_out=1)  # without the first token, with the last
-            return rows
-
-        return finish
+            return lambda: _by_token(layout, weights(), self._silent_ids)
+        return super()._start(output, self._heads["colbert"](states) if output == "colbert" else states, layout)
 
     def _load_head(self, name: str) -> torch.nn.Linear:
         file = self.spec.path / name

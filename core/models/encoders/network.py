@@ -12,7 +12,6 @@ import logging
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -21,9 +20,10 @@ from embedq.core.checkpoint.spec import RERANKERS, ModelSpec
 from embedq.core.errors import CannotLoadModel, InvalidSettings
 from embedq.core.models.encoders import calibration_texts, linear
 from embedq.core.models.encoders.packed import PackedEncoder
+from embedq.core.models.encoders.padding_probe import random_sequences
 from embedq.core.models.encoders.quantized import quantize
-from embedq.core.models.token_layout import TokenLayout, pad
-from embedq.core.sequence import Sequence, Tokens
+from embedq.core.models.token_layout import TokenLayout, padded_inputs
+from embedq.core.sequence import Sequence
 from embedq.core.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,18 @@ _MIN_INT8_COSINE = 0.97
 class Padded(nn.Module):
     """transformers' module on padded batches; drops its states of padding."""
 
-    def __init__(self, module: nn.Module, pad_token_id: int) -> None:
+    def __init__(self, module: nn.Module, pad_token_id: int, has_types: bool = False) -> None:
+        """`has_types` is for pairs, if the module distinguishes query and passage by segment."""
         super().__init__()
         self._module = module
         self._pad_token_id = pad_token_id
+        self._has_types = has_types
 
     def forward(self, layout: TokenLayout) -> torch.Tensor:
         """Last hidden states of all tokens: (num_tokens, dim)."""
-        ids, mask = pad(layout.batch, self._pad_token_id, layout.device)
-        hidden: torch.Tensor = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
+        hidden: torch.Tensor = self._module(
+            **padded_inputs(layout, self._pad_token_id, self._has_types)
+        ).last_hidden_state
         return layout.without_padding(hidden)
 
     def first(self, layout: TokenLayout) -> torch.Tensor:
@@ -62,6 +65,11 @@ class Padded(nn.Module):
     def mean(self, layout: TokenLayout) -> torch.Tensor:
         """The mean of each sequence's states, in float32: (num_sequences, dim)."""
         return layout.mean(self(layout))
+
+
+def has_types(module: Any) -> bool:
+    """Returns True if the network distinguishes query and passage by segment, as BERT; XLM-R and RoBERTa have one."""
+    return int(getattr(module.config, "type_vocab_size", 0) or 0) > 1
 
 
 def build(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedEncoder | Padded:
@@ -76,7 +84,7 @@ def packed(module: Any, spec: ModelSpec, device: str, precision: str) -> PackedE
         return _in_int8(module, spec, device)
     if not _may_be_packed(module.config, device, precision):
         return None
-    layout = TokenLayout(_probe(spec), device)
+    layout = TokenLayout(random_sequences(spec, _PROBE_LENGTHS), device)
     try:
         network = PackedEncoder(module, device)
         if device == "cpu":
@@ -108,7 +116,8 @@ def _in_int8(module: Any, spec: ModelSpec, device: str) -> PackedEncoder:
     network = quantize(module, _sampled(calibration_texts.MEASURED, tokenizer, spec, device))
     network.script()
     exact = PackedEncoder(module, device, linear.Plain)
-    same = float(_cosines(exact, Padded(module, spec.pad_token_id), TokenLayout(_probe(spec), device)).min())
+    probe = TokenLayout(random_sequences(spec, _PROBE_LENGTHS), device)
+    same = float(_cosines(exact, Padded(module, spec.pad_token_id), probe).min())
     if not same >= _MIN_COSINE:
         raise CannotLoadModel(f"{spec.path} without padding has a cosine of {same:.3f} to transformers; use float32")
     cosine = float(_cosines(network, exact, _sampled(calibration_texts.CHECKED, tokenizer, spec, device)).mean())
@@ -137,7 +146,7 @@ def _sampled(texts: list[str], tokenizer: Tokenizer, spec: ModelSpec, device: st
 
 
 def _has_layers(config: Any) -> bool:
-    """Whether the model has BERT's layers, under BERT's names and with GELU."""
+    """Returns True if the model has BERT's layers, under BERT's names and with GELU."""
     return (
         config.model_type in PACKED_TYPES and config.hidden_act == "gelu" and not getattr(config, "is_decoder", False)
     )
@@ -149,11 +158,3 @@ def _may_be_packed(config: Any, device: str, precision: str) -> bool:
     if device == "cpu":  # in float32 the weights stay in their mapped file
         return precision == "bfloat16" and linear.is_available()
     return device.startswith("cuda") and precision in ("bfloat16", "float16")
-
-
-def _probe(spec: ModelSpec) -> list[Sequence]:
-    """Sequences of `_PROBE_LENGTHS`, of random tokens except padding."""
-    draw = np.random.default_rng(0)
-    ids = [draw.integers(0, int(spec.config["vocab_size"]), min(length, spec.max_length)) for length in _PROBE_LENGTHS]
-    other = int(spec.pad_token_id == 0)
-    return [Sequence(Tokens(np.where(one == spec.pad_token_id, other, one).astype(np.int32))) for one in ids]

@@ -1,4 +1,4 @@
-"""Whether a network gives a sequence the same states alone and in a padded batch, tried out when it is loaded.
+"""Checks at load that a network computes the same states of a sequence alone and in a padded batch.
 
 Some types let padding reach into the states of a text (MobileBERT, ConvBERT, Nystromformer): what such a network gives
 depends on the texts that share its batch, which is no vector of the text. Types in `core.checkpoint.network_types`
@@ -35,11 +35,11 @@ def check_padding(network: Callable[[TokenLayout], torch.Tensor], spec: ModelSpe
     kind = str(spec.config.get("model_type"))
     if kind in ENCODER_TYPES or kind in ENCODER_CLASSES:
         return
-    sequences = _sequences(spec, _LENGTHS)
+    sequences = random_sequences(spec, _LENGTHS)
     try:
         together = network(TokenLayout(sequences, device)).float()
         alone = torch.cat([network(TokenLayout([one], device)) for one in sequences])
-        network(TokenLayout(_sequences(spec, (_LONGEST,)), device))  # its table of positions may be shorter than stated
+        network(TokenLayout(random_sequences(spec, (_LONGEST,)), device))  # its positions may be fewer than stated
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise CannotLoadModel(
             f"{spec.path} is of type {kind}, which fails on texts of up to {min(spec.max_length, _LONGEST)} tokens "
@@ -54,10 +54,10 @@ def check_padding(network: Callable[[TokenLayout], torch.Tensor], spec: ModelSpe
         )
 
 
-def _sequences(spec: ModelSpec, lengths: tuple[int, ...]) -> list[Sequence]:
-    """Sequences of `lengths`, as far as the model allows, of any tokens but the padding's."""
+def random_sequences(spec: ModelSpec, lengths: tuple[int, ...]) -> list[Sequence]:
+    """Sequences of `lengths`, as far as the model allows, of random tokens except padding; the same at every call."""
     draw = np.random.default_rng(0)
     other = int(spec.pad_token_id == 0)
-    size = min(int(spec.config.get("vocab_size") or 100), 1_000)
+    size = int(spec.config.get("vocab_size") or 100)
     rows = [draw.integers(0, size, min(length, spec.max_length)) for length in lengths]
     return [Sequence(Tokens(np.where(row == spec.pad_token_id, other, row).astype(np.int32))) for row in rows]
