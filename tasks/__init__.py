@@ -1,4 +1,4 @@
-"""What application code imports.
+"""The producer's interface: the names that application code imports.
 
     from embedq import tasks
 

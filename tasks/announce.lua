@@ -5,8 +5,8 @@
 --       3 "1" if the worker may replace a revision that others serve   from 4 on: announcements as JSON
 --
 -- Returns nothing, or why not: {"default", alias, kind, the default's alias} or {"revision", alias, a worker that serves
--- the other revision, whether a "revision" or the "shape" differs, the other announcement}. Then nothing is written. Otherwise the announcements are, and a first report of the worker, so
--- that whoever comes next sees it.
+-- the other revision, whether a "revision" or the "shape" differs, the other announcement}. Then nothing is written.
+-- Otherwise the announcements are, and a first report of the worker, so that whoever comes next sees it.
 
 local clock = redis.call('time')
 local now_s = clock[1] + clock[2] / 1000000

@@ -24,12 +24,9 @@ from redis.asyncio.sentinel import Sentinel
 
 from embedq.core.errors import InvalidInput, ServerUnavailable
 from embedq.tasks.celery_private import known_meta, set_meta, transport_options
-from embedq.tasks.result_backend import is_refusal
+from embedq.tasks.result_backend import MAX_KEYS_PER_MGET, is_refusal
 
 log = logging.getLogger(__name__)
-
-#: Keys of one MGET: all their values are in memory at once.
-_MAX_KEYS_PER_MGET = 100
 
 #: Seconds without a message after which the server is pinged, and seconds it has to answer. A connection that died
 #: silently is detected after both.
@@ -45,7 +42,7 @@ _CONNECTIONS = {
 }
 
 
-#: What can be waited for: a job, a group, or a list or tuple of them.
+#: A job, a group, or a list or tuple of them.
 WaitedFor: TypeAlias = AsyncResult | ResultSet | list[Any] | tuple[Any, ...]
 
 
@@ -217,8 +214,8 @@ class Waits:
 
     async def _read(self, client: aio.Redis, keys: set[bytes]) -> None:
         wanted = [key for key in keys if key in self._futures]
-        for begin in range(0, len(wanted), _MAX_KEYS_PER_MGET):
-            some = wanted[begin : begin + _MAX_KEYS_PER_MGET]
+        for begin in range(0, len(wanted), MAX_KEYS_PER_MGET):
+            some = wanted[begin : begin + MAX_KEYS_PER_MGET]
             for key, blob in zip(some, await client.mget(some), strict=True):
                 if blob:
                     self._answer(key, blob)
@@ -257,7 +254,7 @@ def _quiet_task(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 
 
 def _is_cancelled() -> bool:
-    """Whether this task was cancelled and the cancellation got lost.
+    """Returns True if this task was cancelled and the cancellation got lost.
 
     `asyncio.wait_for`, which the client library sends with, loses a cancellation that comes as the
     sending ends (until Python 3.12); the loop could then never close.

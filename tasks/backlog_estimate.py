@@ -14,7 +14,7 @@ from embedq.tasks.speeds import Speed
 
 
 class Estimate(NamedTuple):
-    """What waits for one model."""
+    """The backlog of one model."""
 
     num_tokens: float
     #: Of one worker; 0 if no speed is known.

@@ -9,7 +9,7 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from embedq.core.codec import unpack
 
 #: First bytes of a msgpack map of 1 to 15 and of more entries. JSON and YAML begin with ASCII, pickle with 0x80.
-_MAPS = frozenset({*range(0x81, 0x90), 0xDE})
+_FIRST_BYTES = frozenset({*range(0x81, 0x90), 0xDE})
 
 
 class _ReadsBoth:
@@ -21,7 +21,7 @@ class _ReadsBoth:
 
     def decode(self, payload: Any) -> Any:
         """Decode our msgpack map, or what the application's serializer wrote. ValueError for a malformed map."""
-        if isinstance(payload, bytes) and payload[:1] and payload[0] in _MAPS:
+        if isinstance(payload, bytes) and payload[:1] and payload[0] in _FIRST_BYTES:
             return unpack(payload)
         return super().decode(payload)  # type: ignore[misc]
 

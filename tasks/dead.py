@@ -45,7 +45,7 @@ class Letter:
     reason: str
     #: Key of the list it came from: the queue, and the priority step after a colon.
     source: str
-    #: Where the worker stumbled, or how its workers died.
+    #: The error at which the worker stopped reading it, or the exits of the workers that held it.
     detail: str
     deliveries: list[Delivery]
     #: As it was in its list; empty if it was too large to be kept.
@@ -53,7 +53,7 @@ class Letter:
 
     @property
     def buried(self) -> datetime:
-        """When it became a dead letter."""
+        """The time at which it became a dead letter, in UTC."""
         return datetime.fromtimestamp(min(int(self.id.partition("-")[0]) / 1e3, _LAST_S), UTC)
 
     @property

@@ -45,7 +45,7 @@ _ready = _Ready()
 
 @contextmanager
 def ready_answer(answer: Future[Any] | None) -> Iterator[None]:
-    """Let `embed` and `rerank`, run on this thread, give this answer. For the worker's pool."""
+    """Have `embed` and `rerank`, run on this thread, return this answer. For the worker's pool."""
     _ready.answer = answer
     try:
         yield
@@ -58,7 +58,7 @@ def current_answer() -> Future[Any] | None:
     return _ready.answer
 
 
-#: What loads an engine: not imported here, because a producer has no torch.
+#: The functions that load an engine, by name and not by import: a producer has no torch.
 _LOAD, _READ_SETTINGS = "embedq.core:load_all", "embedq.core.settings:read_settings"
 
 #: Held while the engine of this process is loaded.
@@ -144,14 +144,7 @@ class EngineTask(Task):
         check_texts(self._texts_name, call[self._texts_name])
         num_bytes = self._check_size(call)
         self.options_class.checked(given)
-        # AMQP's own property for when a message was sent: the exporter tells by it how long the next job has waited.
-        sending = {
-            "argsrepr": self.summary_of(call[self._texts_name]),
-            "kwargsrepr": _shown(given),
-            "timestamp": int(time.time()),
-        }
-        if compression := compression_for(num_bytes):
-            sending["compression"] = compression
+        sending = sending_of(self.summary_of(call[self._texts_name]), _shown(given), num_bytes)
         return OutgoingJob(args, kwargs, num_bytes, sending)
 
     @property
@@ -177,7 +170,7 @@ class EngineTask(Task):
         return self.engine
 
     def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
-        """What a message asks of the engine, checked. Any program can write to the queue."""
+        """Builds the engine's call from a message's arguments, and checks them: any program can write to the queue."""
         call, given = self._bind(args, kwargs)
         build = engine.calls.embed if self.options_class is EmbedOptions else engine.calls.rerank
         built = build(**call, **given)  # checks all but the size
@@ -215,7 +208,7 @@ class EngineTask(Task):
         return "texts" if self.options_class is EmbedOptions else "passages"
 
     def summary_of(self, texts: list[str]) -> str:
-        """What Flower and logs show of the texts: how many, how long, never what they say."""
+        """The texts in Flower and logs: their number and length, never the texts themselves."""
         noun = self._texts_name if len(texts) != 1 else self._texts_name[:-1]
         return f"{len(texts):,} {noun}, {sum(map(len, texts)):,} characters"
 
@@ -232,6 +225,15 @@ def _load_engine() -> None:
             raise InvalidSettings(
                 f"task_always_eager computes in this process, which needs the extra embedq[worker]: {error}"
             ) from None
+
+
+def sending_of(argsrepr: str, kwargsrepr: str, num_bytes: int) -> dict[str, Any]:
+    """Options of `apply_async` for a job with so many bytes of texts, and with these summaries of its arguments."""
+    # AMQP's own property for when a message was sent: by it the exporter computes how long the next job has waited.
+    sending = {"argsrepr": argsrepr, "kwargsrepr": kwargsrepr, "timestamp": int(time.time())}
+    if compression := compression_for(num_bytes):
+        sending["compression"] = compression
+    return sending
 
 
 def check_size(texts: list[str], query: str = "") -> int:

@@ -129,8 +129,11 @@ class QueueCollector:
         return sizes
 
     def _tails(self, keys: list[str]) -> list[Any]:
-        """Of each list its length and the end of its next message. As a script that cannot write, so that a user of
-        the server may be allowed it who may only read; servers before 7.0 know no such scripts."""
+        """The length of each list and the end of its next message, read in one call.
+
+        The script cannot write, so that a user of the server who may only read may be allowed it; servers before 7.0
+        know no such scripts.
+        """
         arguments = (_TAILS, len(keys), *keys, _TAIL_BYTES)
         try:
             return list(self._client.execute_command("EVAL_RO", *arguments))

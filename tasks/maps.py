@@ -16,14 +16,14 @@ from celery import Celery, Task, signature
 
 from embedq.core.errors import InvalidInput, JobTooLarge
 from embedq.tasks.application import app, config
-from embedq.tasks.engine_task import EngineTask, current_answer
-from embedq.tasks.sending import checked_sending, compression_for
+from embedq.tasks.engine_task import EngineTask, current_answer, sending_of
+from embedq.tasks.sending import checked_sending
 
 if TYPE_CHECKING:
     from embedq.core.batching.job import Call
     from embedq.core.engine import Engine
 
-#: What one of the items is called with.
+#: The arguments of one item's call.
 Item = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -31,7 +31,7 @@ class MapTask(EngineTask):
     """`celery.map` and `celery.starmap`."""
 
     abstract = True
-    #: How an item of `it` becomes the positional arguments of a call. Set by `task`.
+    #: Makes an item of `it` the positional arguments of a call. Set by `task`.
     arguments_of: Callable[[Any], tuple[Any, ...]]
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: Any = None, *rest: Any, **sending: Any) -> Any:
@@ -42,13 +42,9 @@ class MapTask(EngineTask):
         if isinstance(task := self.mapped(mapped), EngineTask):
             items = self.items(mapped, (kwargs or {}).get("it"))
             num_bytes = sum(task.checked(*item).num_bytes for item in items)
-            check_total(task, items, num_bytes)
+            texts = check_total(task, items, num_bytes)
             task.check_model((mapped.get("kwargs") or {}).get("model"))
-            shown = {
-                "argsrepr": task.summary_of([text for item in items for text in task.texts_of(*item)]),
-                "kwargsrepr": "{}",
-            }
-            sending = shown | {"compression": compression_for(num_bytes)} | sending
+            sending = sending_of(task.summary_of(texts), "{}", num_bytes) | sending
         return Task.apply_async(self, args, kwargs, task_id, *rest, **sending)
 
     def mapped(self, given: Any) -> Any:
@@ -64,11 +60,11 @@ class MapTask(EngineTask):
         return [(self._arguments(one), dict(kwargs)) for one in it]
 
     def is_engines(self, kwargs: Any) -> bool:
-        """Whether the engine computes a job with these arguments."""
+        """Returns True if the engine computes a job with these arguments."""
         return isinstance(kwargs, Mapping) and isinstance(self.mapped(kwargs.get("task")), EngineTask)
 
     def open_call(self, engine: Engine, args: Any, kwargs: dict[str, Any]) -> Call:
-        """What a message asks of the engine, all its items as one call; checked as each item alone would be."""
+        """Builds one call of the engine from all items of a message, each checked as it would be alone."""
         mapped = kwargs["task"]
         task, items = self.mapped(mapped), self.items(mapped, kwargs.get("it"))
         built = [task.open_call(engine, *item) for item in items]
@@ -95,15 +91,16 @@ class MapTask(EngineTask):
             ) from None
 
 
-def check_total(task: EngineTask, items: list[Item], num_bytes: int) -> None:
-    """JobTooLarge if the items together hold more than one job may."""
+def check_total(task: EngineTask, items: list[Item], num_bytes: int) -> list[str]:
+    """All texts of the items. JobTooLarge if together they are more than one job may hold."""
     max_texts, max_bytes = config.wire["max_texts_per_job"], config.wire["max_bytes_per_job"]
-    num_texts = sum(len(task.texts_of(*item)) for item in items)
-    if num_texts > max_texts or num_bytes > max_bytes:
+    texts = [text for item in items for text in task.texts_of(*item)]
+    if len(texts) > max_texts or num_bytes > max_bytes:
         raise JobTooLarge(
             f"a job may hold {max_texts:,} texts and {max_bytes:,} bytes; the {len(items):,} items of this one hold "
-            f"{num_texts:,} texts and {num_bytes:,} bytes. Use smaller chunks"
+            f"{len(texts):,} texts and {num_bytes:,} bytes. Use smaller chunks"
         )
+    return texts
 
 
 @app.on_after_finalize.connect

@@ -28,7 +28,7 @@ class Counted(Protocol):
     total: float
 
     def up_to(self) -> list[int]:
-        """How many were at most each bound, and at the end how many there were."""
+        """The number of values up to each bound, and at the end the number of all."""
         ...
 
 
@@ -88,13 +88,13 @@ EXPORTER: dict[str, Metric] = {
     "embedq_dead_letters_total": Metric("counter", (), "dead letters there have ever been"),
 }
 
-#: What a job may come to: the values of `outcome`.
+#: Outcomes of a job: the values of `outcome`.
 OUTCOMES = ("succeeded", "failed", "revoked", "retried")
 
-#: What may become of a part: the values of its `outcome`. See `tasks.datasets.receipts`.
+#: Outcomes of a part: the values of its `outcome`. See `tasks.datasets.receipts`.
 PART_OUTCOMES = ("written", "found", "rewritten", "failed", "cancelled", "superseded", "duplicate", "dropped")
 
-#: Where a job's time goes in a worker: the values of `stage`.
+#: Stages of a job in a worker: the values of `stage`.
 STAGES = ("waited", "encoded", "computed", "stored")
 
 _FAMILIES = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
@@ -110,21 +110,21 @@ class Families:
         }
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """Give a counter or a gauge its value; `labels` are exactly those of the metric."""
+        """Set the value of a counter or a gauge; `labels` are exactly those of the metric."""
         self._families[name].add_metric(self._values(name, labels), value)
 
     def add_build(self) -> None:
-        """Say which version of embedq this process runs."""
+        """Add the version of embedq that this process runs."""
         self.add("embedq_build_info", 1, version=__version__)
 
     def add_histogram(self, name: str, counted: Counted, **labels: str) -> None:
-        """Give a histogram its counts."""
+        """Set the counts of a histogram."""
         up_to = counted.up_to()
         buckets = list(zip((*(str(float(bound)) for bound in counted.bounds), "+Inf"), up_to, strict=True))
         self._families[name].add_metric(self._values(name, labels), buckets, counted.total)
 
     def all(self) -> list[Any]:
-        """What a collector yields, names without a sample included: their help is there from the first scrape."""
+        """Every family, also without a sample: the help of all names is there from the first scrape."""
         return list(self._families.values())
 
     def _values(self, name: str, labels: dict[str, str]) -> list[str]:

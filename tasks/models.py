@@ -41,7 +41,7 @@ _MAX_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a worker announces of a model."""
+    """A worker's announcement of one model."""
 
     alias: str
     #: Directory or hub name it was loaded from, and revision.
@@ -62,7 +62,7 @@ class Served:
     reading: str = ""
 
     def __str__(self) -> str:
-        """What tells it from another of its alias."""
+        """All that may differ between two models of one alias."""
         asked = f" at revision {self.revision}" if self.revision else ""
         read = f", read as {self.reading}" if self.reading else ""
         return (

@@ -29,12 +29,12 @@ from embedq.core import errors
 from embedq.tasks.celery_private import ConsumerBase, ReadingBackend, known_meta
 
 #: Keys of one MGET: all their values are in memory at once.
-_MAX_KEYS_PER_MGET = 100
+MAX_KEYS_PER_MGET = 100
 
 #: Seconds the server has to confirm a subscription if no socket timeout is set.
 _CONFIRM_TIMEOUT_S = 15.0
 
-#: Where the classes of our errors are, and where they were in workers before 0.2.0.
+#: The module of our errors' classes, and its name in workers before 0.2.0.
 _ERRORS, _FORMER_ERRORS = errors.__name__, "core.errors"
 
 #: A longer name of an error's class is refused.
@@ -144,8 +144,8 @@ class LateConsumer(ConsumerBase):
         self.subscribed_to.update(keys)
         self._wanted.difference_update(keys)
         self._wait_for_confirmation(set(keys))
-        for begin in range(0, len(keys), _MAX_KEYS_PER_MGET):
-            self._read(keys[begin : begin + _MAX_KEYS_PER_MGET])
+        for begin in range(0, len(keys), MAX_KEYS_PER_MGET):
+            self._read(keys[begin : begin + MAX_KEYS_PER_MGET])
 
     def _wait_for_confirmation(self, keys: set[bytes]) -> None:
         patience_s = self.backend.connparams.get("socket_timeout") or _CONFIRM_TIMEOUT_S
@@ -269,7 +269,7 @@ def _check_meta(meta: Any) -> None:
 
 
 def _is_known_error(module: Any, name: Any) -> bool:
-    """Whether a loaded module holds an Exception of this name, without asking the module to make one."""
+    """Returns True if a loaded module holds an Exception of this name, without asking the module to make one."""
     if not isinstance(module, str) or not isinstance(name, str):
         return False
     found: Any = sys.modules.get(module)

@@ -50,7 +50,7 @@ class OutgoingJob(NamedTuple):
 
 
 def checked_sending(sending: Mapping[str, Any]) -> dict[str, Any]:
-    """How a job is to be sent, as `apply_async` takes it, with ids as texts. InvalidInput names a wrong value.
+    """Checks the options by which `apply_async` sends a job; returns them with ids as texts. InvalidInput names a wrong one.
 
     A worker would refuse such a message, or Celery stop half-way through it: its producer would wait for ever. Options
     that are not listed here are Celery's to check.
@@ -102,7 +102,7 @@ def _are_headers(value: Any) -> bool:
 _ID = (_is_id, f"a text of at most {MAX_ID_LENGTH} characters, or a UUID")
 _LIMIT = (_are_seconds, f"seconds from 0 to {_MAX_SECONDS:,}")
 
-#: What a job may be sent with: how each is checked, and what is wanted in words.
+#: Options of sending a job: the check of each, and the values it takes in words.
 _SENDING: dict[str, tuple[Callable[[Any], bool], str]] = {
     "task_id": _ID,
     "root_id": _ID,

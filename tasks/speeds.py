@@ -1,4 +1,4 @@
-"""How fast the workers present are: each publishes it every few seconds, exporter and launchers read it.
+"""The speeds of the workers present: each publishes its own every few seconds, exporter and launchers read them.
 
     embedq:workers    hash    worker's name -> JSON of `Report`; each worker renews its own. The key is gone an hour
                               after the last of them
@@ -13,6 +13,7 @@ read of two keys, its size bounded by the number of workers, and the report of a
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,10 +31,13 @@ _EXPIRES_S = 3600
 #: A larger report is ignored; ours have some hundred bytes per model, but anybody who may write could write more.
 _MAX_BYTES = 64 * 1024
 
+#: Errors of reading a record that is none of ours.
+_MALFORMED = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What one worker measured on one model."""
+    """One worker's measurement of one model."""
 
     #: Tokens without padding in a second in which there was work for the model; 0 before there was enough.
     tokens_per_second: float = 0.0
@@ -119,26 +123,34 @@ def _report(value: bytes) -> Report | None:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
         version = given.get("version", "")
         models = {str(alias): _checked(one) for alias, one in given["models"].items()}
-        return Report(float(given["told_s"]), models, version if isinstance(version, str) else "")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return Report(_number(given["told_s"]), models, version if isinstance(version, str) else "")
+    except _MALFORMED:
         return None
 
 
 def _speed(value: bytes) -> Speed | None:
     try:
         return _checked(json.loads(value)) if len(value) <= _MAX_BYTES else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except _MALFORMED:
         return None
 
 
 def _checked(given: Any) -> Speed:
     """Read one measurement: fields that are missing or unknown are another version's."""
-    sizes = {str(queue): float(size) for queue, size in given.get("tokens_per_job", {}).items()}
-    return Speed(float(given.get("tokens_per_second", 0.0)), sizes)
+    sizes = {str(queue): _number(size) for queue, size in given.get("tokens_per_job", {}).items()}
+    return Speed(_number(given.get("tokens_per_second", 0.0)), sizes)
 
 
 def _speed_of(given: Any) -> Speed | None:
     try:
         return _checked(given)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except _MALFORMED:
         return None
+
+
+def _number(given: Any) -> float:
+    """ValueError unless it is finite: JSON as Python reads it has NaN, and a report of an infinite time never expires."""
+    number = float(given)
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number

@@ -218,6 +218,9 @@ def test_what_is_no_report_is_passed_over(app: Celery, address: str, own: OwnSer
         "deep": "[" * 100_000,
         "no number": json.dumps({"told_s": "x", "models": {}}),
         "no models": json.dumps({"told_s": now_s, "models": [1]}),
+        "too large a number": json.dumps(good | {"told_s": 10**400}),
+        "never": json.dumps(good | {"told_s": float("inf")}),
+        "no speed": json.dumps(good | {"models": {"minilm": {"tokens_per_second": float("nan")}}}),
         "bytes": b"\xff\xfe",
     }.items():
         own.client.hset(WORKERS_KEY, name, value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,9 +24,6 @@ from tests.events import TIMEOUT_S, Events
 from tests.test_pool import Bookkeeping
 from tests.test_transport import wait_until
 
-#: Length of MiniLM's vectors.
-DIM = 384
-
 SECRET = "a very private sentence"
 
 
@@ -35,7 +34,7 @@ def events(worker: dict[str, str]) -> Iterator[Events]:
 
 
 def vectors_of(texts: list[str], **options: Any) -> np.ndarray:
-    """What a job of its own returns."""
+    """The vectors of a job of its own."""
     return np.asarray(tasks.embed.delay(texts, **options).get(timeout=TIMEOUT_S))
 
 
@@ -73,6 +72,14 @@ def test_a_map_of_no_items_and_one_within_a_chain_are_answered(worker: dict[str,
     steps = chain(tasks.embed.si(["first"]), xstarmap(tasks.embed.s(), [(["one"],)], app=tasks.app))
     (one,) = steps.apply_async().get(timeout=TIMEOUT_S)
     assert len(one) == 1
+
+
+def test_the_message_of_a_map_says_when_it_was_sent_as_every_job_s_does(server: str) -> None:
+    """The exporter computes by it how long the next job has waited."""
+    with redis.Redis.from_url(server) as client:
+        tasks.embed.starmap([(["one"],)]).apply_async(queue="unread_maps")
+        sent_s = json.loads(client.rpop("unread_maps"))["properties"]["timestamp"]
+    assert abs(time.time() - sent_s) < TIMEOUT_S
 
 
 @pytest.mark.parametrize(
