@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: every package of the tree lies under the one name `embedq`."""
+"""Puts every package of the tree under the one name `embedq`, which pyproject.toml cannot express."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from embedq.tasks.result_backend import ResultBackend
 
 
 class Consumer(Protocol):
-    """What steps and commands use of Celery's consumer, one for each worker."""
+    """The part of Celery's consumer, one for each worker, that steps and commands use."""
 
     app: Any
     pool: Any
@@ -39,13 +39,13 @@ class Consumer(Protocol):
 
 
 class ControlState(Protocol):
-    """What Celery hands to each remote-control command."""
+    """The argument that Celery passes to each remote-control command."""
 
     consumer: Consumer
 
 
 class RedisChannel(Protocol):
-    """What the names of a queue's lists, and the connection to them, need of any channel of kombu's for Redis."""
+    """The part of any of kombu's channels for Redis that names a queue's lists and connects to them."""
 
     #: A `redis.ConnectionPool`.
     pool: Any
@@ -54,7 +54,7 @@ class RedisChannel(Protocol):
 
 
 class PolledChannel(Protocol):
-    """What a poller uses of the channels that it watches."""
+    """The part of a channel that the poller which watches it uses."""
 
     #: An `in_flight.QoS`.
     qos: Any
@@ -112,7 +112,7 @@ class ChannelBase(stock.Channel):
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether an answer is awaited."""
+        """True while an answer is awaited."""
         return bool(self._in_poll)
 
     def awaits(self, connection: Any) -> None:
@@ -129,7 +129,7 @@ class ChannelBase(stock.Channel):
 
     @property
     def is_closing(self) -> bool:
-        """Whether `close` was called."""
+        """True once `close` was called."""
         return bool(self._closing)
 
     def begin_closing(self) -> None:
@@ -159,7 +159,7 @@ class ChannelBase(stock.Channel):
 
     @property
     def is_read_by_caller(self) -> bool:
-        """Whether somebody without an event loop waits for messages right now."""
+        """True while somebody without an event loop waits for messages."""
         return bool(self.connection.cycle._in_protected_read)
 
     def connection_options(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class PoolBase(BasePool):
     """Celery's pool of workers."""
 
     def inspected(self) -> dict[str, Any]:
-        """What `inspect stats` shows of the pool."""
+        """Returns the fields that `inspect stats` shows of the pool."""
         return {}
 
     def _get_info(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the parts of one worker need of each other: complete, and the same for all, before Celery builds any of them.
+"""Wires the parts of one worker: all that they need of each other, complete before Celery builds any of them.
 
 Celery and kombu create channels, steps and the pool themselves, so these cannot be handed anything when they are made.
 Each is therefore a class made for one `WorkerContext`: see `transport.install`, `pool.pool_for` and `health.readiness_for`.
@@ -31,7 +31,7 @@ class Lifecycle:
 
 
 class Room(NamedTuple):
-    """How much a worker takes now. Nothing if `max_jobs` or `max_bytes` is 0, else at least one job."""
+    """The room a worker has for jobs. It takes none if `max_jobs` or `max_bytes` is 0, else at least one."""
 
     max_jobs: int = 1_000_000
     max_bytes: int = 256 * 1024 * 1024

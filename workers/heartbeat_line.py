@@ -59,7 +59,7 @@ class Beat:
 
     @property
     def waiting_tokens(self) -> int:
-        """Of all models."""
+        """Tokens that wait for a batch, of all models."""
         return sum(self.waiting.values())
 
     @property
@@ -88,7 +88,7 @@ class Beat:
 
 
 def _is_like(name: str, fields: dict[str, Any]) -> bool:
-    """Whether a field is there and of the type of its default; whole numbers count as fractions, too."""
+    """Returns True if a field is there and of the type of its default; whole numbers count as fractions, too."""
     default, given = getattr(_DEFAULTS, name), fields.get(name)
     return isinstance(given, int | float if isinstance(default, float) else type(default))
 

@@ -196,7 +196,7 @@ def announce(engine: Engine) -> None:
 
 
 def announcements(engine: Engine) -> list[Served]:
-    """What this worker announces of its models to producers."""
+    """Returns one announcement for each model, for producers."""
     defaults = {"embed": engine.calls.default_embed, "rerank": engine.calls.default_rerank}
     return [
         Served(

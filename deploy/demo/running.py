@@ -1,4 +1,4 @@
-"""What the demo has started, and the promise that all of it ends with the demo.
+"""Starts the demo's processes, and ends all of them with the demo.
 
 Knows signals, child processes and their log files; not what the processes are for.
 """
@@ -42,7 +42,7 @@ class Interrupted(BaseException):
 
 
 class Running(contextlib.ExitStack):
-    """What has been started; leaving it ends all of that, newest first.
+    """Holds everything that was started; leaving it ends all of that, newest first.
 
     SIGINT and SIGTERM raise `Interrupted` in the main thread and are swallowed here, after the
     clean-up. They wait while something is being started or ended: cut short there, a process would

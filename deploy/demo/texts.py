@@ -90,7 +90,7 @@ def _definitions(node: _Definition, name: str) -> Iterator[tuple[str, _Definitio
 
 
 def _is_encodable(text: str) -> bool:
-    """Whether it can travel as UTF-8; a docstring may show lone surrogates as an example."""
+    """Returns True if it can travel as UTF-8; a docstring may show lone surrogates as an example."""
     try:
         text.encode()
     except UnicodeEncodeError:

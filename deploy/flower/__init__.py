@@ -1,4 +1,4 @@
-"""How Flower is started for embedq: what `embedq flower` runs."""
+"""The command that starts Flower with embedq's settings; `embedq flower` runs it."""
 
 from __future__ import annotations
 

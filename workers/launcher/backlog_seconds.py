@@ -1,4 +1,4 @@
-"""How much work waits for the workers of one launcher, in seconds of one of them. Pure: no clock, no process, no server.
+"""Computes the work that waits for one launcher's workers, in seconds of one of them. Pure: no clock, process or server.
 
 `tasks.backlog_estimate` says how many tokens wait and how fast they are computed. Of the jobs in a queue this launcher
 counts the part that its workers will take, which is the part of their speed in that of all workers of that model,
@@ -87,7 +87,7 @@ def _queued(look: Look, queues: Mapping[str, str], alias: str) -> dict[str, int]
 
 
 def _unmeasured(beats: Iterable[Beat], speeds: Mapping[str, float]) -> Speed:
-    """What these workers would take a model for that nobody ever measured.
+    """Returns the speed that these workers assume for a model that nobody ever measured.
 
     As fast as the fastest of those they ran: half a second of its work will say better soon, and a worker started for
     nothing until then has to load, and stays. Its jobs as large as those of other models, or as those that are held.

@@ -109,7 +109,7 @@ def _kill_all(label: str, path: Path) -> None:
 
 
 def _is_there(pid: int, path: Path) -> bool:
-    """Whether the process that wrote its id into the file still lives, and with /proc also whether it has the file open."""
+    """Returns True if the process that wrote its id into the file lives and, where there is /proc, has the file open."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -63,7 +63,7 @@ class Fleet:
 
     @property
     def num_places(self) -> int:
-        """How many workers fit."""
+        """The number of workers that fit."""
         return len(self._devices) * self._per_device
 
     @property

@@ -66,7 +66,7 @@ _ANSWER_S = 4.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a launcher runs: devices, workers on each, and how they are scaled."""
+    """The devices of a launcher, the workers on each, and how they are scaled."""
 
     devices: list[Device]
     per_device: int = 1

@@ -75,7 +75,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How many workers there should be, and why. `since` is an argument of the next decision."""
+    """The number of workers there should be, and the reason. `since` is an argument of the next decision."""
 
     num_workers: int
     reason: str
@@ -142,7 +142,7 @@ def _down(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
 
 
 def _is_idle(policy: Policy, seen: Seen) -> bool:
-    """Whether one worker less would suffice. While one loads, its effect is not known yet."""
+    """Returns True if one worker less would suffice. While one loads, its effect is not known yet."""
     fewer = seen.num_ready - 1
     if seen.loading_s or fewer < policy.min_workers:
         return False

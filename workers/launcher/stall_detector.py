@@ -49,11 +49,11 @@ class Progress:
 
     @property
     def is_loading(self) -> bool:
-        """Whether the worker does not take jobs yet."""
+        """True until the worker takes jobs."""
         return self._last is None or self._last.state == LOADING
 
     def standstill(self, now_s: float, patience: Patience) -> str | None:
-        """Why the worker counts as stalled; None if it does not."""
+        """Returns the reason for which the worker counts as stalled; None if it does not."""
         if self.is_loading and now_s - self._begun_s > patience.loading_s:
             return f"it has not loaded in {patience.loading_s:.0f} s; if it needs longer, raise EMBEDQ_LOAD_TIMEOUT_S"
         if self._last is None or self._last.state != READY:

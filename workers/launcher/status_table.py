@@ -89,7 +89,7 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held."""
+        """Do nothing: nothing is held."""
 
     def follow(self, process: subprocess.Popen[bytes]) -> None:
         """Do nothing: the process writes where we do."""

@@ -72,12 +72,12 @@ class Child:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it takes jobs."""
+        """True while it takes jobs."""
         return self.state == READY
 
     @property
     def is_loading(self) -> bool:
-        """Whether it will take jobs, but does not yet."""
+        """True while it will take jobs, but does not yet."""
         return self.state in ("waiting", LOADING)
 
     def start(self, now_s: float, environment: dict[str, str], locks: Sequence[int], reporting: Reporting) -> int:
@@ -141,7 +141,7 @@ class Child:
 
 
 class Reporting:
-    """Where the thread of a worker's process reports heartbeats and its end, and where the process's output is shown."""
+    """Receives heartbeats and the end of a worker's process from the thread that follows it, and shows the process's output."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""What a worker reports about itself: health, heartbeats, metrics, traces, speed."""
+"""Reports of a worker about itself: health, heartbeats, metrics, traces, speed."""

@@ -1,4 +1,4 @@
-"""Whether a worker lives and whether it takes jobs, for whoever supervises it.
+"""Says whether a worker lives and whether it takes jobs, to whoever supervises it.
 
     live     no restart needed: 503 once the engine holds work and nothing of it makes progress
     ready    takes jobs: 503 while models load, while the server is away, and once it drains
@@ -37,7 +37,7 @@ class Health:
         self.worker, self.jobs = worker, jobs
 
     def live(self) -> tuple[bool, str]:
-        """Whether the engine makes progress, or has nothing to do; and why not."""
+        """Returns True if the engine makes progress or has nothing to do, with the state; else False and why."""
         jobs, state = self.jobs, self.lifecycle.state
         if jobs is None:
             return True, state
@@ -51,7 +51,7 @@ class Health:
         return True, state
 
     def ready(self) -> tuple[bool, str]:
-        """Whether it takes jobs."""
+        """Returns True if it takes jobs, and the state."""
         return self.lifecycle.state == READY, self.lifecycle.state
 
     def _standstill_s(self, jobs: JobsOfWorker) -> float:

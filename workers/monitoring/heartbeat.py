@@ -111,7 +111,7 @@ class Heart:
 
 
 def _measured(queues: dict[str, str], speeds: dict[str, float], sizes: dict[str, float]) -> dict[str, Speed]:
-    """What was measured of each model that has queues: its speed, and the size of a job by queue."""
+    """Returns what was measured of each model that has queues: its speed, and the size of a job by queue."""
     return {
         model: Speed(
             round(speeds.get(model, 0.0), 1),

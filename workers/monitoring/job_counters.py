@@ -41,7 +41,7 @@ UNKNOWN = "unknown"
 
 
 class Counts:
-    """What autoscaling reads of one worker since its start."""
+    """Counts of one worker since its start, for autoscaling and heartbeats."""
 
     def __init__(self) -> None:
         #: Jobs answered, failures included.
@@ -94,7 +94,7 @@ class Times(NamedTuple):
 
 
 class JobCounts:
-    """What metrics show of the jobs of one worker since its start."""
+    """Counts of the jobs of one worker since its start, for metrics."""
 
     def __init__(self, models: Collection[str]) -> None:
         #: Ended jobs by (model, kind, outcome). From the start also those of which there is none: Prometheus sees a

@@ -20,7 +20,7 @@ _MIN_SPEED_S = 0.45
 
 
 class PassCounts(NamedTuple):
-    """Of one model's passes, since the start."""
+    """Counts of one model's passes since the start."""
 
     #: Seconds of the device; passes at the same time share them.
     seconds: float = 0.0
