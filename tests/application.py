@@ -24,7 +24,7 @@ class Unsteady(Exception):
 
 @app.task(name="application.split")
 def split(text: str) -> list[str]:
-    """The sentences of `text`: what an application does before it embeds."""
+    """The sentences of `text`, which an application embeds next."""
     return text.split(". ")
 
 
@@ -38,7 +38,7 @@ def unsteady(self: Task, texts: list[str]) -> list[str]:
 
 @app.task(name="application.shape")
 def shape(vectors: tasks.Embeddings) -> list[int]:
-    """(num_texts, dim) of what came with the message."""
+    """(num_texts, dim) of the vectors that came with the message."""
     assert vectors.dense is not None
     return list(vectors.dense.shape)
 
@@ -57,5 +57,5 @@ def texts_of(shape: list[int]) -> list[str]:
 
 @app.task(name="application.note")
 def note(*what: Any) -> list[Any]:
-    """What it was called with."""
+    """The arguments it was called with."""
     return list(what)

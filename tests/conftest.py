@@ -1,4 +1,4 @@
-"""What the tests share: one real server and one real worker for the whole run."""
+"""Fixtures that the tests share: one real server and one real worker for the whole run."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 # which the tests send them.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in every run, and none refused for the time it takes: the machine may be busy.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -77,8 +84,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector never look at libraries and tests again: where memory runs out a device's cache is emptied
-    behind a full collection, which took half a second of each try."""
+    """Exclude libraries and tests from garbage collection.
+
+    When memory runs out, a device's cache is emptied after a full collection, which took half a second of each try.
+    """
     gc.collect()
     gc.freeze()
 
@@ -149,7 +158,7 @@ def overlay(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def objects(overlay: str) -> list[Object]:
-    """What an overlay stands for."""
+    """The objects of an overlay."""
     from tests.kustomizing import rendered
     from tests.manifests import DIRECTORY
 
@@ -184,7 +193,7 @@ def engine(model: FakeModel) -> Iterator[Engine]:
 def worker(server: str, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """One real worker with MiniLM in float32 (the default) and a tiny cross-encoder, `reranker`.
 
-    Gives the environment it was started with.
+    Yields the environment it was started with.
     """
     from tests.running import start_workers
 

@@ -1,4 +1,4 @@
-"""What the tests of our own decoders share: golden scores, padding, small checkpoints on disk."""
+"""Shared by the tests of our own decoders: golden scores, padding, small checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.golden_cases import Call
 
 
 def scores_of(call: Call) -> Tensor:
-    """What the library gave, (num_layers, num_pairs)."""
+    """The library's scores, (num_layers, num_pairs)."""
     return torch.from_numpy(call.expected[""]).view(-1, len(call.inputs))
 
 
 def finish(call: Call, scores: Tensor) -> Tensor:
-    """What the library's caller gets of the network's logits."""
+    """The scores that the library returns for the network's logits."""
     return scores.sigmoid() if call.kwargs.get("normalize") else scores
 
 

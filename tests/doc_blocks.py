@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from markdown_it import MarkdownIt
 
 from tests.running import ROOT
 
-#: What people are told to type, in the order of the site.
+#: The pages whose blocks people are told to type.
 PAGES = sorted(
     [
         ROOT / "README.md",
@@ -82,4 +81,4 @@ def code_of(page: str, name: str) -> str:
 
 
 def text_of(path: str) -> str:
-    return (ROOT / Path(path)).read_text(encoding="utf-8")
+    return (ROOT / path).read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ class Ours:
 
 
 def translate(call: Call) -> Ours:
-    """How a user of ours gets what `call` gave."""
+    """The options of our own call that stands for `call`."""
     return _of_flag(call) if call.library in _FAMILIES else _of_sentence_transformers(call)
 
 
@@ -59,7 +59,7 @@ def load(call: Call, precision: Precision = "float32", **settings: Any) -> Itera
 
 
 def embed(engine: Engine, call: Call, texts: list[str] | None = None, **more: Any) -> Embeddings:
-    """What ours gives for the texts of `call`, or for others asked for in the same way."""
+    """Our result for the texts of `call`, or for others asked for in the same way."""
     ours = translate(call)
     found = engine.embed(call.inputs if texts is None else texts, **(ours.options | more))
     return replace(found, dense=found.dense[:, : ours.kept]) if found.dense is not None else found

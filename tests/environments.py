@@ -162,7 +162,7 @@ def _says(python: Path) -> str:
 
 
 def _folders() -> list[Path]:
-    """Where interpreters may be: on the path, pyenv's and uv's own folders."""
+    """The folders in which interpreters may be: those on the path, pyenv's and uv's own."""
     path = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     own = [Path(os.environ.get("PYENV_ROOT") or "~/.pyenv") / "versions", Path("~/.local/share/uv/python")]
     return [*path, *(found for place in own for found in sorted(place.expanduser().glob("*/bin"), reverse=True))]

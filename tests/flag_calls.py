@@ -42,7 +42,7 @@ def make(face: Any, call: Call) -> Any:
 
 @contextmanager
 def recorded(face: Any) -> Iterator[dict[tuple[int, int], Tokens]]:
-    """What reaches the network, by (number of the job, row): a call may be several jobs, one after the other."""
+    """The tokens that reach the network, by (number of the job, row): a call may be several jobs, one after the other."""
     model = face.engine.models["model"]
     launch = model.launch
     seen: dict[tuple[int, int], Tokens] = {}

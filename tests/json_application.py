@@ -18,6 +18,10 @@ app.conf.update(
 )
 
 
+#: Only `celery beat` reads it.
+app.conf.beat_schedule = {"note": {"task": "json.note", "schedule": 1.0, "args": ("sent by beat",)}}
+
+
 @app.task(name="json.split")
 def split(text: str) -> list[str]:
     """The sentences of `text`."""
@@ -26,7 +30,7 @@ def split(text: str) -> list[str]:
 
 @app.task(name="json.shape")
 def shape(vectors: tasks.Embeddings) -> list[int]:
-    """(num_texts, dim) of what came with the message."""
+    """(num_texts, dim) of the vectors that came with the message."""
     return list(np.shape(vectors))
 
 
@@ -44,5 +48,5 @@ def texts_of(shape: list[int]) -> list[str]:
 
 @app.task(name="json.note")
 def note(*what: Any) -> list[Any]:
-    """What it was called with."""
+    """The arguments it was called with."""
     return list(what)

@@ -58,6 +58,13 @@ MAIN_PATH = (
 )
 
 
+def production_source() -> str:
+    """Everything that reads settings and writes keys: `core`, `tasks`, `workers` and celeryconfig.py, Lua included."""
+    files = [path for name in ("core", "tasks", "workers") for path in sorted((ROOT / name).rglob("*"))]
+    wanted = [path for path in files if path.suffix in (".py", ".lua")]
+    return "\n".join(path.read_text(encoding="utf-8") for path in [*wanted, ROOT / "celeryconfig.py"])
+
+
 def module_name(path: Path) -> str:
     """The dotted name a file is imported by: `embedq.core.vectors`, `tests.layout`."""
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

@@ -58,7 +58,7 @@ def quiet() -> Iterator[None]:
 
 
 def of_library(path: Path, kind: str = "SentenceTransformer", batch_size: int = 64) -> Numbers:
-    """What sentence-transformers gives of the directory; alone where padding would reach its texts (`batch_size` 1)."""
+    """The numbers of sentence-transformers for the directory; of texts alone where padding would reach its texts (`batch_size` 1)."""
     import sentence_transformers
     import torch
 

@@ -1,4 +1,4 @@
-"""What the tests of rerankers share: golden calls as calls of ours, alone, together and in mixtures of jobs."""
+"""Shared by the tests of rerankers: golden calls as calls of ours, alone, together and in mixtures of jobs."""
 
 from __future__ import annotations
 

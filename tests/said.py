@@ -55,7 +55,7 @@ async def run_within(source: str, name: str, namespace: dict[str, Any]) -> None:
 
 
 def are_alike(value: Any, said: Any) -> bool:
-    """Whether a value is what a comment says: an array by its shape, if that is a tuple, else by its values."""
+    """Returns True if a value is what a comment says: an array by its shape, if that is a tuple, else by its values."""
     if isinstance(value, np.ndarray):
         return bool(value.shape == said) if isinstance(said, tuple) else value.tolist() == said
     return bool(value == said)

@@ -45,14 +45,14 @@ def attend(states: torch.Tensor, lengths: list[int], max_scores: int = 1_000_000
 
 
 @given(lengths=LENGTHS, seed=st.integers(0, 99), num_filling=st.integers(0, 20))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_each_token_sees_its_own_sequence_and_nothing_else(lengths: list[int], seed: int, num_filling: int) -> None:
     states = states_of(sum(lengths) + num_filling, seed)
     torch.testing.assert_close(attend(states, lengths), one_by_one(states, lengths), rtol=1e-5, atol=1e-5)
 
 
 @given(lengths=LENGTHS, max_scores=st.sampled_from([64, 300, 2_000, 10_000]))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_scores_in_parts_give_the_same(lengths: list[int], max_scores: int) -> None:
     states = states_of(sum(lengths), 1)
     found = attend(states, lengths, max_scores)

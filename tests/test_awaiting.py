@@ -1,4 +1,4 @@
-"""`await tasks.aget(job)`: what `job.get()` gives, for thousands at once on one subscription."""
+"""`await tasks.aget(job)` returns and raises as `job.get()` does, for thousands of jobs on one subscription."""
 
 from __future__ import annotations
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from embedq import tasks
+from embedq.workers.embedded import _free_port
 from tests import json_application
 from tests.events import TIMEOUT_S
 from tests.running import Running
+from tests.scraping import get
 
 CELERY = [sys.executable, "-m", "celery"]
 
@@ -45,7 +47,7 @@ def plain(worker: dict[str, str]) -> Iterator[Running]:
 
 
 def said(command: list[str], worker: dict[str, str]) -> str:
-    """What a program printed; it must end well."""
+    """The output of a program, which must end well."""
     with Running([*CELERY, *command], worker) as running:
         assert running.wait() == 0, running.output
         return running.output
@@ -74,15 +76,20 @@ def test_a_graph_of_the_workers_is_drawn(plain: Running, worker: dict[str, str])
 
 
 def test_a_stock_flower_sees_both(plain: Running, worker: dict[str, str]) -> None:
-    command = [*CELERY, "-A", "tests.json_application", "flower", "--address=127.0.0.1", "--port=0"]
+    port = _free_port()
+    command = [*CELERY, "-A", "tests.json_application", "flower", "--address=127.0.0.1", f"--port={port}"]
     environment = {**worker, "FLOWER_UNAUTHENTICATED_API": "true"}
     with Running(command, environment) as running:
         running.wait_for("Connected to")
+        status, body = get(f"http://127.0.0.1:{port}/api/workers?refresh=true")
+        assert status == 200, body
+        assert json.loads(body).keys() == {OURS, f"json@{socket.gethostname()}"}
         assert "ContentDisallowed" not in running.output
 
 
 def test_beat_sends_beside_ours(plain: Running, worker: dict[str, str], tmp_path: Any) -> None:
     command = ["-A", "tests.json_application", "beat", "-l", "INFO", "-s", str(tmp_path / "schedule")]
     with Running([*CELERY, *command], worker) as running:
-        running.wait_for("beat: Starting...")
+        running.wait_for("Sending due task note")
         assert running.stop() == 0
+    plain.wait_for("Task json.note[", count=2)  # received and succeeded

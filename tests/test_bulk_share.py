@@ -10,7 +10,7 @@ from embedq.core.batching.bulk_share import BulkShare
 LIMIT_S = 2.0
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=60))
 def test_bulk_goes_first_exactly_when_it_was_passed_over_for_the_limit(steps: list[tuple[float, bool]]) -> None:
     """Each step: seconds that pass, and whether both classes could go (else bulk goes, or there is none)."""

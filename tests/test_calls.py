@@ -1,4 +1,4 @@
-"""What a call asks of a model: which texts are encoded, in what order, and what is refused before that."""
+"""A call encodes its texts in order, each once where it scores by vectors, and refuses wrong arguments before that."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(call: Call, slice_rows: int = 1000) -> list[str]:
 
 
 def result(call: Call) -> Any:
-    """What the call gives for the rows that the fake model computes."""
+    """The call's result for the rows that the fake model computes."""
     tokens = call.encode(call.rows)
     return call.finish({"dense": [np.array(row_of(one.ids), np.float32) for one in tokens]})
 

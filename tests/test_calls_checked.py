@@ -1,4 +1,4 @@
-"""How a job is sent is checked at the call, and an id belongs to one call."""
+"""The options of sending a job are checked at the call, and an id belongs to one call."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from kombu.utils.json import dumps, loads
 
 from embedq.core.codec import pack, unpack
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
+PROPERTY = settings(max_examples=150)
 
 app = Celery("canvases", set_as_current=False)
 

@@ -46,7 +46,7 @@ def st_pairs(call: Call) -> list[tuple[str, str]]:
 
 
 def is_identity(call: Call) -> bool:
-    """Whether the call asked for the logit; sentence-transformers' default for one label is the sigmoid."""
+    """Returns True if the call asked for the logit; sentence-transformers' default for one label is the sigmoid."""
     return call.kwargs.get("activation_fn") == "torch.nn.Identity"
 
 

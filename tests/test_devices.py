@@ -27,7 +27,7 @@ KINDS = ["cuda", "npu", "musa", "mps", "cpu"]
 
 @dataclass
 class FakeBackend:
-    """What `core.devices` asks of `torch.cuda`, `torch.npu`, `torch.musa` or `torch.backends.mps`."""
+    """Stands for `torch.cuda`, `torch.npu`, `torch.musa` or `torch.backends.mps`, as far as `core.devices` calls it."""
 
     num_devices: int = 2
     #: Of all, or of each.

@@ -11,15 +11,9 @@ from docs import generate
 from embedq import celeryconfig
 from embedq.core.options import EmbedOptions, RerankOptions
 from embedq.core.settings import ModelSettings, Settings
-from tests.layout import FILES, ROOT
+from tests.layout import FILES, ROOT, production_source
 
-#: The source that reads variables and writes keys.
-SOURCE = "\n".join(
-    path.read_text(encoding="utf-8")
-    for folder in ("core", "tasks", "workers")
-    for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in (".py", ".lua")
-) + (ROOT / "celeryconfig.py").read_text(encoding="utf-8")
+SOURCE = production_source()
 
 PAGES = generate.pages()
 
@@ -49,9 +43,9 @@ def test_every_option_is_on_its_page() -> None:
 
 
 def test_every_key_is_on_its_page() -> None:
-    keys = set(re.findall(r"\bembedq:[a-z]+", SOURCE))
+    keys = set(re.findall(r"\bembedq:[a-z_]+", SOURCE))
     assert len(keys) > 4
-    assert keys == set(re.findall(r"^\| `(embedq:[a-z]+)", generate.redis_keys(), re.MULTILINE))
+    assert keys == set(re.findall(r"^\| `(embedq:[a-z_]+)", generate.redis_keys(), re.MULTILINE))
 
 
 def test_every_file_is_on_the_map() -> None:

@@ -1,4 +1,4 @@
-"""What the documentation shows to programs that have little or nothing of ours, done by such programs."""
+"""Programs that have little or nothing of ours do what the documentation shows them."""
 
 from __future__ import annotations
 

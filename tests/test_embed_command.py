@@ -20,7 +20,7 @@ from embedq.tasks import commands
 from embedq.tasks.commands import jobs_of, shown_progress
 from tests.running import ROOT
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
+PROPERTY = settings(max_examples=100)
 
 #: Five lines with every character at which Python's own `splitlines` cuts.
 LINES = ["a\u2028b", "c\x0cd", "e\u0085f\x0bg", "h\x1c\x1d\x1ei\u2029j\rk", ""]

@@ -1,4 +1,4 @@
-"""What the faces' constructors and calls take, what they refuse, and what loading makes of it."""
+"""The faces take FlagEmbedding's arguments, refuse others, and load accordingly."""
 
 from __future__ import annotations
 

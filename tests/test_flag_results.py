@@ -1,4 +1,4 @@
-"""What the faces return: types, switches for what FlagEmbedding does unasked, helpers, and nothing for nothing."""
+"""The faces return FlagEmbedding's types, have switches for what it does unasked, its helpers, and nothing for nothing."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def test_every_file_says_what_it_is_for() -> None:
 
 
 def fresh(code: str) -> str:
-    """What `code` prints in a new interpreter."""
+    """Returns what `code` prints in a new interpreter."""
     answer = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from embedq.core.batching.length_runs import Bounds, choose_run
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=300)
+PROPERTY = settings(max_examples=300)
 
 BUCKETS = st.dictionaries(st.integers(0, 130), st.integers(1, 40), min_size=1, max_size=30)
 BOUNDS = st.builds(Bounds, st.integers(1, 400), st.integers(1, 20), st.integers(1, 300))

@@ -1,4 +1,4 @@
-"""How much host memory loading takes, measured in a process of its own by what the kernel counts for it."""
+"""Loading takes no more host memory than the weights need, measured in a process of its own by what the kernel counts for it."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_matrices_that_need_no_conversion_are_the_mapped_file_itself(network: mi
 
 
 def is_mapped(weight: torch.Tensor) -> bool:
-    """Whether the weight lies in a mapping of the checkpoint's file."""
+    """Returns True if the weight lies in a mapping of the checkpoint's file."""
     regions = [
         [int(end, 16) for end in line.split()[0].split("-")]
         for line in Path("/proc/self/maps").read_text().splitlines()

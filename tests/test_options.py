@@ -27,7 +27,7 @@ from embedq.core.options import (
 )
 from embedq.core.results import Dtype
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
+PROPERTY = settings(max_examples=100)
 
 #: Values of every kind that a caller or a foreign message can put anywhere.
 JUNK = st.one_of(

@@ -19,6 +19,7 @@ from embedq.core.engine import Engine
 from embedq.core.models.encoders import linear, network
 from embedq.core.models.encoders.network import Padded
 from embedq.core.models.encoders.packed import PackedEncoder
+from embedq.core.models.encoders.padding_probe import random_sequences
 from embedq.core.models.token_layout import TokenLayout
 from embedq.core.sequence import Sequence, Tokens
 from embedq.core.settings import Precision
@@ -240,6 +241,6 @@ def test_products_are_those_of_torch() -> None:
 def test_the_probe_is_of_tokens_that_every_model_of_its_size_has(tmp_path: Path) -> None:
     with load(save(tmp_path, max_position_embeddings=40)) as engine:
         (model,) = engine.models.values()
-        probe = network._probe(model.spec)
+        probe = random_sequences(model.spec, network._PROBE_LENGTHS)
     assert max(one.length for one in probe) == 40
     assert all((one.tokens.ids != model.spec.pad_token_id).all() for one in probe)

@@ -1,4 +1,4 @@
-"""What a job gives back behaves like what it holds, and shows none of it."""
+"""The results of a job behave like the arrays they hold, and show no value of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from embedq.core.codec import pack, unpack
 from embedq.core.results import Embeddings, Ranking
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
+PROPERTY = settings(max_examples=60)
 
 DENSE = np.arange(12, dtype=np.float32).reshape(3, 4)
 COLBERT = [np.full((count, 4), 7.25, np.float32) for count in (2, 0, 3)]

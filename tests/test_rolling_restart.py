@@ -58,6 +58,14 @@ class Fleet:
         self.children.remove(child)
 
 
+def begun(fleet: Fleet, drains_first: bool) -> Rolling:
+    """A restart that has begun with the first worker."""
+    rolling = Rolling(fleet, drains_first)  # type: ignore[arg-type]
+    rolling.begin()
+    rolling.step(2.0)
+    return rolling
+
+
 def advance(fleet: Fleet, rolling: Rolling, choice: int) -> None:
     """One of the things that can happen next: a successor becomes ready, or a draining worker ends."""
     possible: list[Any] = [(fleet.becomes_ready, child) for child in fleet.children if child.is_loading]
@@ -68,16 +76,14 @@ def advance(fleet: Fleet, rolling: Rolling, choice: int) -> None:
     rolling.step(2.0)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(1, 5), st.booleans(), st.lists(st.integers(0, 3), min_size=40, max_size=40))
 def test_every_worker_is_replaced_and_no_capacity_is_lost(
     num_workers: int, drains_first: bool, choices: list[int]
 ) -> None:
     fleet = Fleet(num_workers)
     old = list(fleet.children)
-    rolling = Rolling(fleet, drains_first)  # type: ignore[arg-type]
-    rolling.begin()
-    rolling.step(2.0)
+    rolling = begun(fleet, drains_first)
     remaining = iter(choices)
     while rolling.is_under_way:
         assert fleet.num_ready >= num_workers - drains_first
@@ -92,9 +98,7 @@ def test_every_worker_is_replaced_and_no_capacity_is_lost(
 def test_a_successor_that_cannot_start_ends_the_restart_and_the_workers_stay() -> None:
     fleet = Fleet(2)
     old = list(fleet.children)
-    rolling = Rolling(fleet, drains_first=False)  # type: ignore[arg-type]
-    rolling.begin()
-    rolling.step(2.0)
+    rolling = begun(fleet, drains_first=False)
     fleet.fails(fleet.children[-1])
     rolling.step(2.0)
     assert not rolling.is_under_way
@@ -105,9 +109,7 @@ def test_a_successor_that_cannot_start_ends_the_restart_and_the_workers_stay() -
 def test_where_the_old_one_drained_first_one_less_is_wanted_if_its_successor_cannot_start() -> None:
     fleet = Fleet(2)
     first, second = fleet.children
-    rolling = Rolling(fleet, drains_first=True)  # type: ignore[arg-type]
-    rolling.begin()
-    rolling.step(2.0)
+    rolling = begun(fleet, drains_first=True)
     assert first.deadline_s is not None
     assert len(fleet.children) == 2, "its place is not free yet"
     fleet.ends(first)
@@ -121,9 +123,7 @@ def test_where_the_old_one_drained_first_one_less_is_wanted_if_its_successor_can
 @pytest.mark.parametrize("drains_first", [False, True])
 def test_a_restart_begun_again_replaces_also_what_the_first_one_started(drains_first: bool) -> None:
     fleet = Fleet(2)
-    rolling = Rolling(fleet, drains_first)  # type: ignore[arg-type]
-    rolling.begin()
-    rolling.step(2.0)
+    rolling = begun(fleet, drains_first)
     for _ in range(2):
         advance(fleet, rolling, 0)
     present = list(fleet.staying)
@@ -139,9 +139,7 @@ def test_a_restart_begun_again_replaces_also_what_the_first_one_started(drains_f
 def test_a_worker_that_is_gone_meanwhile_is_not_replaced() -> None:
     fleet = Fleet(2)
     first, second = fleet.children
-    rolling = Rolling(fleet, drains_first=False)  # type: ignore[arg-type]
-    rolling.begin()
-    rolling.step(2.0)
+    rolling = begun(fleet, drains_first=False)
     fleet.ends(second)
     (new,) = (child for child in fleet.children if child is not first)
     fleet.becomes_ready(new)

@@ -15,7 +15,7 @@ from embedq.core.sequence import Sequence, Tokens
 from tests.bench.padding import simulate
 from tests.waiting import DENSE, LIMITS, MAX_BULK_WAIT_S, SPARSE, add_all, drain, lengths, scheduler_of, sequence
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=150)
+PROPERTY = settings(max_examples=150)
 
 #: What happens next, with the seconds since the step before: sequences arrive, a batch is taken, or
 #: the one at some place among all that ever came is removed or promoted.

@@ -156,7 +156,7 @@ def test_a_policy_without_an_end_goes_on_until_the_server_takes_it(
     assert len(sent(client)) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3 * sending._MAX_BYTES_PER_WRITE), max_size=40))
 def test_writes_keep_the_order_and_their_limits(sizes: list[int]) -> None:
     calls = [OutgoingJob((index,), {}, size, {}) for index, size in enumerate(sizes)]

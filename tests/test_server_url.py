@@ -1,4 +1,4 @@
-"""Which server counts: our settings alone, checked where they are read; and an embedded one that starts later."""
+"""The choice of the server: by our settings alone, checked where they are read; and an embedded one that starts later."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ WRONG = {
     "rediss://localhost?ssl_ca_certs=/no/SECRET.pem": "names a file by ssl_ca_certs that is not there",
     "rediss://localhost?ssl_keyfile=": "names a file by ssl_keyfile that is not there",
     "redis+socket://": "names no socket",
-    "redis://one;redis://two": "port|database|host|query",
+    "redis://one;redis://two": "database",
     "sentinel://one:26379;two:26379": "does not begin with",
     "sentinel://one:26379;sentinel://two:26379/x": "database",
 }

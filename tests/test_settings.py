@@ -52,7 +52,7 @@ def write_file(content: str, name: str = "embedq.toml") -> Path:
 
 
 def refusal(**overrides: Any) -> str:
-    """What an operator reads when these settings are wrong."""
+    """The message that an operator reads if these settings are wrong."""
     with pytest.raises(InvalidSettings) as caught:
         read_settings(**overrides)
     return str(caught.value)

@@ -25,7 +25,7 @@ from tests.checkpoints import save_cross_encoder, save_encoder, write_json
 
 GOLDEN = Path(__file__).parent / "golden"
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
+PROPERTY = settings(max_examples=100)
 
 #: WordPiece that lower-cases, Unigram, byte-level BPE: each treats white space in its own way.
 CASES = ["flagreranker_bert", "flagreranker_xlmr", "st_modernbert"]

@@ -46,7 +46,7 @@ def plainly(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor,
     max_queries: int, max_keys: int,
 ) -> torch.Tensor:  # fmt: skip
-    """What torch documents of its kernel, and what the kernel refuses."""
+    """Stands for torch's kernel as documented, with the refusals of the real one."""
     for one in (queries, keys, values):
         assert one.dim() == 3
         assert one.stride(-1) == 1
@@ -71,7 +71,7 @@ def plain_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def as_if_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What would be copied to a device stays here."""
+    """Keeps here what would be copied to a device."""
     monkeypatch.setattr(layout_module, "to_device", lambda tensor, device: tensor)
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from embedq.core.vectors import finish, max_sim, normalized
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
+PROPERTY = settings(max_examples=100)
 
 ROWS = hnp.arrays(
     np.float32,

@@ -32,7 +32,7 @@ def copy_of_checkout(directory: Path) -> Path:
 
 
 def run(command: Sequence[str], directory: Path, **environment: str) -> str:
-    """What a command prints to standard output; AssertionError with all it printed if it fails."""
+    """A command's standard output; AssertionError with all it printed if it fails."""
     variables = {**os.environ, "PYTHONPATH": "", **environment}
     done = subprocess.run(
         command, cwd=directory, env=variables, capture_output=True, text=True, timeout=120, check=False
@@ -56,7 +56,7 @@ class Installed:
         (self.site_packages / "borrowed.pth").write_text("\n".join(borrowed))
 
     def run(self, directory: Path, *arguments: str, **environment: str) -> str:
-        """What `python …` prints in `directory`."""
+        """The output of `python …` in `directory`."""
         return run([self.python, *arguments], directory, **environment)
 
     def start(self, directory: Path, *arguments: str, **environment: str) -> Running:

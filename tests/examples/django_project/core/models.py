@@ -1,4 +1,4 @@
-"""What the project keeps."""
+"""The project's documents."""
 
 from django.db import models
 

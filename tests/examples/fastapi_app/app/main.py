@@ -44,5 +44,5 @@ async def rank(question: Question) -> list[str]:
 
 @api.post("/count")
 def count_texts(texts: list[str]) -> int:
-    """How many vectors came to the service's own worker. A plain function may wait: it runs in a thread."""
+    """The number of vectors that came to the service's own worker. A plain function may wait: it runs in a thread."""
     return chain(tasks.embed.s(texts), count.s()).delay().get(timeout=30)

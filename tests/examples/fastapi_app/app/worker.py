@@ -11,5 +11,5 @@ connect(app)
 
 @app.task
 def count(vectors: Embeddings) -> int:
-    """What a service does with vectors: here it counts them."""
+    """The number of vectors; a service would store them."""
     return len(vectors)
