@@ -6,10 +6,10 @@
 # make wheel   dist/embedq-<version>-py3-none-any.whl, to install anywhere: pip install "dist/<the file>[worker,server]"
 # make check   formatter, linter, type checker, documentation
 # make docs    the reference pages from the code, and the documentation as a site in site/
-# make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" tells the options)
+# make bench-peers   speed against the peers, each in an environment of its own (ARGS="--help" lists the options)
 #
 # TORCH picks the build of torch. The default takes what pip finds for this machine; for a chosen
-# accelerator give pip's arguments:  make demo TORCH="torch==2.13.0 --index-url <the vendor's index>"
+# accelerator pass pip's arguments:  make demo TORCH="torch==2.13.0 --index-url <the vendor's index>"
 # KEEP=1 leaves the demo running.
 
 PYTHON ?= python3
@@ -120,7 +120,7 @@ $(VENV)/.test: $(VENV)/.demo $(VENV)/producer/.done tests/stores.txt
 	touch $@
 
 # --no-deps: the files name everything, and a resolver would pull a torch of another build for torchvision, which
-# OpenVINO's exporter asks for and text models never use. A peer that cannot be installed is told so in the table.
+# OpenVINO's exporter asks for and text models never use. The table names a peer that cannot be installed.
 $(VENV)/peers/%/.done: tests/bench/peers/requirements/%.txt
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)

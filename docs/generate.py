@@ -7,7 +7,8 @@
     reference/commands.md      the help of every command
     explain/code-map.md        the first docstring line of every file, and tests/layout.py's path of a job
 
-Where a page shows a whole file, `<!-- file: path -->` stands above its block, and the block is brought up to date. A field is described by the `#:` lines above it. ValueError names a field, a key or a file that has no description.
+Where a page shows a whole file, `<!-- file: path -->` stands above its block, and the block is brought up to date. A field is
+described by the `#:` lines above it. ValueError names a field, a key or a file that has no description.
 `tests/test_docs_generated.py` compares the pages with what this makes.
 """
 
@@ -121,8 +122,10 @@ def metrics() -> str:
             for name, metric in of.items()
         ]
         parts += [f"## {title}", _table(("metric", "kind", "labels", "meaning"), rows)]
-    outcomes, stages = (", ".join(f"`{one}`" for one in some) for some in (catalogue.OUTCOMES, catalogue.STAGES))
-    return _page([*parts, f"## Values of labels\n\n- `outcome`: {outcomes}\n- `stage`: {stages}", _METRICS_FOOT])
+    named = (catalogue.OUTCOMES, catalogue.PART_OUTCOMES, catalogue.STAGES)
+    outcomes, of_parts, stages = (", ".join(f"`{one}`" for one in some) for some in named)
+    values = f"- `outcome`: {outcomes}; of `embedq_parts_total` {of_parts}\n- `stage`: {stages}"
+    return _page([*parts, f"## Values of labels\n\n{values}", _METRICS_FOOT])
 
 
 def redis_keys() -> str:
@@ -319,7 +322,10 @@ def _values(field: Any) -> str:
         return ", ".join(words)
     bounds = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     said = [
-        f"{word} {getattr(one, key):,}" for one in field.metadata for key, word in bounds.items() if hasattr(one, key)
+        f"{word} {getattr(one, key):,.15g}"
+        for one in field.metadata
+        for key, word in bounds.items()
+        if hasattr(one, key)
     ]
     return " ".join(said)
 
@@ -343,7 +349,7 @@ def _values_of_option(name: str, annotation: str) -> str:
 def _default(value: Any) -> str:
     if value is MISSING:
         return "required"
-    if value is None or value in ("", {}):
+    if value is None or value in ("", {}, ()):
         return "not set"
     if isinstance(value, tuple):
         return ", ".join(f"`{one}`" for one in value)
@@ -375,7 +381,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """`text` in one cell: a bar would end it, a bracket in angles would be taken for HTML, a star for emphasis."""
+    """`text` in one cell: a bar or the end of a line would end it."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -454,7 +460,7 @@ _OPTIONS_FOOT = _text("""
     | `time_limit`, `soft_time_limit` | Seconds from the job's first batch. |
     | `ignore_result` | Store nothing. |
     | `link`, `link_error` | Signatures that the worker sends on when the job ends; see [Chains with your own tasks](../how-to/chains.md). |
-    | `task_id` | An id of your own, for sending the same job again after an error. |
+    | `task_id` | An id of your own, a text or a UUID, for sending the same job again after an error; see [Retry safely](../how-to/bulk.md#retry-safely). |
 
     ```python
     job = tasks.embed.apply_async((["a text"],), {{"dimensions": 128}}, priority=9, expires=600)
@@ -470,7 +476,7 @@ _METRICS_HEAD = _text("""
 """)
 
 _METRICS_FOOT = _text("""
-    A job whose call was wrong, or that was revoked, has the `model` `unknown`. `kind` is `embed` or `rerank`. `class` is
+    A job whose call was wrong, or that was revoked, has the `model` `unknown`. `kind` is `embed`, `rerank` or `part` (of a dataset). `class` is
     `interactive` or `bulk`. `priority` is that of the list: 0, 3, 6 or 9.
 """)
 
