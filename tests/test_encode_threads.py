@@ -26,7 +26,7 @@ def test_interactive_jobs_go_before_bulk_jobs_and_of_a_class_the_oldest_first(en
 
 
 def test_bulk_gets_a_turn_though_interactive_jobs_never_cease(encoder: Encoder) -> None:
-    with running(encoder, num_threads=2, max_bulk_wait_s=0.05) as encoding:
+    with running(encoder, num_threads=2, max_bulk_wait_s=0.5) as encoding:  # longer than a busy machine pauses
         hold(encoder, encoding)
         is_over = threading.Event()
         numbers = itertools.count()
