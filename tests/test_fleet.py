@@ -36,7 +36,7 @@ class Driven:
         self, wanted: int, per_device: int = 1, drains_first: bool = False, working_s: float = 60, loading_s: float = 60
     ) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        reporting = Reporting(self._events.put, self._beat, self._ended, Lines())
+        reporting = Reporting(self._events.put, self._beat, self._ended, list[str]().append, Lines())
         self.environment: dict[str, str] = {}
         self.say({"state": READY})
         patience = Patience(silent_s=TIMEOUT_S, working_s=working_s, loading_s=loading_s)

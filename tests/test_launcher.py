@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from embedq import tasks
 from embedq.workers.__main__ import main
@@ -87,6 +88,32 @@ def test_a_stopped_worker_is_replaced_and_its_jobs_are_done(tiny: dict[str, str]
         assert not is_alive(stopped)
         assert workers_of(running)["cpu0"] != stopped
         wait_until(lambda: not in_flight(server, "tiny"))
+
+
+@pytest.mark.timing
+def test_a_killed_workers_jobs_run_elsewhere_before_their_leases_end(server: str, minilm: Path, tmp_path: Path) -> None:
+    with (
+        environment(server, "killed", minilm, tmp_path) as own,
+        start_workers(own | {"EMBEDQ_LEASE_S": "60"}, "--cpu-workers", "2") as running,
+        redis.Redis.from_url(server) as client,
+    ):
+        running.wait_for("action=worker_up", count=2)
+        pids = set(workers_of(running).values())
+        job = send(bulk.texts(100, seed=50), "killed")
+
+        def holders() -> set[int]:
+            """Process ids of the workers that hold the job."""
+            lines = [client.hget("embedq:jobs", tag) or b"" for tag in in_flight(server, "killed")]
+            return {pid for pid in pids for one in lines if f"/{pid}\t".encode() in one.splitlines()[-1]}
+
+        wait_until(holders)
+        (holder,) = holders()
+        os.kill(holder, signal.SIGKILL)
+        killed_s = time.monotonic()
+        wait_until(lambda: holders() == pids - {holder})
+        assert time.monotonic() - killed_s < 2
+        assert field(running.wait_for("action=jobs_returned")[0], "num_jobs") == "1"
+        assert answered([job], 100) == 1
 
 
 class Stream:

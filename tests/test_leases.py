@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 
-from embedq.workers.broker.leases import LeaseRenewal, renew
+from embedq.workers.broker.leases import LeaseRenewal, give_back_jobs_of, renew
 from tests.consuming import STOCK, Consuming, calls, context, dead_letters, in_flight, send, waiting
 
 #: Seconds; short enough to wait for, long enough for a busy machine to renew in time.
@@ -74,6 +75,23 @@ def test_a_dead_workers_jobs_are_elsewhere_within_a_lease_and_a_half(url: str, c
         for message in heir.got:
             message.ack()
         heir.run_until(lambda: in_flight(client) == 0)
+
+
+def test_the_jobs_of_a_process_that_has_ended_return_at_once_and_no_others(url: str, client: redis.Redis) -> None:
+    send(url, "a", *range(1_200))
+    dead = took(url, "a", 1_200, worker=context(process="dead@here/1"))
+    send(url, "a", *range(1_200, 1_500))
+    with Consuming(url, ["a"], worker=context(process="dead@here/11")) as alive:
+        alive.run_until(lambda: len(alive.got) == 300)
+        dead.abandon()
+        give_back_jobs_of("dead@here/1", Celery(broker=url))
+        assert (len(waiting(client, "a")), in_flight(client)) == (1_200, 300)
+        for message in alive.got:
+            message.ack()
+        alive.run_until(lambda: len(alive.got) == 1_500)
+        assert set(alive.numbers()) == set(range(1_500))
+        assert all(message.headers["redelivered"] for message in alive.got[300:])
+        assert {lines.count(b"\n") for lines in client.hvals("embedq:jobs")} == {1}  # the second attempt of each
 
 
 def test_looking_for_expired_leases_costs_one_call_however_many_there_are(url: str, client: redis.Redis) -> None:

@@ -38,7 +38,8 @@ class Launched:
         self.beats: list[Beat] = []
         self.num_ends = 0
         self.child = Child(Device("cuda", 0, ""), "cuda0", Patience(TIMEOUT_S, TIMEOUT_S, TIMEOUT_S))
-        self.child.start(time.monotonic(), {}, (), Reporting(self.events.put, self._beat, self._end, Lines()))
+        reporting = Reporting(self.events.put, self._beat, self._end, list[str]().append, Lines())
+        self.child.start(time.monotonic(), {}, (), reporting)
 
     def until(self, condition: Callable[[], object]) -> None:
         while not condition():

@@ -33,7 +33,8 @@ class Launcher:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.beats: list[Beat] = []
         self.codes: list[int | None] = []
-        self.reporting = Reporting(self.events.put, self._beat, self._end, Lines())
+        self.returned: list[str] = []
+        self.reporting = Reporting(self.events.put, self._beat, self._end, self.returned.append, Lines())
 
     def _beat(self, child: Child, process: subprocess.Popen[bytes], beat: Beat) -> None:
         child.beat = beat
@@ -81,12 +82,16 @@ def test_beats_are_reported_in_order_and_its_end_at_last(child: Child, launcher:
     assert (child.state, child.is_ready) == (DRAINING, False)
 
 
-def test_a_worker_that_is_killed_is_reported_with_its_signal(child: Child, launcher: Launcher) -> None:
-    start(child, launcher, {"state": READY})
+def test_a_worker_that_is_killed_is_reported_with_its_signal_and_its_jobs_are_given_back(
+    child: Child, launcher: Launcher
+) -> None:
+    start(child, launcher, {"state": READY, "worker": "fake.cpu0@here"})
     launcher.events.get(timeout=PATIENCE_S)()
     assert child.process
     child.process.send_signal(signal.SIGKILL)
     assert launcher.run_until_the_end() == -signal.SIGKILL
+    child.wait_for_return(PATIENCE_S)
+    assert launcher.returned == [f"fake.cpu0@here/{child.process.pid}"]
 
 
 def test_a_beat_that_was_cut_short_is_no_beat(

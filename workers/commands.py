@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ def workers(models: Sequence[str], **options: Any) -> int:
     """
     from embedq.core.settings import models_text, read_settings
     from embedq.workers import embedded
+    from embedq.workers.broker.leases import give_back_jobs_of
     from embedq.workers.launcher.launcher import Launcher
 
     _log()
@@ -89,7 +91,7 @@ def workers(models: Sequence[str], **options: Any) -> int:
         if not tasks.config.is_server_named():
             url = environment["EMBEDQ_REDIS_URL"] = stack.enter_context(embedded.server())
             tasks.app.conf.update(broker_url=url, result_backend=url)
-        return Launcher(plan, settings, environment).run()
+        return Launcher(plan, settings, environment, partial(give_back_jobs_of, app=tasks.app)).run()
 
 
 def _plan(asked: SimpleNamespace) -> Plan:

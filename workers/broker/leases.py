@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import redis
-from celery import bootsteps
+from celery import Celery, bootsteps
+from kombu.exceptions import OperationalError
 
 from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.celery_private import Consumer
@@ -126,12 +127,40 @@ class Leases:
             total += num_jobs
         return total, [tag.decode() for tag in foreign]
 
+    def give_back_of(self, process: str) -> int:
+        """Put the jobs of a process that has ended back at the head of their lists, without waiting for their leases.
+
+        `process` is its name in the records of leases. The delivery counts as an attempt. Returns how many jobs.
+        """
+        total, place = 0, 0
+        while place >= 0:
+            num_jobs, place = self._run("abandon", process, place)
+            total += num_jobs
+        return total
+
     def bury(self, tag: str, reason: str, detail: str = "") -> bool:
         """Make a job in flight a dead letter; False if it is no longer in flight."""
         return bool(self._run("bury", self._channel.max_dead_letters, tag, reason, detail))
 
     def _run(self, *arguments: Any) -> Any:
         return self._script(keys=self.keys, args=arguments, client=self.client)
+
+
+def give_back_jobs_of(process: str, app: Celery) -> None:
+    """Put the jobs of a process that has ended back in their queues, over a connection of its own; logs how many.
+
+    Logs a failure: then they return when their leases end. Any thread may call it.
+    """
+    fields = {"action": "jobs_returned", "worker_process": process}
+    try:
+        with app.connection_for_read() as connection:
+            num_jobs = Leases(connection.channel()).give_back_of(process)
+    except (redis.RedisError, OperationalError, OSError) as error:
+        fields["error"] = type(error).__name__
+        log.warning("jobs of a worker that ended return when their leases end", extra=fields)
+        return
+    if num_jobs:
+        log.info("jobs of a worker that ended are back in their queues", extra=fields | {"num_jobs": num_jobs})
 
 
 class LeaseRenewal(bootsteps.StartStopStep):

@@ -319,6 +319,21 @@ local function tidy(cursor, before_us)
   return scanned[1]
 end
 
+-- Puts jobs back at the heads of their lists, in the order in which they were taken; their deliveries count as attempts.
+-- Returns how many: a call stops where they are too large for one.
+local function put_back(jobs)
+  table.sort(jobs, function(one, other) return one.taken > other.taken end)
+  local bytes = 0
+  for number, job in ipairs(jobs) do
+    if bytes > MAX_BYTES_GIVEN_BACK then return number - 1 end
+    local value = redis.call('HGET', UNACKED, job.tag)
+    if value then redis.call('RPUSH', job.list, message_of(value, job.bytes)) end
+    forget(job.tag)
+    bytes = bytes + job.bytes
+  end
+  return #jobs
+end
+
 -- expire lease_s foreign_lease_s record_s cursor
 --   -> {given back, whether there is more, the next cursor, {tags of stock workers …}}
 --
@@ -339,17 +354,29 @@ local function expire()
       expired[#expired + 1] = last
     end
   end
-  table.sort(expired, function(one, other) return one.taken > other.taken end)
-  local given_back, bytes = 0, 0
-  for number, job in ipairs(expired) do
-    if bytes > MAX_BYTES_GIVEN_BACK then break end
-    local value = redis.call('HGET', UNACKED, job.tag)
-    if value then redis.call('RPUSH', job.list, message_of(value, job.bytes)) end
-    forget(job.tag)
-    given_back, bytes = number, bytes + job.bytes
-  end
+  local given_back = put_back(expired)
   local cursor = tidy(ARGV[5], now - tonumber(ARGV[4]) * 1000000)
   return { given_back, given_back < #expired and 1 or 0, cursor, foreign }
+end
+
+-- abandon worker place -> {given back, the place to look on from, or -1}
+--
+-- Gives back what a process holds that has ended, without waiting for its leases. Looks at some of all jobs in flight.
+local function abandon()
+  local place = tonumber(ARGV[3])
+  local tags = redis.call('ZRANGE', INDEX, place, place + MAX_LOOKED_AT - 1)
+  if #tags == 0 then return { 0, -1 } end
+  local lines, held = redis.call('HMGET', JOBS, unpack(tags)), {}
+  for number, tag in ipairs(tags) do
+    local last = lines[number] and holder(lines[number])
+    if last and last.worker == ARGV[2] then
+      last.tag = tag
+      held[#held + 1] = last
+    end
+  end
+  local given_back = put_back(held)
+  if given_back < #held then return { given_back, place } end
+  return { given_back, #tags == MAX_LOOKED_AT and place + #tags - given_back or -1 }
 end
 
 -- bury max_dead tag reason detail -> 1, or 0 if the job is not in flight
@@ -364,5 +391,7 @@ local function bury_one()
   return 1
 end
 
-local operations = { fetch = fetch, renew = renew, ack = ack, give_back = give_back, expire = expire, bury = bury_one }
+local operations = {
+  fetch = fetch, renew = renew, ack = ack, give_back = give_back, expire = expire, abandon = abandon, bury = bury_one,
+}
 return operations[ARGV[1]]()

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 #: loaded: what it needs may be back soon. If none has ever started, the first failure ends it: the settings are wrong.
 _MAX_REFUSALS = 3
 
+#: Seconds that the launcher waits, before it ends, for the jobs of workers that it killed to return to their queues.
+_RETURN_S = 5.0
+
 
 class Fleet:
     """Workers on devices."""
@@ -173,6 +176,9 @@ class Fleet:
         for child in self.children:
             if child.process:
                 finish(child.process, max(0.1, deadline_s - time.monotonic()))
+        deadline_s = time.monotonic() + _RETURN_S
+        for child in self.children:
+            child.wait_for_return(max(0.0, deadline_s - time.monotonic()))
 
     def _start(self, child: Child, now_s: float) -> None:
         fields: dict[str, object] = {"device": child.label}

@@ -79,8 +79,12 @@ class Plan:
 class Launcher:
     """Runs workers until SIGTERM or SIGINT."""
 
-    def __init__(self, plan: Plan, settings: Settings, environment: dict[str, str]) -> None:
+    def __init__(
+        self, plan: Plan, settings: Settings, environment: dict[str, str], give_back: Callable[[str], None]
+    ) -> None:
+        """`give_back` puts the jobs of a process that has ended back in their queues; see `Reporting`."""
         self.plan = plan
+        self._give_back = give_back
         self.settings = settings
         #: As read when this process was started: its own connections are made by it.
         self._wire = dict(tasks.config.wire)
@@ -118,7 +122,7 @@ class Launcher:
 
     def _build(self, locks: dict[str, list[int]]) -> None:
         plan, settings = self.plan, self.settings
-        reporting = Reporting(self._events.put, self._beat, self._ended, self._screen)
+        reporting = Reporting(self._events.put, self._beat, self._ended, self._give_back, self._screen)
         limits = self._patience(settings), settings.drain_timeout_s
         self._fleet = Fleet(plan.devices, plan.per_device, self.environment, locks, reporting, *limits)
         self._rolling = Rolling(self._fleet, plan.drains_first)

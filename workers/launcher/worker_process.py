@@ -62,6 +62,7 @@ class Child:
         self.num_refusals = 0
         self.has_hung = False
         self._backoff_s = _FIRST_BACKOFF_S
+        self._follower: GuardedThread | None = None
 
     @property
     def state(self) -> str:
@@ -105,7 +106,8 @@ class Child:
         self.beat, self.progress, self.has_hung = Beat(), Progress(now_s), False
         self.started_s, self.due_s = now_s, None
         follow = partial(self._follow, self.process, reading, reporting)
-        GuardedThread(f"follow-{self.label}", follow, partial(self._lost, self.process, reporting)).start()
+        self._follower = GuardedThread(f"follow-{self.label}", follow, partial(self._lost, self.process, reporting))
+        self._follower.start()
         return self.process.pid
 
     def retry(self, now_s: float) -> float:
@@ -116,7 +118,13 @@ class Child:
         self.due_s = now_s + backoff_s
         return backoff_s
 
+    def wait_for_return(self, timeout_s: float) -> None:
+        """Wait until the jobs of its last process, which has ended, are back in their queues, or the time is over."""
+        if self._follower:
+            self._follower.join(timeout_s)
+
     def _follow(self, process: subprocess.Popen[bytes], reading: int, reporting: Reporting) -> None:
+        worker = ""
         with os.fdopen(reading, "rb") as beats:
             for line in beats:
                 if not line.endswith(b"\n"):  # killed in the middle of it
@@ -128,9 +136,12 @@ class Child:
                         "a heartbeat cannot be read", extra={"action": "heartbeat_refused", "device": self.label}
                     )
                     continue
+                worker = beat.worker or worker
                 reporting.events(partial(reporting.on_beat, self, process, beat))
         process.wait()
         reporting.events(partial(reporting.on_end, self, process))
+        if worker:  # else it has not begun to take jobs
+            reporting.give_back(f"{worker}/{process.pid}")
 
     def _lost(self, process: subprocess.Popen[bytes], reporting: Reporting, reason: str) -> None:
         """Nobody follows this process any more: end it, so that another one takes its place."""
@@ -148,9 +159,12 @@ class Reporting:
         events: Callable[[Event], None],
         on_beat: Callable[[Child, subprocess.Popen[bytes], Beat], None],
         on_end: Callable[[Child, subprocess.Popen[bytes]], None],
+        give_back: Callable[[str], None],
         screen: Lines,
     ) -> None:
+        """`give_back` gets the name of a process that has ended, as leases have it; it is called on the following thread."""
         self.events = events
         self.on_beat = on_beat
         self.on_end = on_end
+        self.give_back = give_back
         self.screen = screen
