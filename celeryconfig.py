@@ -10,6 +10,8 @@ EMBEDQ_* variables or in the [wire] table of the settings file:
     sentinel_password     password of the Sentinels; the server's own is part of the URL
     max_texts_per_job     most texts (or passages) of one call
     max_bytes_per_job     most bytes of all texts of one call, as UTF-8
+    max_queued_jobs       most jobs that wait in one queue, interactive and bulk each; more raise QueueFull. 0: no limit
+    max_queued_bytes      most bytes of their messages, as the server estimates them. 0: no limit
     result_expires_s      seconds that a result is kept for its producer
     lease_s               seconds after which a silent worker's jobs are redelivered to another
     max_attempts          workers that may die while holding a job before it becomes a dead letter
@@ -42,6 +44,9 @@ WIRE: dict[str, Any] = {
     "max_texts_per_job": 10_000,
     # The server stores a message three times over (base64, and again while in flight).
     "max_bytes_per_job": 16 * 1024 * 1024,
+    # Of one class, interactive or bulk, in one queue; 0 for no limit but the server's memory.
+    "max_queued_jobs": 0,
+    "max_queued_bytes": 0,
     "result_expires_s": 3600,
     "lease_s": 60,
     # A job is not retried after this many workers died while holding it.
@@ -95,13 +100,14 @@ def _value(name: str, given: Any, default: Any) -> Any:
             raise InvalidSettings(f"{variable} must be a string; given {type(given).__name__}")
         return given
     try:
-        number = int(given) if isinstance(given, str) or type(given) is int else 0
+        number = int(given) if isinstance(given, str) or type(given) is int else -1
     except ValueError:
-        number = 0
+        number = -1
     most = _MAXIMA.get(name, _MAX_VALUE)
-    if not 1 <= number <= most:
+    least = min(1, default)  # 0 says "no limit" where that is the default
+    if not least <= number <= most:
         limit = f" to {most:,}" if name in _MAXIMA or number > most else ""
-        raise InvalidSettings(f"{variable} must be a whole number from 1{limit}; given {given!r:.40}")
+        raise InvalidSettings(f"{variable} must be a whole number from {least}{limit}; given {given!r:.40}")
     return number
 
 

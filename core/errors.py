@@ -10,6 +10,7 @@
     │   ├── InvalidSettings    a setting cannot be read, or two contradict each other
     │   ├── CannotLoadModel    a model directory is missing, incomplete, or not of a known kind
     │   └── ServerUnavailable  no Redis or Valkey server could be reached or started
+    ├── QueueFull              the queue has no room for the job; later it may
     └── WorkerError            the worker failed; the same job may succeed elsewhere
         ├── DeviceFailure      the forward pass failed on the device
         ├── DeviceOutOfMemory  a single sequence does not fit the device's memory
@@ -23,6 +24,9 @@ same class. A message names what is wrong, the limit, and the value given; it ne
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 
 class EmbedqError(Exception):
@@ -67,6 +71,15 @@ class CannotLoadModel(OperatorError):
 
 class ServerUnavailable(OperatorError):
     """No Redis or Valkey server could be reached or started."""
+
+
+class QueueFull(EmbedqError):
+    """The queue has no room for the job, which was not sent; later it may."""
+
+    #: Seconds in which the workers present make room, by their measured speed; None if nobody has measured it.
+    retry_after_s: float | None = None
+    #: Of many jobs, the results of those that were sent before the queue was full.
+    jobs: Sequence[Any] = ()
 
 
 class WorkerError(EmbedqError):

@@ -456,6 +456,7 @@ _OPTIONS_FOOT = _text("""
     | --- | --- |
     | `priority` | 0 to 9. Up to {interactive} is interactive, above is bulk; the lists are 0, 3, 6 and 9. A job of more than {rows} texts is bulk whatever its priority. |
     | `expires` | Seconds or a date after which the job is dropped if it has not started. |
+    | `block_s` | Seconds to wait where the queue is full, if it has a cap ([Bulk jobs](../how-to/bulk.md#cap-the-queue)). Without it `QueueFull` is raised at once. |
     | `countdown`, `eta` | The job waits in a worker until then, and keeps no other waiting. A worker holds up to `EMBEDQ_MAX_JOBS` such jobs; others wait on the server, and reach a worker two seconds before their time. A revocation holds for either. |
     | `time_limit`, `soft_time_limit` | Seconds from the job's first batch. |
     | `ignore_result` | Store nothing. |

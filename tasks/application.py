@@ -15,6 +15,7 @@ from embedq import celeryconfig as config
 from embedq.tasks import stock_workers
 from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
+from embedq.tasks.queue_cap import QueueCap, capped_transport, configured_cap
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class Application(OwnCelery):
     """
 
     control_cls = JsonControl
+
+    #: How much a queue may hold for this process to send to it; None for any number. A worker has none.
+    cap: QueueCap | None = None
 
     #: The URL that was looked up last; whoever sets another one in the configuration has chosen it.
     _looked_up: str | None = None
@@ -74,8 +78,11 @@ class Application(OwnCelery):
         return super().connection_for_read(url, **options)
 
     def connection_for_write(self, url: Any = None, **options: Any) -> Any:
-        """Celery's connection for writing, to the server that is used now."""
+        """Celery's connection for writing, to the server that is used now; jobs beyond `cap` are refused on it."""
         self.follow()
+        if self.cap is not None:
+            scheme = str(url or self.conf.broker_write_url).partition("://")[0].partition("+")[0]
+            options.setdefault("transport", capped_transport(scheme, self.cap))
         return super().connection_for_write(url, **options)
 
     def follow(self) -> None:
@@ -118,6 +125,7 @@ app = Application("embedq", set_as_current=False, fixups=(), loader="celery.load
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 app.look_up_from(config.broker_url)
+app.cap = configured_cap()
 stock_workers.protect(app)
 
 

@@ -43,7 +43,8 @@ def embed_many(
     """Send one `embed` job for each list of texts, hundreds in a round trip; their results in order.
 
     All share `options`, and `sending`: what `apply_async` takes, such as `{"priority": 9}`. `task_ids` are ids of your
-    own, one for each job. ProducerError, before anything is sent, if one of them is wrong.
+    own, one for each job. ProducerError, before anything is sent, if one of them is wrong. QueueFull, whose `jobs` are
+    the results of those that were sent, where the queue has no room, nor gets any within `block_s` of `sending`.
     """
     return _send_all(embed, [((texts,), options) for texts in batches], sending, task_ids)
 
@@ -65,13 +66,14 @@ def _send_all(
     task_ids: Iterable[str | UUID] | None,
 ) -> list[AsyncResult]:
     shared = checked_sending(sending or {})
+    block_s = shared.pop("block_s", None)
     ids = None if task_ids is None else [checked_sending({"task_id": one})["task_id"] for one in task_ids]
     _check_ids(shared, ids, len(calls))
     checked = [task.checked(args, kwargs) for args, kwargs in calls]
     for model in {call.kwargs.get("model") for call in checked}:
         task.check_model(model)
     outgoing = [call._replace(sending={**call.sending, **shared}) for call in checked]
-    jobs = send_many(task, outgoing, ids)
+    jobs = send_many(task, outgoing, ids, block_s)
     return jobs if ids is None else [task.known(job, call) for job, call in zip(jobs, outgoing, strict=True)]
 
 

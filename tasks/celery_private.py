@@ -5,7 +5,7 @@ As `workers/celery_private.py` is for workers; `tests/test_celery_private.py` tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -14,6 +14,10 @@ from celery.app.utils import Settings
 from celery.backends.asynchronous import _waiting_on
 from celery.backends.redis import RedisBackend, ResultConsumer
 from celery.result import AsyncResult
+from kombu.transport import TRANSPORT_ALIASES
+from kombu.transport import redis as stock
+from kombu.utils.imports import symbol_by_name
+from kombu.utils.json import dumps
 
 
 class ConsumerBase(ResultConsumer):
@@ -121,6 +125,68 @@ def transport_options(backend: RedisBackend) -> dict[str, Any]:
     """The options by which a backend reaches its server."""
     options: dict[str, Any] = backend._transport_options
     return options
+
+
+class PublishingChannel(stock.Channel):
+    """kombu's channel of a producer, which puts messages for some queues by a method of its own."""
+
+    def takes(self, queue: str) -> bool:
+        """Returns True for queues whose messages `put` puts; those of others go as in kombu."""
+        raise NotImplementedError
+
+    def put(self, messages: Sequence[tuple[str, int, str]]) -> None:
+        """Put messages, each with its queue and priority step, in their order."""
+        raise NotImplementedError
+
+    def list_key(self, queue: str, step: int) -> str:
+        """The key of a queue's list for one priority step, the installation's prefix included."""
+        return f"{self.global_keyprefix}{self._q_for_pri(queue, step)}"
+
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if not self.takes(queue):
+            super()._put(queue, message, **kwargs)
+            return
+        step = self.priority(self._get_message_priority(message, reverse=False))
+        batch = kwargs.get("_publish_batch")
+        if batch is None:
+            self.put([(queue, step, dumps(message))])
+        else:
+            batch.add("put", queue, step, dumps(message))
+
+    def create_publish_batch(self, max_size: int) -> Any:
+        """kombu's batch of messages that are written together."""
+        batch = super().create_publish_batch(max_size)
+        batch.pipeline = _Writes(batch.pipeline, self)
+        return batch
+
+
+class _Writes:
+    """The pipeline of a batch, with the messages that the channel puts itself: before the others."""
+
+    def __init__(self, pipeline: Any, channel: PublishingChannel) -> None:
+        self._pipeline, self._channel = pipeline, channel
+        self._messages: list[tuple[str, int, str]] = []
+
+    def put(self, *message: Any) -> None:
+        self._messages.append(message)
+
+    def execute(self) -> Any:
+        messages, self._messages = self._messages, []
+        self._channel.put(messages)
+        return self._pipeline.execute()
+
+    def reset(self) -> None:
+        self._messages = []
+        self._pipeline.reset()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
+def transport_with(scheme: str, channel: Callable[[type], type]) -> type:
+    """kombu's transport for URLs of a scheme, with the class of channels that `channel` makes of kombu's."""
+    base: Any = symbol_by_name(TRANSPORT_ALIASES[scheme])
+    return type(base.__name__, (base,), {"Channel": channel(base.Channel)})
 
 
 #: Variables of the environment that Celery puts above the settings of the same names.

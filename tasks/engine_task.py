@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_t
 from embedq.tasks.application import config, key_prefix
 from embedq.tasks.celery_private import CheckedResult
 from embedq.tasks.models import Registry
+from embedq.tasks.queue_cap import waiting_for_room
 from embedq.tasks.sending import OutgoingJob, checked_sending, compression_for
 
 if TYPE_CHECKING:
@@ -107,17 +108,19 @@ class EngineTask(Task):
         """Check the call and how it is sent, then send it. ProducerError, before anything is sent, if one is wrong.
 
         A `task_id` of the producer's own may be a text or a UUID. Sent again under the same id, the same call has one
-        result; `.get()` of another call under that id raises InvalidInput.
+        result; `.get()` of another call under that id raises InvalidInput. QueueFull if the queue has no room for the
+        job, nor gets any within `block_s` seconds.
         """
         args, kwargs = args or (), kwargs or {}
         call = self.checked(args, kwargs)
         self.check_model(call.kwargs.get("model"))
         is_retry = bool(sending.get("retries"))  # its message was checked when it came
         sending = {**call.sending, **(sending if is_retry else checked_sending(sending))}
-        if task_id is None:
-            return super().apply_async(args, kwargs, None, *rest, **sending)
-        task_id = checked_sending({"task_id": task_id})["task_id"]
-        return self.known(super().apply_async(args, kwargs, task_id, *rest, **sending), call)
+        if task_id is not None:
+            task_id = checked_sending({"task_id": task_id})["task_id"]
+        block_s = sending.pop("block_s", None)
+        job = waiting_for_room(partial(super().apply_async, args, kwargs, task_id, *rest, **sending), block_s)
+        return job if task_id is None else self.known(job, call)
 
     def known(self, job: AsyncResult, call: OutgoingJob) -> AsyncResult:
         """The result of a job that was sent under an id of the producer's own."""

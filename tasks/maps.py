@@ -10,6 +10,7 @@ is sent, summarised as any job is, and computed together. Other tasks are mapped
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task, signature
@@ -17,6 +18,7 @@ from celery import Celery, Task, signature
 from embedq.core.errors import InvalidInput, JobTooLarge
 from embedq.tasks.application import app, config
 from embedq.tasks.engine_task import EngineTask, current_answer, sending_of
+from embedq.tasks.queue_cap import waiting_for_room
 from embedq.tasks.sending import checked_sending
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class MapTask(EngineTask):
             texts = check_total(task, items, num_bytes)
             task.check_model((mapped.get("kwargs") or {}).get("model"))
             sending = sending_of(task.summary_of(texts), "{}", num_bytes) | sending
-        return Task.apply_async(self, args, kwargs, task_id, *rest, **sending)
+        block_s = sending.pop("block_s", None)
+        return waiting_for_room(partial(Task.apply_async, self, args, kwargs, task_id, *rest, **sending), block_s)
 
     def mapped(self, given: Any) -> Any:
         """The task that a signature means; None if this process does not know it."""

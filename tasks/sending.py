@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,7 +20,8 @@ from kombu.utils.functional import retry_over_time
 from kombu.utils.json import dumps
 from kombu.utils.uuid import uuid
 
-from embedq.core.errors import InvalidInput
+from embedq.core.errors import InvalidInput, QueueFull
+from embedq.tasks.queue_cap import waiting_for_room
 
 #: Jobs with at least so many bytes of texts are compressed. For smaller ones the worker's time is worth more than the
 #: server's memory; 64 KiB of prose take zstd 0.2 to 2 ms and shrink to less than a half, of a message that the server
@@ -121,6 +123,7 @@ _SENDING: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number of seconds, or a datetime",
     ),
     "headers": (_are_headers, "a map of texts to values that JSON can carry"),
+    "block_s": (_are_seconds, f"seconds from 0 to {_MAX_SECONDS:,}"),
     "ignore_result": (lambda value: isinstance(value, bool), "True or False"),
 }
 
@@ -131,11 +134,14 @@ def compression_for(num_bytes: int) -> str | None:
     return "zstd" if is_large and "application/zstd" in compression.encoders() else None
 
 
-def send_many(task: Task, calls: Sequence[OutgoingJob], ids: Sequence[str] | None = None) -> list[AsyncResult]:
+def send_many(
+    task: Task, calls: Sequence[OutgoingJob], ids: Sequence[str] | None = None, block_s: float | None = None
+) -> list[AsyncResult]:
     """Send many jobs of one task, under new ids or those given; returns their results in order.
 
     A failed write is repeated with the same ids. Some of its jobs may then be in the queue twice: they
-    are computed twice, and have one result. BatchPublishError or OperationalError if it keeps failing.
+    are computed twice, and have one result. BatchPublishError or OperationalError if it keeps failing. QueueFull, with
+    the results of the jobs that were sent, if the queue has no room for a write within `block_s` seconds.
     """
     left = iter(ids or [uuid() for _ in calls])
     if task.app.conf.task_always_eager:  # nothing is sent
@@ -143,28 +149,43 @@ def send_many(task: Task, calls: Sequence[OutgoingJob], ids: Sequence[str] | Non
     asked = task.app.conf.task_publish_retry_policy
     policy = {name: asked[name] for name in _POLICY if name in asked}
     jobs: list[AsyncResult] = []
+    errors = (BatchPublishError, OperationalError)
     with task.app.producer_or_acquire() as producer:
-        for write in _writes(calls):
+        for write in _writes(calls, *(task.app.cap or ())):
             given = (task, producer, write, [next(left) for _ in write])
-            jobs += retry_over_time(_send, (BatchPublishError, OperationalError), given, **policy)
+            try:
+                jobs += waiting_for_room(partial(retry_over_time, _send, errors, given, **policy), block_s)
+            except QueueFull as error:
+                error.jobs = jobs
+                raise
     return jobs
 
 
 def _send(task: Task, producer: Any, calls: Sequence[OutgoingJob], ids: Sequence[str]) -> list[AsyncResult]:
-    with producer.batch(max_size=2 * len(calls)):  # written at the end, in one pipeline
-        return [_send_one(task, call, job_id, producer) for call, job_id in zip(calls, ids, strict=True)]
+    try:
+        with producer.batch(max_size=2 * len(calls)):  # written at the end, in one pipeline
+            return [_send_one(task, call, job_id, producer) for call, job_id in zip(calls, ids, strict=True)]
+    except BatchPublishError as error:
+        if isinstance(error.__cause__, QueueFull):
+            raise error.__cause__ from None
+        raise
 
 
 def _send_one(task: Task, call: OutgoingJob, job_id: str, producer: Any = None) -> AsyncResult:
     return Task.apply_async(task, call.args, call.kwargs, task_id=job_id, producer=producer, **call.sending)
 
 
-def _writes(calls: Sequence[OutgoingJob]) -> Iterator[Sequence[OutgoingJob]]:
-    """Cut `calls` into parts within the limits of one write; a call above them has a write of its own."""
+def _writes(calls: Sequence[OutgoingJob], max_jobs: int = 0, max_bytes: int = 0) -> Iterator[Sequence[OutgoingJob]]:
+    """Cut `calls` into parts within the limits of one write; a call above them has a write of its own.
+
+    `max_jobs` and `max_bytes` are those of a queue, 0 for none: a larger write would find room in an empty one alone.
+    """
+    most_jobs = min(_MAX_JOBS_PER_WRITE, max_jobs or _MAX_JOBS_PER_WRITE)
+    most_bytes = min(_MAX_BYTES_PER_WRITE, max_bytes // 2 or _MAX_BYTES_PER_WRITE)  # of texts: messages are larger
     begin, num_bytes = 0, 0
     for end, call in enumerate(calls):
         num_bytes += call.num_bytes
-        if end > begin and (end - begin == _MAX_JOBS_PER_WRITE or num_bytes > _MAX_BYTES_PER_WRITE):
+        if end > begin and (end - begin == most_jobs or num_bytes > most_bytes):
             yield calls[begin:end]
             begin, num_bytes = end, call.num_bytes
     if begin < len(calls):

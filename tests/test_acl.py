@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from embedq.deploy import flower
+from embedq.tasks.queue_cap import RIGHTS
 from embedq.workers.embedded import _free_port, find_program
 from tests.producing import Failed, Producing
 from tests.running import ROOT, Running, start_workers
@@ -310,3 +311,21 @@ def may_run(admin: redis.Redis, user: str, name: str) -> bool:
     (described,) = admin.execute_command("COMMAND", "INFO", name).values()
     num_missing = max(0, abs(described["arity"]) - len(words))
     return "has no permissions to run" not in asked(admin, user, [*words, *["0"] * num_missing])
+
+
+def test_a_producer_with_a_cap_needs_a_selector_and_is_told_so(
+    guarded: Guarded, admin: redis.Redis, worker: Running
+) -> None:
+    environment = {"EMBEDQ_REDIS_URL": guarded.url("producer"), "EMBEDQ_MAX_QUEUED_JOBS": "5"}
+    with Producing(environment | {"EMBEDQ_MAX_QUEUED_BYTES": "1000000"}) as producing:
+        with pytest.raises(Failed, match="give it " + re.escape(RIGHTS)):
+            producing.do("tasks.embed.delay(['a']).get(timeout=60).dense.shape")
+        admin.execute_command("ACL", "SETUSER", "producer", RIGHTS)
+        admin.acl_log_reset()
+        try:
+            assert producing.do("tasks.embed.delay(['a']).get(timeout=60).dense.shape") == (1, 384)
+            many = "[len(job.get(timeout=60)) for job in tasks.embed_many([['a'], ['b']], {'block_s': 60})]"
+            assert producing.do(many) == [1, 1]
+        finally:
+            admin.acl_load()
+    assert refused(admin) == []

@@ -84,6 +84,7 @@ def main() -> int:
     heart.start()
     try:
         settings = read_settings()
+        tasks.app.cap = None  # what follows a job, or repeats it, has no producer that could send it again
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
