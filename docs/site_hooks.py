@@ -20,6 +20,7 @@ PAGES = {
     "deploy/acl/README.md": "operating/server-users.md",
     "CONTRIBUTING.md": "project/contributing.md",
     "CHANGELOG.md": "project/changelog.md",
+    "SECURITY.md": "project/security.md",
 }
 
 #: Files of which the site has another page.
