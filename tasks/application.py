@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,9 @@ from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
 from embedq.tasks.queue_cap import QueueCap, capped_transport, configured_cap
 
 log = logging.getLogger(__name__)
+
+#: Seconds between two looks for an embedded server: a look at each job took a fifth of what it costs to send one.
+_LOOK_S = 0.05
 
 __all__ = ["Application", "app", "config", "key_prefix"]
 
@@ -46,6 +50,9 @@ class Application(OwnCelery):
 
     #: How much a queue may hold for this process to send to it; None for any number. A worker has none.
     cap: QueueCap | None = None
+
+    #: When to look again for an embedded server.
+    _next_look_s = 0.0
 
     #: The URL that was looked up last; whoever sets another one in the configuration has chosen it.
     _looked_up: str | None = None
@@ -92,6 +99,15 @@ class Application(OwnCelery):
         """
         if self._looked_up is None or config.is_server_named():
             return
+        now_s = time.monotonic()
+        if now_s >= self._next_look_s:
+            self._next_look_s = now_s + _LOOK_S
+            self._look_up()
+        if getattr(self._seen, "url", self._looked_up) != self._looked_up:
+            self.drop_thread_backend()  # Celery keeps one for each thread
+        self._seen.url = self._looked_up
+
+    def _look_up(self) -> None:
         url = config.embedded_url()
         if url and url != self._looked_up:
             with self._follow_lock:
@@ -99,9 +115,6 @@ class Application(OwnCelery):
                     self.conf.update(broker_url=url, result_backend=url)
                     self.drop_connections()
                     self._looked_up = url
-        if getattr(self._seen, "url", self._looked_up) != self._looked_up:
-            self.drop_thread_backend()  # Celery keeps one for each thread
-        self._seen.url = self._looked_up
 
     def look_up_from(self, url: str) -> None:
         """Follow the embedded server, beginning with `url`, as `celeryconfig.redis_url` found it."""
