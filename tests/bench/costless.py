@@ -92,7 +92,7 @@ def main() -> int:
 def _tell_threads(**_: Any) -> None:
     for thread in threading.enumerate():
         fields = {"action": "thread", "id": thread.native_id, "name_of": thread.name.replace(" ", "_")}
-        logging.getLogger("workers").info("a thread", extra=fields)
+        logging.getLogger("embedq.workers").info("a thread", extra=fields)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ class Subject:
         self.running.wait_for(self.kind.ready)
         lines = [line for line in self.running.output.splitlines() if "action=thread" in line]
         self.threads |= {int(_field(line, "id")): _field(line, "name_of") for line in lines}
+        assert self.threads or self.kind is not OURS, "the worker has named none of its threads"
 
     def drain(self, num_jobs: int) -> Drained:
         """Let the worker do `num_jobs` jobs of one text."""
