@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -111,17 +112,38 @@ def devices() -> list[Device]:
 
 def cpu_devices(num_workers: int) -> list[Device]:
     """Split the cores this process may use evenly into `num_workers` CPU devices. Needs no torch."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = _own_cores()
     if not 1 <= num_workers <= len(cores):
         raise InvalidSettings(
             f"{num_workers} CPU workers were asked for; at most one per core and at least one, and there are {len(cores)}"
         )
     size = len(cores) // num_workers
     groups = [tuple(cores[i * size : (i + 1) * size]) for i in range(num_workers)]
-    memory_bytes = _host_memory_bytes()
-    return [
-        _with_precisions(Device("cpu", index, cpu_name(), memory_bytes, group)) for index, group in enumerate(groups)
-    ]
+    return [_cpu_device(index, group) for index, group in enumerate(groups)]
+
+
+def device_of_cores(name: str) -> Device | None:
+    """The CPU device that "cpu:0-3" or "cpu:5" names by its cores; None for other names. Needs no torch.
+
+    InvalidSettings if this process may not use one of the cores.
+    """
+    found = re.fullmatch(r"cpu:(\d+)(?:-(\d+))?", name)
+    if not found:
+        return None
+    first, last = int(found[1]), int(found[2] or found[1])
+    own = _own_cores()
+    if not {first, last} <= set(own) or first > last:
+        shown = ", ".join(map(str, own))
+        raise InvalidSettings(f"device {name:.40} names cores that are not there; this process may use {shown:.200}")
+    return _cpu_device(first, tuple(core for core in own if first <= core <= last))
+
+
+def _own_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def _cpu_device(index: int, cores: tuple[int, ...]) -> Device:
+    return _with_precisions(Device("cpu", index, cpu_name(), _host_memory_bytes(), cores))
 
 
 def choose_device(wanted: str) -> str:

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from embedq.core import devices
-from embedq.core.devices import Device, choose_device, choose_precision, cpu_devices
+from embedq.core.devices import Device, choose_device, choose_precision, cpu_devices, device_of_cores
 from embedq.core.errors import InvalidSettings
+from embedq.workers import commands
 from embedq.workers.__main__ import main
 from embedq.workers.launcher import launcher
 
@@ -295,3 +296,39 @@ def test_the_listing_that_the_launcher_asks_for_is_made_of_devices() -> None:
     if listed[0].kind == "cpu":
         assert listed[0].cores
         assert listed[0].name
+
+
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+
+
+def test_part_of_a_cpu_is_named_by_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_cores(monkeypatch)
+    named = [device_of_cores(name) for name in ("cpu:0-3", "cpu:4-7", "cpu:5")]
+    assert [(device.label, device.cores) for device in named if device] == [
+        ("cpu0", (0, 1, 2, 3)),
+        ("cpu4", (4, 5, 6, 7)),
+        ("cpu5", (5,)),
+    ]
+    assert [device_of_cores(name) for name in ("cpu", "cuda:0", "cpu:", "cpu:a")] == [None] * 4
+
+
+@pytest.mark.parametrize("name", ["cpu:8", "cpu:0-8", "cpu:3-1"])
+def test_cores_that_are_not_there_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_cores(monkeypatch)
+    with pytest.raises(
+        InvalidSettings, match=rf"device {name} names cores that are not there; this process may use 0, 1"
+    ):
+        device_of_cores(name)
+
+
+def test_two_devices_of_one_command_share_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    eight_cores(monkeypatch)
+    chosen = commands._chosen(lambda: [], "cpu:0-3, cpu:4-7,cpu:0-3")
+    assert [device.label for device in chosen] == ["cpu0", "cpu4"]
+    with pytest.raises(InvalidSettings, match="devices cpu:0-3, cpu:3 share cores"):
+        commands._chosen(lambda: [], "cpu:0-3,cpu:3")
+    with pytest.raises(
+        InvalidSettings, match=r"'cpu1' is not on this machine; there is cpu\. Part of a CPU is named by"
+    ):
+        commands._chosen(lambda: cpu_devices(1), "cpu1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ import click
 
 from embedq import tasks
 from embedq.core.command_line import CONTEXT, EXIT_DONE, EXIT_FAILED, examples, needs
-from embedq.core.devices import Device, cpu_devices
+from embedq.core.devices import Device, cpu_devices, device_of_cores
 from embedq.core.errors import InvalidInput, InvalidSettings
 from embedq.workers import logs
 from embedq.workers.launcher import remote_control
@@ -34,15 +34,27 @@ if TYPE_CHECKING:
     epilog=examples(
         "embedq workers --model minilm=/srv/models/minilm",
         "embedq workers --devices cuda:0,cuda:1",
+        "embedq workers --devices cpu:0-7               # and another launcher with --devices cpu:8-15",
         "embedq workers --min 1 --max 8                 # as many as the backlog needs",
     ),
 )
 @click.option("--model", "models", multiple=True, metavar="ALIAS=PATH", help="Serve this model; may be repeated.")
-@click.option("--devices", default="", metavar="cuda:0,cuda:2", help="Use these devices.  [default: all]")
+@click.option(
+    "--devices",
+    default="",
+    metavar="cuda:0,cuda:2",
+    help="Use these devices; cpu:0-3 is one worker on these cores.  [default: all]",
+)
 @click.option("--per-device", type=int, default=1, show_default=True, metavar="N", help="Workers on each device.")
 @click.option("--cpu-workers", type=int, default=0, metavar="N", help="Ignore accelerators; split the cores among N.")
 @click.option("--min", "least", type=int, metavar="A", help="Scale with the backlog, never below A.  [default: 1]")
-@click.option("--max", "most", type=int, metavar="B", help="Scale with the backlog, never above B.  [default: all fit]")
+@click.option(
+    "--max",
+    "most",
+    type=int,
+    metavar="B",
+    help="Scale with the backlog, never above B; a CPU's cores are split among B.  [default: all fit]",
+)
 @click.option(
     "--backlog-s", type=float, default=Policy.target_s, show_default=True, help="Seconds of backlog to allow."
 )
@@ -98,11 +110,11 @@ def _plan(asked: SimpleNamespace) -> Plan:
     """The launcher's plan from the options of `workers`. InvalidSettings if they do not fit this machine."""
     from embedq.workers.launcher.launcher import Plan, list_devices
 
-    devices = cpu_devices(asked.cpu_workers) if asked.cpu_workers else _chosen(list_devices(), asked.devices)
+    devices = cpu_devices(asked.cpu_workers) if asked.cpu_workers else _chosen(list_devices, asked.devices)
     if asked.per_device < 1:
         raise InvalidSettings(f"--per-device must be at least 1, given {asked.per_device}")
     is_scaled = asked.least is not None or asked.most is not None
-    if is_scaled and asked.most and devices[0].kind == "cpu" and not asked.cpu_workers:
+    if is_scaled and asked.most and devices[0].kind == "cpu" and not (asked.cpu_workers or asked.devices):
         devices = cpu_devices(asked.most)  # there is nothing else to put them on
     policy = None
     if is_scaled:
@@ -113,16 +125,28 @@ def _plan(asked: SimpleNamespace) -> Plan:
     return Plan(devices, asked.per_device, policy, asked.drain_first)
 
 
-def _chosen(found: list[Device], listed: str) -> list[Device]:
-    """The devices listed on the command line; all where none is. InvalidSettings names one that is not there."""
-    names = [name.strip() for name in listed.split(",") if name.strip()]
-    if not names:
-        return found
-    by_name = {str(device): device for device in found}
+def _chosen(found: Callable[[], list[Device]], listed: str) -> list[Device]:
+    """The devices listed on the command line; all that are found where none is. InvalidSettings names a wrong one."""
+    names = list(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
+    by_cores = {name: device for name in names if (device := device_of_cores(name))}
+    if names and len(by_cores) == len(names):
+        _check_apart(by_cores)
+        return list(by_cores.values())
+    by_name = {str(device): device for device in found()} | by_cores
     absent = [name for name in names if name not in by_name]
     if absent:
-        raise InvalidSettings(f"device {absent[0]!r:.40} is not on this machine; there is {', '.join(by_name)}")
-    return [by_name[name] for name in dict.fromkeys(names)]
+        raise InvalidSettings(
+            f"device {absent[0]!r:.40} is not on this machine; there is {', '.join(by_name)}. Part of a CPU is named by its "
+            "cores: cpu:0-3"
+        )
+    _check_apart(by_cores)
+    return [by_name[name] for name in names] or list(by_name.values())
+
+
+def _check_apart(by_cores: dict[str, Device]) -> None:
+    cores = [core for device in by_cores.values() for core in device.cores]
+    if len(cores) != len(set(cores)):
+        raise InvalidSettings(f"devices {', '.join(by_cores)} share cores; each core may belong to one of them")
 
 
 @click.command(context_settings=CONTEXT, epilog=examples("embedq status"))

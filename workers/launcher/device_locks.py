@@ -74,7 +74,7 @@ def _lock(label: str, path: Path, descriptor: int, drain_timeout_s: float) -> No
         if launcher and _is_there(launcher, path):
             raise OperatorError(
                 f"device {label} belongs to the launcher with process id {launcher}; stop that one, or let it serve all "
-                "models, or name other devices"
+                "models, or give each launcher devices of its own by --devices (cuda:1; of a CPU, cores: cpu:0-3)"
             )
         if not is_logged:
             is_logged = True
