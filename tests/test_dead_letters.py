@@ -58,6 +58,7 @@ def test_a_job_that_kills_its_worker_is_dead_after_three_and_its_neighbours_live
         assert client.hlen("embedq:jobs") == 0
     finally:
         running.stop()
+    assert f"action=job_poisoned job={deadly.id}" in running.output
     (letter,) = dead_letters(client)
     assert letter["reason"] == "poisoned"
     assert letter["deliveries"].count("\n") == 3  # three deaths, and the worker that found it

@@ -173,6 +173,7 @@ def test_a_successor_that_cannot_start_changes_nothing_and_a_worker_that_never_c
         config(file, tmp_path)  # no model there
         running.process.send_signal(signal.SIGHUP)
         assert "the workers stay as they are" in running.wait_for("action=replace_failed", count=2)[1]
+        assert "action=worker_crashed" not in running.output  # nobody starts it again
         assert workers_of(running) == first
         assert answered([send(["still served"])], 1) == 1
 
@@ -258,7 +259,7 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
 
         launcher = ("--launcher", f"launcher.tiny@{HOST}")
         assert main(["scale", "2", *launcher]) == 0
-        assert "1 workers become 2" in capsys.readouterr().out
+        assert "1 worker becomes 2" in capsys.readouterr().out
         running.wait_for("action=worker_up", count=3)
 
         os.kill(workers_of(running)["cpu0"], signal.SIGSTOP)

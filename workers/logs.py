@@ -52,6 +52,11 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: "1 worker", "2,000 workers"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def without_password(url: str) -> str:
     """A server's URL, or several of Sentinels, without passwords, for logs and errors."""
     if url.startswith("sentinel://"):

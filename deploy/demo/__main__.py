@@ -58,7 +58,7 @@ def _run(num_texts: int, keep: bool, running: Running) -> None:
     for query in steps.QUERIES:
         steps.rerank(query, found, vectors, pool, console)
     dataset(found, pool, directory, console)
-    steps.report(job_id, url, address, console)
+    steps.report(job_id, url, address if keep else None, console)
     if keep:
         steps.stay(pool, console)
 

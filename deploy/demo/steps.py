@@ -164,15 +164,17 @@ def rerank(query: str, texts: list[Text], vectors: np.ndarray, pool: Pool, conso
     console.print(table)
 
 
-def report(job_id: str, url: str, address: str, console: Console) -> None:
-    """Print where the results are and where to look at the jobs."""
+def report(job_id: str, url: str, address: str | None, console: Console) -> None:
+    """Print where the results are and where to look at the jobs; `address` is Flower's if it stays."""
     key = f"celery-task-meta-{job_id}"
     num_bytes = tasks.app.backend.client.strlen(key)
     console.print()
     for line in (
         f"blobs    msgpack at celery-task-meta-<job id> in {without_password(url)}",
         f"         for example {key}, {num_bytes:,} bytes",
-        f"Flower   {address}",
+        f"Flower   {address}"
+        if address
+        else "Flower   showed all of it while it ran; KEEP=1, or --keep, leaves it running",
     ):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -84,14 +84,20 @@ def bury_undeliverable(channel: HoldingChannel, job: Fetched, error: Exception) 
 def bury_poisoned(channel: ReadingChannel, job: Fetched) -> None:
     """Bury a job whose workers died, after the failure for its producer is stored. ServerUnavailable if it cannot be."""
     error = poisoned(job.deliveries, channel.max_attempts)
+    message = channel.Message(loads(job.raw.decode()), channel=channel)
     log.error(
         "a job killed every worker that held it and becomes a dead letter",
-        extra={"action": "job_poisoned", "queue": job.queue, "tag": job.tag},
+        extra={"action": "job_poisoned", "job": _id_of(message), "queue": job.queue, "tag": job.tag},
     )
     # First the failure: a worker that dies in between finds the job again and stores it again.
-    channel.context.fail(channel.Message(loads(job.raw.decode()), channel=channel), error)
+    channel.context.fail(message, error)
     channel.leases.bury(job.tag, "poisoned", str(error))
     channel.qos.drop(job.tag)
+
+
+def _id_of(message: Message) -> Any:
+    """The id of a message's job; None if it has none, or anything else in its headers' place."""
+    return message.headers.get("id") if isinstance(message.headers, dict) else None
 
 
 def poisoned(deliveries: list[str], max_attempts: int) -> Poisoned:

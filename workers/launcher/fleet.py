@@ -156,6 +156,9 @@ class Fleet:
             is_wrong = not self._was_ready and not child.has_hung
             if is_wrong or child.num_refusals >= _MAX_REFUSALS:
                 return False
+        if child.is_successor:  # who replaces workers gives up, and says so
+            log.error("a worker's successor ended", extra={"action": "successor_ended", **fields})
+            return True
         log.error(
             "a worker crashed and is restarted; its jobs go to other workers",
             extra={"action": "worker_crashed", **fields, "in_s": child.retry(now_s)},

@@ -42,6 +42,7 @@ from embedq.workers.launcher.rolling_restart import Rolling
 from embedq.workers.launcher.scaling_policy import Policy
 from embedq.workers.launcher.stall_detector import Patience
 from embedq.workers.launcher.worker_process import Child, Event, Reporting
+from embedq.workers.logs import counted
 from embedq.workers.processes import spawn
 from embedq.workers.queues import likely_queues
 
@@ -112,7 +113,11 @@ class Launcher:
             for thread in (self._backlog, self._mailbox):
                 thread.start()
             stack.callback(lambda: [thread.close() for thread in (self._backlog, self._mailbox)])
-            fields = {"num_workers": self._fleet.wanted, "version": __version__}
+            places = [
+                f"{device.label}({len(device.cores)} cores)" if device.cores else device.label
+                for device in self.plan.devices
+            ]
+            fields = {"num_workers": self._fleet.wanted, "devices": ",".join(places), "version": __version__}
             log.info("workers are being launched", extra={"action": "launching", **fields})
             try:
                 return self._watch()
@@ -268,7 +273,7 @@ class Launcher:
             "the number of workers changes",
             extra={"action": "scaled", "from": present, "to": number, "reason": "asked for"},
         )
-        return {"ok": f"{present} workers become {number}"}
+        return {"ok": f"{counted(present, 'worker')} become{'s' if present == 1 else ''} {number}"}
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
@@ -287,7 +292,8 @@ class Launcher:
             return "the server does not answer"
         seen = self._autoscaler.seen(self._look, now_s)
         backlog = "unknown" if seen.work_s is None else f"{seen.work_s / max(1, seen.num_ready):.1f} s"
-        return f"{sum(self._look.queued.values()):,} jobs in the queues, backlog {backlog}, {self._fleet.wanted} workers wanted"
+        queued = counted(sum(self._look.queued.values()), "job")
+        return f"{queued} in the queues, backlog {backlog}, {counted(self._fleet.wanted, 'worker')} wanted"
 
 
 def list_devices() -> list[Device]:

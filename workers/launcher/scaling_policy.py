@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 from embedq.core.errors import InvalidSettings
+from embedq.workers.logs import counted
 
 #: With one worker less, the backlog may be at most this part of `target_s`: well below what would start one again.
 _DOWN_PART = 0.5
@@ -88,7 +89,9 @@ def decide(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
     bounded = min(max(present, policy.min_workers), policy.max_workers)
     if bounded != present:
         return Decision(
-            bounded, f"{present} workers, and {policy.min_workers} to {policy.max_workers} are allowed", Since()
+            bounded,
+            f"{counted(present, 'worker')}, and {policy.min_workers} to {policy.max_workers} are allowed",
+            Since(),
         )
     if present == 0:
         return _from_none(policy, seen)
@@ -99,7 +102,7 @@ def decide(policy: Policy, seen: Seen, since: Since, now_s: float) -> Decision:
         return _up(policy, seen, since, now_s, left_s)
     if _is_idle(policy, seen):
         return _down(policy, seen, since, now_s)
-    return Decision(present, f"{_backlog(seen)} for {present} workers", Since())
+    return Decision(present, f"{_backlog(seen)} for {counted(present, 'worker')}", Since())
 
 
 def work_left_s(seen: Seen, after_s: float) -> float:
