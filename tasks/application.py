@@ -16,7 +16,8 @@ from embedq import celeryconfig as config
 from embedq.tasks import stock_workers
 from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
-from embedq.tasks.queue_cap import QueueCap, capped_transport, configured_cap
+from embedq.tasks.job_channel import job_transport
+from embedq.tasks.queue_cap import QueueCap, configured_cap
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,12 @@ class Application(OwnCelery):
 
     control_cls = JsonControl
 
-    #: How much a queue may hold for this process to send to it; None for any number. A worker has none.
+    #: How much a queue may hold for this process to send to it; None for any number. Workers heed none: what follows a
+    #: job, or repeats it, has no producer that could send it again.
     cap: QueueCap | None = None
+
+    #: Whether this is a worker's process, whose connections are all of its own transport.
+    has_engine = False
 
     #: When to look again for an embedded server.
     _next_look_s = 0.0
@@ -87,9 +92,9 @@ class Application(OwnCelery):
     def connection_for_write(self, url: Any = None, **options: Any) -> Any:
         """Celery's connection for writing, to the server that is used now; jobs beyond `cap` are refused on it."""
         self.follow()
-        if self.cap is not None:
+        if not self.has_engine:
             scheme = str(url or self.conf.broker_write_url).partition("://")[0].partition("+")[0]
-            options.setdefault("transport", capped_transport(scheme, self.cap))
+            options.setdefault("transport", job_transport(scheme, self.cap))
         return super().connection_for_write(url, **options)
 
     def follow(self) -> None:

@@ -172,7 +172,8 @@ class _Writes:
 
     def execute(self) -> Any:
         messages, self._messages = self._messages, []
-        self._channel.put(messages)
+        if messages:
+            self._channel.put(messages)
         return self._pipeline.execute()
 
     def reset(self) -> None:

@@ -9,22 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from hashlib import sha1
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import redis
 from redis.exceptions import NoPermissionError, NoScriptError
 
 from embedq import celeryconfig as config
 from embedq.core.errors import InvalidSettings, QueueFull
-from embedq.tasks.celery_private import PublishingChannel, transport_with
 from embedq.tasks.speeds import Speeds
-
-#: Priorities up to this one are interactive; see `core.batching.job`.
-_MAX_INTERACTIVE_PRIORITY = 4
 
 _SCRIPT = Path(__file__).with_name("queue_cap.lua").read_text(encoding="utf-8")
 _SHA = sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -51,77 +45,67 @@ def configured_cap() -> QueueCap | None:
     return cap if any(cap) else None
 
 
-@cache
-def capped_transport(scheme: str, cap: QueueCap) -> type:
-    """kombu's transport for URLs of a scheme, but its channels put no job where `cap` leaves no room."""
-    return transport_with(scheme, lambda base: type("CappedChannel", (_CappedChannel, base), {"cap": cap}))
+def put_within(
+    cap: QueueCap, client: Any, prefix: str, queue: str, lists: dict[int, str], messages: list[tuple[int, str]]
+) -> None:
+    """Put messages, each with its priority step, into a queue's `lists` of one class; QueueFull, and none, beyond `cap`.
+
+    `lists` are keys by step; `prefix` is the installation's. InvalidSettings if the server's user may run no script.
+    """
+    numbers = {step: number for number, step in enumerate(lists, 1)}
+    given: list[Any] = [*cap]
+    for step, message in messages:
+        given += (numbers[step], message)
+    held = _run(client, len(lists), *lists.values(), *given)
+    if held:
+        error = QueueFull(_refusal(cap, queue, held, messages))
+        error.retry_after_s = _seconds_for(queue, _excess(cap, held, messages), Speeds(client, prefix))
+        raise error
 
 
-class _CappedChannel(PublishingChannel):
-    """A channel of a producer. QueueFull, and nothing is put, where the messages of one write do not fit."""
-
-    cap: ClassVar[QueueCap]
-    _client: Any = None
-
-    def takes(self, queue: str) -> bool:
-        """Returns True for queues of jobs; parts of datasets are bounded by their runs."""
-        return queue.partition(".")[0] in ("embed", "rerank")
-
-    def put(self, messages: Sequence[tuple[str, int, str]]) -> None:
-        """Put messages, each with its queue and priority step; those of one queue and class at once, or none of them."""
-        classes: dict[tuple[str, bool], list[tuple[int, str]]] = {}
-        for queue, step, message in messages:
-            classes.setdefault((queue, step > _MAX_INTERACTIVE_PRIORITY), []).append((step, message))
-        for (queue, is_bulk), some in classes.items():
-            self._put_class(queue, is_bulk, some)
-
-    def _put_class(self, queue: str, is_bulk: bool, messages: list[tuple[int, str]]) -> None:
-        steps = [step for step in self.priority_steps if (step > _MAX_INTERACTIVE_PRIORITY) == is_bulk]
-        keys = [self.list_key(queue, step) for step in steps]
-        given: list[Any] = [*self.cap]
-        for step, message in messages:
-            given += (steps.index(step) + 1, message)
-        held = self._run(len(keys), *keys, *given)
-        if held:
-            raise self._refusal(queue, is_bulk, held, len(messages), sum(len(message) for _, message in messages))
-
-    def _run(self, *given: Any) -> list[int]:
-        if self._client is None or self._client.connection_pool is not self.pool:
-            self._client = redis.Redis(connection_pool=self.pool)  # kombu's would prefix the first key alone
+def _run(client: Any, *given: Any) -> list[int]:
+    try:
         try:
-            try:
-                held: list[int] = self._client.evalsha(_SHA, *given)
-            except NoScriptError:
-                held = self._client.eval(_SCRIPT, *given)
-        except NoPermissionError:
-            raise InvalidSettings(
-                "this user of the server may run no script, which EMBEDQ_MAX_QUEUED_JOBS and EMBEDQ_MAX_QUEUED_BYTES need; "
-                f"give it {RIGHTS}"
-            ) from None
-        return held
+            held: list[int] = client.evalsha(_SHA, *given)
+        except NoScriptError:
+            held = client.eval(_SCRIPT, *given)
+    except NoPermissionError:
+        raise InvalidSettings(
+            "this user of the server may run no script, which EMBEDQ_MAX_QUEUED_JOBS and EMBEDQ_MAX_QUEUED_BYTES need; "
+            f"give it {RIGHTS}"
+        ) from None
+    return held
 
-    def _refusal(self, queue: str, is_bulk: bool, held: list[int], num_jobs: int, num_bytes: int) -> QueueFull:
-        max_jobs, max_bytes = self.cap
-        limits = [f"{max_jobs:,} jobs (EMBEDQ_MAX_QUEUED_JOBS)"] * bool(max_jobs)
-        limits += [f"{max_bytes:,} bytes (EMBEDQ_MAX_QUEUED_BYTES)"] * bool(max_bytes)
-        size = f"{held[0]:,}" + (f" and {held[1]:,} bytes" if max_bytes else "")
-        error = QueueFull(
-            f"queue {queue} holds {size} {'bulk' if is_bulk else 'interactive'} jobs of at most {' or '.join(limits)}; "
-            f"{num_jobs:,} more of {num_bytes:,} bytes were given. Send again later, or wait with block_s"
-        )
-        over = max(held[0] + num_jobs - max_jobs if max_jobs else 0, 1)
-        if max_bytes:
-            over = max(over, math.ceil((held[1] + num_bytes - max_bytes) * held[0] / max(1, held[1])))
-        error.retry_after_s = self._seconds_for(queue, over)
-        return error
 
-    def _seconds_for(self, queue: str, num_jobs: int) -> float | None:
-        """Seconds in which the workers present compute so many jobs of a queue; None if nobody has measured that."""
-        reports = Speeds(self._client, self.global_keyprefix).present().values()
-        speeds = [speed for one in reports for speed in one.models.values() if queue in speed.tokens_per_job]
-        per_second = sum(speed.tokens_per_second for speed in speeds)
-        size = sum(speed.tokens_per_job[queue] for speed in speeds) / max(1, len(speeds))
-        return num_jobs * size / per_second if per_second else None
+def _refusal(cap: QueueCap, queue: str, held: list[int], messages: list[tuple[int, str]]) -> str:
+    limits = [f"{cap.max_jobs:,} jobs (EMBEDQ_MAX_QUEUED_JOBS)"] * bool(cap.max_jobs)
+    limits += [f"{cap.max_bytes:,} bytes (EMBEDQ_MAX_QUEUED_BYTES)"] * bool(cap.max_bytes)
+    size = f"{held[0]:,} job{'s' * (held[0] > 1)}" + (f" of {held[1]:,} bytes" if cap.max_bytes else "")
+    return (
+        f"queue {queue} holds {size} of this class, and at most {' or '.join(limits)}; {len(messages):,} more of "
+        f"{_num_bytes(messages):,} bytes were given. Send again later, or wait with block_s"
+    )
+
+
+def _excess(cap: QueueCap, held: list[int], messages: list[tuple[int, str]]) -> int:
+    """Jobs that must be gone before these find room, at least 1."""
+    over = max(held[0] + len(messages) - cap.max_jobs if cap.max_jobs else 0, 1)
+    if cap.max_bytes:
+        over = max(over, math.ceil((held[1] + _num_bytes(messages) - cap.max_bytes) * held[0] / max(1, held[1])))
+    return over
+
+
+def _num_bytes(messages: list[tuple[int, str]]) -> int:
+    return sum(len(message) for _, message in messages)
+
+
+def _seconds_for(queue: str, num_jobs: int, reports: Speeds) -> float | None:
+    """Seconds in which the workers present compute so many jobs of a queue; None if nobody has measured that."""
+    speeds = [one for report in reports.present().values() for one in report.models.values()]
+    speeds = [one for one in speeds if queue in one.tokens_per_job]
+    per_second = sum(one.tokens_per_second for one in speeds)
+    size = sum(one.tokens_per_job[queue] for one in speeds) / max(1, len(speeds))
+    return num_jobs * size / per_second if per_second else None
 
 
 def waiting_for_room(send: Callable[[], Sent], block_s: float | None) -> Sent:

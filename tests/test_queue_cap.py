@@ -56,12 +56,12 @@ def test_the_job_beyond_the_cap_is_refused_with_the_size_and_the_limit(client: r
         send()
     with pytest.raises(
         QueueFull,
-        match=r"queue embed\.capped holds 3 interactive jobs of at most 3 jobs \(EMBEDQ_MAX_QUEUED_JOBS\); 1 more of",
+        match=r"queue embed\.capped holds 3 jobs of this class, and at most 3 jobs \(EMBEDQ_MAX_QUEUED_JOBS\); 1 more of",
     ):
         send()
     assert num_queued(client) == 3
     assert [send(priority=priority).id is not None for priority in (9, 6, 7)] == [True] * 3  # bulk counts apart
-    with pytest.raises(QueueFull, match="3 bulk jobs"):
+    with pytest.raises(QueueFull, match="holds 3 jobs of this class"):
         send(priority=9)
 
 
@@ -89,7 +89,7 @@ def test_a_cap_of_bytes_counts_what_the_server_holds_and_an_empty_queue_takes_an
 ) -> None:
     capped(max_bytes=50_000)
     send("x" * 60_000)
-    with pytest.raises(QueueFull, match=r"and [\d,]+ bytes interactive jobs of at most 50,000 bytes"):
+    with pytest.raises(QueueFull, match=r"holds 1 job of [\d,]+ bytes of this class, and at most 50,000 bytes"):
         send()
     client.delete("embed.capped")
     while (client.memory_usage("embed.capped") or 0) < 45_000:

@@ -84,7 +84,6 @@ def main() -> int:
     heart.start()
     try:
         settings = read_settings()
-        tasks.app.cap = None  # what follows a job, or repeats it, has no producer that could send it again
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
         _warn_of_misspelt_variables()
@@ -138,6 +137,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
         last_beat=lambda: heart.last,
     )
     put_into(tasks.app, context)
+    tasks.app.has_engine = True
     tasks.EngineTask.engine, tasks.EngineTask.Request = engine, EngineRequest
     tasks.app.Task.Request = OtherRequest
     PartTask.Request = EngineRequest
