@@ -345,13 +345,13 @@ def test_fields_of_a_request_are_what_its_task_sees(app: Celery) -> None:
     message = message_of(app)
     request = private.RequestBase(message, app=app, task=app.tasks["sink"])
     request.fields["retries"] = 7
-    request.show_arguments_as("hidden")
+    request.show_arguments_as("hidden", "hidden too")
     seen: list[Any] = []
     CALLS.append(lambda: seen.append((app.current_task.request.retries, app.current_task.request.argsrepr)))
     run(app, "call", 0, **{**request.fields, "id": "the job", "task": "call", "reply_to": None})
     assert seen == [(7, "hidden")]
     assert (request.argsrepr, request.info(safe=True)["args"]) == ("hidden", "hidden")
-    assert request.fields["kwargsrepr"] == "hidden"
+    assert request.fields["kwargsrepr"] == "hidden too"
 
 
 def test_a_messages_context_names_its_job_and_what_follows_it(app: Celery) -> None:

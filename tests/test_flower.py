@@ -103,7 +103,7 @@ def test_jobs_show_counts_and_shapes_and_never_a_text(page: Page, address: str) 
         ["SUCCESS", "50 passages, 1,700 characters", "top_k=10", "best 10 of 50 passages"],
         ["SUCCESS", "20 passages, 680 characters", "model=reranker, normalize=True", "best 20 of 20 passages"],
         ["SUCCESS", "1 text, 23 characters", "outputs=['dense', 'colbert']", "1 × 384 float32 + colbert"],
-        ["SUCCESS", "(not shown)", "(not shown)", "1 × 384 float32"],
+        ["SUCCESS", "1 text, 23 characters", "{}", "1 × 384 float32"],
         ["FAILURE", "128 texts, 4,352 characters", "dimensions=1000", ""],
     ]
     contents += [wait_for(page, f"{address}/task/{job.id}", job.id) for job in jobs]

@@ -147,12 +147,16 @@ def test_events_show_counts_and_never_a_text(worker: dict[str, str]) -> None:
     with Events() as events:
         ours = tasks.embed.delay([secret, "x"], dimensions=64)
         foreign = tasks.app.send_task("tasks.embed", args=[[secret, "x"]], queue="embed")
+        wrong = tasks.app.send_task("tasks.embed", args=[[secret]], kwargs={"dtype": secret}, queue="embed")
         received, succeeded = (
             [events.wait_for(kind, job.id) for job in (ours, foreign)] for kind in ("received", "succeeded")
         )
-        assert secret not in str(events.of(ours.id) + events.of(foreign.id))
+        received.append(events.wait_for("received", wrong.id))
+        events.wait_for("failed", wrong.id)
+        assert secret not in str([events.of(job.id) for job in (ours, foreign)] + [events.of(wrong.id)[0]])
     assert [(event["args"], event["kwargs"]) for event in received] == [
         ("2 texts, 24 characters", "dimensions=64"),
+        ("2 texts, 24 characters", "{}"),
         ("(not shown)", "(not shown)"),
     ]
     assert [event["result"] for event in succeeded] == ["2 × 64 float32", "2 × 384 float32"]

@@ -242,11 +242,11 @@ class RequestBase(Request):
         fields: dict[str, Any] = self._request_dict
         return fields
 
-    def show_arguments_as(self, text: str) -> None:
+    def show_arguments_as(self, args: str, kwargs: str) -> None:
         """Replace what events, inspection and logs show of the arguments."""
         # Both places: events and logs read the one, the tracer's messages the other.
-        self._argsrepr = self._kwargsrepr = text
-        self._request_dict |= {"argsrepr": text, "kwargsrepr": text}
+        self._argsrepr, self._kwargsrepr = args, kwargs
+        self._request_dict |= {"argsrepr": args, "kwargsrepr": kwargs}
 
 
 class PoolBase(BasePool):

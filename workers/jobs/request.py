@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 _SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters|rows [\d,]+–[\d,]+ of [\w.,=@+?/ -]{1,80}")
 
 
+#: Stands for arguments that may be texts.
+_NOT_SHOWN = "(not shown)"
+
 #: Headers that Celery knows. Any others become the `headers` of the task's request.
 _HEADERS = frozenset(vars(Context)) | {"lang", "task", "argsrepr", "kwargsrepr", "compression"}
 
@@ -37,7 +40,7 @@ class OtherRequest(RequestBase):
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(message, *args, **kwargs)
-        self.show_arguments_as("(not shown)")
+        self.show_arguments_as(_NOT_SHOWN, _NOT_SHOWN)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """The fields that inspection shows: no argument is among them."""
@@ -68,7 +71,7 @@ class EngineRequest(RequestBase):
         if self.fields.keys() <= _HEADERS:
             self.fields.setdefault("headers", {})  # there are none: Celery would look for them again
         if not _SUMMARY.fullmatch(self.argsrepr or ""):
-            self.show_arguments_as("(not shown)")
+            self.show_arguments_as(*_summary(kwargs.get("task"), kwargs["body"]))
 
     def acknowledge(self) -> None:
         """Acknowledge the job together with others that are done."""
@@ -100,6 +103,15 @@ class EngineRequest(RequestBase):
             super().terminate(pool, signal)
         else:
             pool.drop_revoked()
+
+
+def _summary(task: Any, body: Any) -> tuple[str, str]:
+    """The summaries of arguments and options that our producer would have written, of a job that was sent by name."""
+    try:
+        sending = task.checked(body[0], body[1]).sending
+        return sending["argsrepr"], sending["kwargsrepr"]
+    except Exception:  # wrong in any way, which the job's failure will say, and its arguments may be anything
+        return _NOT_SHOWN, _NOT_SHOWN
 
 
 def _with_ids_as_texts(fields: dict[str, Any]) -> dict[str, Any]:
