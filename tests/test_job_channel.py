@@ -46,7 +46,7 @@ def test_sending_makes_no_client_and_no_connection_for_each_job(
     tasks.embed.apply_async((["a"],), queue="embed.unread")
     before = client.info("stats")["total_connections_received"]
     made: list[object] = []
-    monkeypatch.setattr(job_channel.redis, "Redis", made.append)
+    monkeypatch.setattr(redis, "Redis", made.append)
     for _ in range(5):
         tasks.embed.apply_async((["a"],), queue="embed.unread")
     assert made == []
