@@ -313,6 +313,26 @@ def may_run(admin: redis.Redis, user: str, name: str) -> bool:
     return "has no permissions to run" not in asked(admin, user, [*words, *["0"] * num_missing])
 
 
+def test_a_chain_leads_to_a_queue_of_yours_with_the_selectors_of_the_page(
+    guarded: Guarded, admin: redis.Redis, producer: Producing
+) -> None:
+    page = (USERS.parent / "README.md").read_text(encoding="utf-8")
+    selectors = re.findall(r"\([^()]*\byours\b[^()]*\)", page)
+    assert len(selectors) == 2
+    try:
+        for user in ("worker", "producer"):
+            admin.execute_command("ACL", "SETUSER", user, *selectors)
+        admin.acl_log_reset()
+        for priority, key in ((0, "yours"), (9, "yours:9")):
+            yours = f"app.signature('yours.note', queue='yours', priority={priority})"
+            producer.do(f"(tasks.embed.si(['a']) | {yours}).apply_async().id")
+            until(lambda key=key: admin.llen(key) == 1)
+        assert refused(admin) == []
+    finally:
+        admin.delete("yours", "yours:9")
+        admin.acl_load()
+
+
 def test_a_producer_with_a_cap_needs_a_selector_and_is_told_so(
     guarded: Guarded, admin: redis.Redis, worker: Running
 ) -> None:
