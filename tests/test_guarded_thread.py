@@ -177,3 +177,14 @@ def test_a_worker_whose_answers_thread_ended_is_not_live_and_renews_no_lease(app
     assert held.is_alive is False
     assert health.live() == (False, "a thread that jobs need ended unexpectedly")
     pool.on_stop()
+
+
+def test_a_part_thread_that_is_not_restarted_any_more_ends_the_worker(app: Celery, engine: Engine) -> None:
+    ended: list[str] = []
+    held = HeldJobs(engine)
+    pool: EnginePool = pool_for(context(end=ended.append), held)(limit=1, app=app)
+    pool.on_start()
+    assert held.parts.on_broken is not None
+    held.parts.on_broken("a reason")
+    assert ended == ["a reason"]
+    pool.on_stop()
