@@ -58,10 +58,17 @@ def test_a_variable_of_celery_that_names_our_server_is_no_conflict(tmp_path: Pat
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_celery_s_loader_and_configuration_module_are_another_application_s(tmp_path: Path) -> None:
-    (tmp_path / "theirs.py").write_text("broker_url = 'redis://theirs.example:1'\ntask_serializer = 'json'\n")
+@pytest.mark.parametrize("loader", ["default", "theirs:Loader", "nowhere.loaders:Loader"])
+def test_celery_s_loader_and_configuration_module_are_another_application_s(loader: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from celery.loaders.base import BaseLoader\n"
+        "broker_url, task_serializer = 'redis://theirs.example:1', 'json'\n"
+        "class Loader(BaseLoader):\n"
+        "    def config_from_object(self, *_, **__):\n"
+        "        self._conf = {'broker_url': broker_url, 'task_serializer': task_serializer}\n"
+    )
     code = f"{_SHOW}\nprint(conf.task_serializer)"
-    ended = run(code, tmp_path, EMBEDQ_REDIS_URL=OURS, CELERY_LOADER="default", CELERY_CONFIG_MODULE="theirs")
+    ended = run(code, tmp_path, EMBEDQ_REDIS_URL=OURS, CELERY_LOADER=loader, CELERY_CONFIG_MODULE="theirs")
     assert ended.returncode == 0, ended.stderr
     assert "theirs" not in ended.stdout
     assert ended.stdout.splitlines()[-1] == "embedq"
