@@ -81,7 +81,8 @@ def test_commands_for_others_are_not_answered(own: OwnServer) -> None:
 def test_rubbish_on_the_control_channel_keeps_nobody_from_being_answered(own: OwnServer, rubbish: bytes) -> None:
     until(lambda: ask(own, "echo", arguments={"word": "a"}))
     before = num_ends["mailbox"]
-    for channel in own.client.pubsub_channels("*pidbox*"):
-        own.client.publish(channel, rubbish)
+    assert (
+        own.client.publish("/0.celery.pidbox", rubbish) >= 1
+    )  # kombu subscribes by pattern: no list of channels has it
     assert until(lambda: ask(own, "echo", arguments={"word": "b"})) == [{NAME: {"ok": "b"}}]
     assert num_ends["mailbox"] == before  # the thread went on, and was not merely started again
