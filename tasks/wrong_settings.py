@@ -34,7 +34,8 @@ def end_command(error: InvalidSettings) -> None:
 def _command() -> str | None:
     """The command that this process is, as it was typed; None for any other program."""
     module = _module()
-    is_celery = module == _CELERY_MODULE or (module is None and PurePath(sys.argv[0]).name == _CELERY)
+    program = PurePath(sys.argv[0]).name if sys.argv else ""  # within another program Python may have none
+    is_celery = module == _CELERY_MODULE or (module is None and program == _CELERY)
     if is_celery and any(_APPLICATION in word for word in sys.argv):
         return _CELERY
     if module and module.startswith(_OURS) and module != _CATCHES:

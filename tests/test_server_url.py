@@ -224,8 +224,9 @@ try:
 except InvalidSettings as error:
     print(error)
 """
-    ended = run(code, tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
-    assert ended.stdout.startswith("EMBEDQ_REDIS_URL does not begin with"), ended.stderr
+    for start in ("", "import sys\nsys.argv = []\n"):  # as within uWSGI
+        ended = run(start + code, tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
+        assert ended.stdout.startswith("EMBEDQ_REDIS_URL does not begin with"), ended.stderr
 
 
 @pytest.mark.parametrize(
