@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-#: Unexpected ends of threads in this process since its start, by the thread's name.
+#: Unexpected ends of threads in this process since its start, by the thread's name; 0 for one that never ended so.
 num_ends: Counter[str] = Counter()
+_counting = threading.Lock()
 
 #: Seconds before a thread is restarted: one that fails at once must not take a whole core.
 _PAUSE_S = 0.1
@@ -37,6 +38,8 @@ class GuardedThread(threading.Thread):
         self._work = work
         self._on_broken = on_broken
         self._max_restarts = max_restarts
+        with _counting:
+            num_ends[name] += 0
         #: Whether it ended unexpectedly and was not restarted.
         self.is_broken = False
 
@@ -64,7 +67,8 @@ class GuardedThread(threading.Thread):
 
     def _log(self, error: BaseException, message: str, action: str) -> None:
         # Without the error's own words, which may quote a text.
-        num_ends[self.name] += 1
+        with _counting:
+            num_ends[self.name] += 1
         where = "".join(traceback.format_tb(error.__traceback__))
         fields = {
             "action": action,

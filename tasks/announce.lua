@@ -2,7 +2,8 @@
 --
 -- KEYS  1 announced models (hash)   2 workers present (hash)
 -- ARGV  1 name of the worker, empty for none   2 seconds after which a worker's report counts as gone
---       3 "1" if the worker may replace a revision that others serve   from 4 on: announcements as JSON
+--       3 "1" if the worker may replace a revision that others serve   4 seconds after which an announcement that was
+--       not renewed counts as gone   from 5 on: announcements as JSON
 --
 -- Returns nothing, or why not: {"default", alias, kind, the default's alias} or {"revision", alias, a worker that serves
 -- the other revision, whether a "revision" or the "shape" differs, the other announcement}. Then nothing is written.
@@ -43,6 +44,10 @@ local function same(one, other)
 end
 
 local known, server_of = records(KEYS[1]), {}
+for alias, announced in pairs(known) do
+  local renewed_s = tonumber(announced.renewed_s) or 0
+  if renewed_s > 0 and renewed_s < now_s - tonumber(ARGV[4]) then known[alias] = nil end
+end
 for worker, report in pairs(records(KEYS[2])) do
   local told_s = tonumber(report.told_s)
   if worker ~= ARGV[1] and told_s and now_s - told_s < tonumber(ARGV[2]) and type(report.models) == 'table' then
@@ -51,7 +56,7 @@ for worker, report in pairs(records(KEYS[2])) do
 end
 
 local report = {}
-for at = 4, #ARGV do
+for at = 5, #ARGV do
   local new = cjson.decode(ARGV[at])
   for alias, rival in pairs(known) do
     for _, kind in ipairs(new.default_for) do
@@ -70,7 +75,7 @@ for at = 4, #ARGV do
   report[new.alias] = {tokens_per_second = 0, tokens_per_job = {}}
 end
 
-for at = 4, #ARGV do redis.call('hset', KEYS[1], cjson.decode(ARGV[at]).alias, ARGV[at]) end
+for at = 5, #ARGV do redis.call('hset', KEYS[1], cjson.decode(ARGV[at]).alias, ARGV[at]) end
 if ARGV[1] ~= '' then
   redis.call('hset', KEYS[2], ARGV[1], cjson.encode({told_s = now_s, models = report}))
 end

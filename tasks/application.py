@@ -12,12 +12,18 @@ from typing import Any
 from celery import Celery
 from celery.app.control import Control
 
-from embedq import celeryconfig as config
-from embedq.tasks import stock_workers
+from embedq.core.errors import InvalidSettings
+from embedq.tasks import stock_workers, wrong_settings
 from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
 from embedq.tasks.job_channel import job_transport
 from embedq.tasks.queue_cap import QueueCap, configured_cap
+
+try:
+    from embedq import celeryconfig as config
+except InvalidSettings as error:
+    wrong_settings.end_command(error)
+    raise
 
 log = logging.getLogger(__name__)
 

@@ -335,6 +335,8 @@ def _print_letter(letter: Letter) -> None:
     click.echo(f"{letter.id}: {_shown(letter.reason)}")
     click.echo(f"  buried     {letter.buried:%Y-%m-%d %H:%M:%S} UTC, from list {_shown(letter.source)}")
     click.echo(f"  message    {len(letter.message):,} bytes")
+    if letter.version:
+        click.echo(f"  worker     embedq {_shown(letter.version)}")
     for name, value in letter.headers.items():
         click.echo(f"  {name:<10} {_shown(value)}")
     for delivery in letter.deliveries:

@@ -50,6 +50,8 @@ class Letter:
     deliveries: list[Delivery]
     #: As it was in its list; empty if it was too large to be kept.
     message: bytes
+    #: Of embedq, in the worker that buried it; empty for workers before 0.2.0.
+    version: str = ""
 
     @property
     def buried(self) -> datetime:
@@ -123,11 +125,10 @@ def dead_letters() -> Iterator[DeadLetters]:
 
 
 def _letter(letter_id: bytes, fields: dict[bytes, bytes]) -> Letter:
-    reason, source, detail, lines = (
-        fields.get(name, b"").decode(errors="replace") for name in (b"reason", b"list", b"detail", b"deliveries")
-    )
+    names = (b"reason", b"list", b"detail", b"deliveries", b"version")
+    reason, source, detail, lines, version = (fields.get(name, b"").decode(errors="replace") for name in names)
     deliveries = [delivery for line in lines.splitlines() if (delivery := _delivery(line))]
-    return Letter(letter_id.decode(), reason, source, detail, deliveries, fields.get(b"message", b""))
+    return Letter(letter_id.decode(), reason, source, detail, deliveries, fields.get(b"message", b""), version)
 
 
 def _delivery(line: str) -> Delivery | None:

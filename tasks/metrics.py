@@ -69,6 +69,9 @@ WORKER: dict[str, Metric] = {
     "embedq_part_rows_total": Metric("counter", (*_OF_WORKER, "state"), "rows of parts, computed and failed"),
     "embedq_part_bytes_total": Metric("counter", _OF_WORKER, "bytes of the parts that this worker wrote"),
     "embedq_running_parts": Metric("gauge", _OF_WORKER, "parts that this worker holds"),
+    "embedq_thread_ends_total": Metric(
+        "counter", (*_OF_WORKER, "thread"), "unexpected ends of a thread; it was restarted, or the worker ended"
+    ),
     "embedq_last_progress_timestamp_seconds": Metric("gauge", _OF_WORKER, "when a batch last ended, in Unix time"),
     "embedq_ready": Metric("gauge", _OF_WORKER, "1 while it takes jobs; 0 before it does, and once it drains"),
 }

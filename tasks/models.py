@@ -1,8 +1,8 @@
 """The models that the pool serves: workers announce them in Redis, producers look them up.
 
     embedq:models     hash   alias -> JSON of `Served`; kept when workers stop, since a queue outlives
-                             them and a pool may be scaled to zero. Workers renew it; a week after
-                             the last of them it is gone
+                             them and a pool may be scaled to zero. Workers renew their own; one that
+                             no worker has served for thirty days counts as gone
 
 Workers that take jobs of one model share its queue, so their vectors must be of one revision: what the files hold
 (`core.checkpoint.content_hash`) and how they are read. A worker of another revision is refused while workers of the
@@ -17,8 +17,9 @@ worker consumes. As long as no worker has announced anything, every name is acce
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,12 @@ KEY = "embedq:models"
 #: Checks and announces in one step: of workers that start together each sees what the one before it announced.
 _ANNOUNCE = Path(__file__).with_name("announce.lua").read_text(encoding="utf-8")
 
-#: Seconds after the last worker's renewal when all announcements expire.
-EXPIRES_S = 7 * 86_400
+#: Seconds after its last worker when an announcement expires. Long, because a pool may be scaled to zero: once its model
+#: is refused no job can bring it back, and somebody must start a worker.
+EXPIRES_S = 30 * 86_400
+
+#: Age at which a worker renews its announcements: few writes, also of a thousand workers.
+RENEWS_AFTER_S = 3_600
 
 #: A larger announcement is ignored; ours have some hundred bytes.
 _MAX_BYTES = 64 * 1024
@@ -60,6 +65,9 @@ class Served:
     content: str = ""
     #: How its files are read: a hash of the settings that change its numbers; empty where unknown.
     reading: str = ""
+    #: Unix time by the server's clock when a worker that serves it last said so. 0 from a worker that does not renew what
+    #: it announces: it counts until the whole key expires.
+    renewed_s: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         """All that may differ between two models of one alias."""
@@ -69,6 +77,10 @@ class Served:
             f"{self.source}{asked} ({self.dimensions} dimensions, {'+'.join(self.outputs)}, "
             f"content {self.content[:12] or 'unknown'}{read})"
         )
+
+    def is_expired(self, now_s: float) -> bool:
+        """Returns True if no worker has served it for so long that it counts as gone."""
+        return 0 < self.renewed_s < now_s - EXPIRES_S
 
 
 class Registry:
@@ -81,12 +93,17 @@ class Registry:
         self._seen: dict[str, Served] = {}
 
     def all(self) -> dict[str, Served]:
-        """Read every announced model, by alias; malformed announcements are ignored."""
-        found = {
-            alias.decode(errors="replace"): _read(value) for alias, value in self._client.hgetall(self._key).items()
-        }
-        self._seen = {alias: model for alias, model in found.items() if model}
-        return self._seen
+        """Read every announced model, by alias; malformed and expired announcements are ignored."""
+        return self._all_at()[0]
+
+    def _all_at(self) -> tuple[dict[str, Served], float]:
+        """Every announced model, and the moment by the server's clock."""
+        with self._client.pipeline(transaction=False) as pipe:
+            (seconds, microseconds), values = pipe.time().hgetall(self._key).execute()
+        now_s = seconds + microseconds / 1e6
+        found = {alias.decode(errors="replace"): _read(value) for alias, value in values.items()}
+        self._seen = {alias: model for alias, model in found.items() if model and not model.is_expired(now_s)}
+        return self._seen, now_s
 
     def check(self, kind: str, alias: str | None) -> None:
         """Raise UnknownModel or InvalidInput for a job that no worker would ever take.
@@ -118,19 +135,27 @@ class Registry:
         Two defaults, or two revisions of one alias, would put vectors of two models into one result set, which nobody
         notices until search results are nonsense. `may_replace` admits another revision of the same dimensions.
         """
+        seconds, microseconds = self._client.time()
+        dated = [replace(model, renewed_s=seconds + microseconds / 1e6) for model in models]
         found = self._client.register_script(_ANNOUNCE)(
             keys=[self._key, self._workers_key],
-            args=[worker, MAX_AGE_S, int(may_replace), *(json.dumps(asdict(model)) for model in models)],
+            args=[worker, MAX_AGE_S, int(may_replace), EXPIRES_S, *(json.dumps(asdict(model)) for model in dated)],
         )
         if found:
             why, alias, *rest = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in found)
             new = next(model for model in models if model.alias == alias)
             raise _two_defaults(alias, *rest) if why == "default" else _two_revisions(new, *rest)
 
-    def renew(self, aliases: Iterable[str], announce: Callable[[], None]) -> None:
-        """Keep the announcements while a worker is there; call `announce` if the server has lost one of `aliases`."""
-        if not self._client.expire(self._key, EXPIRES_S) or not set(aliases) <= self.all().keys():
-            announce()
+    def renew(self, models: list[Served], worker: str = "", may_replace: bool = False) -> None:
+        """Announce again what `worker` serves, where the server has lost it or it was not renewed for an hour.
+
+        Another revision of one of them is left alone: it expires unless workers of its own renew it. InvalidSettings as from
+        `announce`.
+        """
+        self._client.expire(self._key, EXPIRES_S)
+        known, now_s = self._all_at()
+        if due := [model for model in models if _is_due(model, known, now_s)]:
+            self.announce(due, worker, may_replace)
 
     def forget(self, alias: str) -> bool:
         """Remove an announcement; False if there was none. Workers announce again when they start."""
@@ -148,9 +173,19 @@ def _read(value: bytes) -> Served | None:
     names = (model.kinds, model.outputs, model.default_for)
     are_lists = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in names)
     are_numbers = type(model.dimensions) is int and type(model.max_length) is int
+    are_numbers = are_numbers and type(model.renewed_s) in (int, float) and math.isfinite(model.renewed_s)
     texts = (model.alias, model.source, model.version, model.revision, model.content, model.reading)
     are_texts = all(isinstance(one, str) for one in texts)
     return model if are_lists and are_numbers and are_texts else None
+
+
+def _is_due(ours: Served, known: Mapping[str, Served], now_s: float) -> bool:
+    """Returns True if an announcement is lost, or ours and old."""
+    found = known.get(ours.alias)
+    if found is None:
+        return True
+    is_ours = (found.content, found.reading) == (ours.content, ours.reading)
+    return is_ours and now_s - found.renewed_s >= RENEWS_AFTER_S
 
 
 def _two_defaults(alias: str, kind: str, rival: str) -> InvalidSettings:

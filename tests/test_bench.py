@@ -62,6 +62,13 @@ def test_a_start_is_measured_by_its_phases_and_against_another_checkout(tmp_path
     assert figures["cpu_ratio"] == pytest.approx(figures["this_cpu_s"] / figures["other_cpu_s"])
 
 
+def test_an_idle_worker_is_measured_after_its_job(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "idle", "--quick")
+    assert 100 < figures["warm_mib"] < 1.1 * figures["job_1_most_mib"] < 4_400
+    assert figures["growth_mib"] == pytest.approx(figures["job_1_idle_mib"] - figures["warm_mib"])
+    assert figures["job_1_cpu_s"] > 0
+
+
 def test_a_command_that_does_not_exist_is_told_what_does() -> None:
     with Running([sys.executable, "-m", "tests.bench", "nothing"]) as running:
         assert running.wait(TIMEOUT_S) == 2

@@ -90,5 +90,6 @@ def test_a_stock_flower_sees_both(plain: Running, worker: dict[str, str]) -> Non
 def test_beat_sends_beside_ours(plain: Running, worker: dict[str, str], tmp_path: Any) -> None:
     command = ["-A", "tests.json_application", "beat", "-l", "INFO", "-s", str(tmp_path / "schedule")]
     with Running([*CELERY, *command], worker) as running:
-        plain.wait_for("Task json.note[", count=2)  # received and succeeded
+        running.wait_for("Sending due task note")
+        plain.wait_for("Task json.note[", count=2)  # received and succeeded; beat says that it sends before it does
         assert running.stop() == 0

@@ -10,7 +10,7 @@ import redis
 from celery import chord
 from celery.exceptions import ChordError
 
-from embedq import tasks
+from embedq import __version__, tasks
 from embedq.core.errors import InvalidInput, Poisoned, ServerUnavailable
 from embedq.tasks.__main__ import main
 from embedq.tasks.dead import DeadLetters
@@ -191,6 +191,7 @@ def test_the_command_lists_shows_sends_again_and_drops(
         part in shown for part in ("job-1", "tasks.embed", "1 text, 8 characters", "a:3", "rejected", context().process)
     )
     assert "not a JSON object" in shown
+    assert shown.count(f"embedq {__version__}") == 2
     assert json.loads(envelope())["body"] not in shown
     assert main(["dead", "replay", rejected]) == 0
     assert (client.llen("a:3"), client.xlen("embedq:dead")) == (1, 1)

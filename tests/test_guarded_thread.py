@@ -19,6 +19,8 @@ from embedq.workers.jobs.answer_thread import AnswersThread
 from embedq.workers.jobs.held_job import HeldJobs
 from embedq.workers.jobs.pool import EnginePool, pool_for
 from embedq.workers.monitoring.health import Health
+from embedq.workers.monitoring.heartbeat import Heart
+from embedq.workers.monitoring.metrics_server import WorkerCollector
 from tests.checkpoints import PATIENCE_S
 from tests.consuming import context
 
@@ -71,6 +73,24 @@ def test_a_thread_that_may_be_restarted_is_until_it_ends_too_often(caplog: pytes
 def test_a_thread_that_ends_as_it_should_is_neither(caplog: pytest.LogCaptureFixture) -> None:
     assert not run(GuardedThread("ending", lambda: None, pytest.fail)).is_broken
     assert not caplog.records
+
+
+def test_unexpected_ends_are_a_metric_of_the_worker_from_zero(engine: Engine) -> None:
+    lifecycle = Lifecycle()
+    health = Health(lifecycle)
+    health.serves("worker", HeldJobs(engine))
+
+    def counted() -> dict[str, float]:
+        families = WorkerCollector(health, Heart(lifecycle, None)).collect()
+        (family,) = [one for one in families if one.name == "embedq_thread_ends"]
+        return {sample.labels["thread"]: sample.value for sample in family.samples}
+
+    before = counted()
+    assert {"completion", "encode-0", "watchdog"} <= before.keys()
+    thread = GuardedThread("measured", Ending(2), max_restarts=None)
+    assert counted()["measured"] == before.get("measured", 0)
+    run(thread)
+    assert counted() == before | {"measured": before.get("measured", 0) + 2}
 
 
 def test_an_encode_thread_that_fails_fails_its_jobs_and_goes_on(
@@ -156,4 +176,15 @@ def test_a_worker_whose_answers_thread_ended_is_not_live_and_renews_no_lease(app
     assert ended == ["the thread answers ended unexpectedly with SystemExit"]
     assert held.is_alive is False
     assert health.live() == (False, "a thread that jobs need ended unexpectedly")
+    pool.on_stop()
+
+
+def test_a_part_thread_that_is_not_restarted_any_more_ends_the_worker(app: Celery, engine: Engine) -> None:
+    ended: list[str] = []
+    held = HeldJobs(engine)
+    pool: EnginePool = pool_for(context(end=ended.append), held)(limit=1, app=app)
+    pool.on_start()
+    assert held.parts.on_broken is not None
+    held.parts.on_broken("a reason")
+    assert ended == ["a reason"]
     pool.on_stop()

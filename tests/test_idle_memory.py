@@ -8,6 +8,10 @@ import sys
 
 import pytest
 
+from embedq.core.engine import Engine
+from embedq.workers.context import Lifecycle
+from embedq.workers.jobs.held_job import HeldJobs
+from embedq.workers.monitoring.heartbeat import Heart
 from embedq.workers.monitoring.idle_memory import IdleMemory
 
 MIB = 1 << 20
@@ -53,6 +57,23 @@ def test_memory_is_returned_again_only_after_it_has_grown() -> None:
     process.resident_mib = 600
     process.observe(1, *[0] * 10)
     assert (process.num_trims, process.resident_mib) == (2, 500)
+
+
+def test_a_worker_that_takes_jobs_watches_its_memory_with_each_heartbeat(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heart, observed = Heart(Lifecycle(), None), list[int]()
+
+    def observe(num_held: int) -> None:
+        observed.append(num_held)
+        if len(observed) == 2:
+            raise SystemExit  # the only way out
+
+    monkeypatch.setattr(heart._memory, "observe", observe)
+    heart.serves("worker", HeldJobs(engine))
+    with pytest.raises(SystemExit):
+        heart._run()
+    assert observed == [0, 0]
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not glibc, which alone keeps so much")

@@ -140,11 +140,8 @@ def test_a_give_back_that_fails_is_made_again(client: redis.Redis, delivery_url:
         with without_scripts(client):
             worker.got[0].reject(requeue=True)  # as the answers thread does, whose result could not be stored
         assert in_flight(client) == 1
-        worker.on_message = lambda message: None
-        worker.turn()
-        worker.run_until(lambda: not worker.channel.qos.taken._rejected)
+        worker.run_until(lambda: len(worker.got) == 2)  # it was given back, and is fetched again
         assert client.llen(QUEUE) + in_flight(client) == 1
-        worker.run_until(lambda: len(worker.channel.qos.taken) == 1)  # it is fetched again
     assert waiting(client, QUEUE) == [1]
 
 
@@ -186,14 +183,15 @@ def test_jobs_that_others_took_meanwhile_do_not_keep_a_channel_from_closing(
 
 
 def test_jobs_in_flight_are_removed_on_one_thread_while_another_looks_at_them() -> None:
-    held, owner, num_looks = InFlight(), _Owner(), 300
+    held, owner, is_over, has_looked = InFlight(), _Owner(), threading.Event(), threading.Event()
     failed: list[BaseException] = []
 
     def look() -> None:
         try:
-            for _ in range(num_looks):
+            while not is_over.is_set():
                 assert len({tag for tag, _ in held.latest_first()}) <= 1000
                 held.tags()
+                has_looked.set()
         except BaseException as error:
             failed.append(error)
 
@@ -202,13 +200,16 @@ def test_jobs_in_flight_are_removed_on_one_thread_while_another_looks_at_them() 
     try:
         looking = threading.Thread(target=look)
         looking.start()
-        number = 0
-        while looking.is_alive():
-            number += 1
-            held.add(str(number % 1000), owner)  # type: ignore[arg-type]
-            held.remove(str((number * 7) % 1000))
-        looking.join()
+        assert has_looked.wait(30)
+        for _ in range(100):
+            # Many of one kind: a look that misses one more and one less sees as many as before.
+            for number in range(1000):
+                held.add(str(number), owner)  # type: ignore[arg-type]
+            for number in range(1000):
+                held.remove(str(number))
     finally:
+        is_over.set()
+        looking.join()
         sys.setswitchinterval(before)
     assert failed == []
 

@@ -220,6 +220,27 @@ def test_sighup_takes_every_setting_that_it_checks_and_names_what_needs_a_new_st
         assert answered([send(["still served"])], 1) == 1
 
 
+def test_a_launcher_at_zero_starts_a_worker_for_a_job_of_a_model_that_sighup_brought(
+    tiny: dict[str, str], tmp_path: Path
+) -> None:
+    """Without workers nobody reports queues: those that count are of the settings that were read last."""
+    file = tmp_path / "embedq.toml"
+    config(file, TINY)
+    del tiny["EMBEDQ_MODELS"]
+    scaling = ["--min", "0", "--max", "1", "--backlog-s", "0.001", "--up-delay-s", "0"]
+    command = [sys.executable, "-m", "embedq.workers", "--cpu-workers", "1", *scaling]
+    with Running(command, tiny | {"EMBEDQ_CONFIG": str(file)}) as running:
+        running.wait_for("action=launching")
+        file.write_text(file.read_text().replace("tiny]", "brought]"), encoding="utf-8")
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for("action=reloaded")
+        # By name: no worker has announced it yet, and a producer of ours would refuse it.
+        job = tasks.app.send_task("tasks.embed", args=[["a text"]], kwargs={"model": "brought"})
+        assert len(job.get(timeout=TIMEOUT_S)) == 1
+        assert (field(running.wait_for("action=scaled")[0], "from"), running.stop()) == ("0", 0)
+    tasks.embed.registry.forget("brought")
+
+
 def test_a_model_that_hangs_while_it_loads_ends_the_launcher_with_a_code_that_a_service_manager_restarts(
     tiny: dict[str, str],
 ) -> None:

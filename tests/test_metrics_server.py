@@ -94,6 +94,8 @@ def test_what_a_worker_did_is_counted(address: str) -> None:
     assert scrape.value("embedq_held_jobs") == scrape.value("embedq_waiting_tokens") == 0
     assert before <= scrape.value("embedq_last_progress_timestamp_seconds") <= time.time()
     assert 0 < scrape.value("embedq_device_busy_seconds_total") < time.time() - before + 60
+    for thread in ("answers", "completion", "encode-0", "heartbeat", "lease renewal", "reports"):
+        assert scrape.value("embedq_thread_ends_total", worker=NAME, thread=thread) == 0
 
 
 def test_each_answered_job_is_in_each_stage_once(address: str) -> None:

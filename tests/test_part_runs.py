@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,6 +32,7 @@ from embedq.tasks.datasets.sources import Input
 from embedq.tasks.datasets.stores import TEMPORARY, Store, locate
 from embedq.workers.parts.part_feed import Feed
 from embedq.workers.parts.part_run import PartRun, PartsContext
+from embedq.workers.parts.part_threads import PartThreads
 
 TIMEOUT_S = 10.0
 
@@ -67,6 +70,40 @@ def answer_of(store: Store, manifest: Manifest, root: Path, follow: Callable[...
     run = PartRun(context, message, "job", lambda _: False)
     run.run()
     return run.answer
+
+
+class Panic(BaseException):
+    """As the Rust code of a library raises it."""
+
+
+def test_a_part_thread_that_ends_answers_its_part_and_goes_on_or_ends_the_worker(
+    engine: Engine, manifest: Manifest, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, reasons, is_broken = PartThreads(engine, "w"), list[str](), threading.Event()
+    threads.on_broken = lambda reason: (reasons.append(reason), is_broken.set())[0]
+    outcomes: list[Receipt | None] = [None, Receipt(WRITTEN, manifest.id, 0, 2, 0)]
+
+    def receipt(run: PartRun) -> Receipt:
+        if outcomes and (found := outcomes.pop(0)):
+            return found
+        raise Panic("a text")
+
+    monkeypatch.setattr(PartRun, "_receipt", receipt)
+
+    def answer() -> Receipt:
+        message = asdict(message_of(manifest, store.location.path, manifest.parts[0], 1))
+        return threads.take(message, "job", 3, lambda: None).answer.result(TIMEOUT_S)
+
+    with pytest.raises(WorkerError, match="a part failed unexpectedly with Panic"):
+        answer()
+    assert answer().outcome == WRITTEN
+    assert threads.num_held == 0
+    for _ in range(2 * 4):  # two threads, each started four times
+        if not is_broken.is_set():
+            with pytest.raises(WorkerError):
+                answer()
+    assert is_broken.wait(TIMEOUT_S)
+    assert re.fullmatch(r"the thread part-\d ended unexpectedly with Panic", reasons[0])
 
 
 def test_another_thread_never_sees_some_of_the_parts(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:

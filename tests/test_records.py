@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from embedq import __version__
 from embedq.core import errors
+from embedq.tasks.datasets.receipts import Receipt
+from embedq.tasks.datasets.run_state import Record, RunState
 from embedq.tasks.dead import DeadLetters
 from embedq.tasks.models import Registry
 from embedq.tasks.speeds import Speed, Speeds
@@ -56,6 +59,33 @@ def test_announcements_speeds_and_dead_letters_of_the_previous_release_are_read(
     assert Speeds(own.client).latest() == report.models
     (letter,) = DeadLetters(own.client).all()
     assert (letter.reason, letter.message) == ("not a JSON object", b"rubbish")
+
+
+def test_receipts_and_records_of_parts_name_their_version_and_those_of_others_are_read(own: OwnServer) -> None:
+    written = Receipt("written", "m", 3).to_map()
+    assert written["version"] == __version__
+    del written["version"]
+    assert Receipt.from_map(written | {"wings": 2}) == Receipt("written", "m", 3, version="")
+    assert Receipt.from_map(written | {"version": "9.0"}).version == "9.0"
+    with pytest.raises(ValueError, match="malformed receipt"):
+        Receipt.from_map(written | {"version": 9})
+    own.client.flushall()
+    state = RunState(own.client, "", "m")
+    state.release(3, Record("done", "job"))
+    key = "embedq:dataset:m:parts"
+    told = json.loads(own.client.hget(key, "3"))
+    assert told.pop("version") == __version__
+    own.client.hset(key, mapping={"4": json.dumps(told | {"wings": 2}), "5": json.dumps(told | {"version": 9})})
+    assert state.records() == {3: Record("done", "job"), 4: Record("done", "job", version="")}
+
+
+def test_dead_letters_name_the_version_of_the_worker_that_buried_them(own: OwnServer) -> None:
+    own.client.flushall()
+    own.client.lpush("a", "rubbish")
+    with Consuming(own.url, ["a"]) as worker:
+        worker.run_until(lambda: own.client.xlen("embedq:dead"))
+    own.client.xadd("embedq:dead", RECORDS["dead_letter"] | {"wings": "2"})
+    assert [letter.version for letter in DeadLetters(own.client).all()] == [__version__, ""]
 
 
 def test_a_newer_report_is_read_without_what_we_do_not_know(own: OwnServer) -> None:

@@ -17,10 +17,10 @@ from embedq import core
 from embedq.core.checkpoint import revision
 from embedq.core.checkpoint.content_hash import content_hash
 from embedq.core.codec import pack, unpack
-from embedq.core.errors import InvalidSettings
+from embedq.core.errors import InvalidSettings, UnknownModel
 from embedq.core.results import Embeddings, Ranking
 from embedq.core.settings import ModelSettings
-from embedq.tasks.models import KEY, Registry, Served
+from embedq.tasks.models import EXPIRES_S, KEY, RENEWS_AFTER_S, Registry, Served
 from embedq.tasks.speeds import MAX_AGE_S, WORKERS_KEY, Speed, Speeds
 from tests.checkpoints import as_sentence_transformer, change_weights, save_cross_encoder, save_encoder
 
@@ -104,6 +104,59 @@ def test_a_rolling_revision_replaces_one_of_the_same_form_and_does_not_fall_back
         Registry(client).announce([OLD], "one@host")
     with pytest.raises(InvalidSettings, match="cannot be a rolling revision"):
         Registry(client).announce([LARGER], "three@host", may_replace=True)
+
+
+def pass_time(client: redis.Redis, seconds: float) -> None:
+    """Let every announcement and report be so much older."""
+    for key, field in ((KEY, "renewed_s"), (WORKERS_KEY, "told_s")):
+        for name, value in client.hgetall(key).items():
+            record = json.loads(value)
+            client.hset(key, name, json.dumps(record | {field: record[field] - seconds}))
+
+
+def test_an_alias_that_no_worker_serves_any_more_expires_whoever_serves_others(client: redis.Redis) -> None:
+    """As after SIGHUP with a model less: the launcher's workers go on, and renew what they serve."""
+    dropped = replace(OLD, alias="dropped", default_for=["embed"])
+    Registry(client).announce([OLD, dropped], "one@host")
+    for _ in range(2):
+        pass_time(client, EXPIRES_S - 60)
+        assert "m" in Registry(client).all()
+        Registry(client).renew([OLD], "one@host")
+    assert Registry(client).all() == {"m": OLD}
+    with pytest.raises(UnknownModel, match="unknown model 'dropped'; workers have announced m"):
+        Registry(client).check("embed", "dropped")
+    Registry(client).announce([replace(OLD, alias="new", default_for=["embed"])], "two@host")  # the default is free
+
+
+def test_an_announcement_is_renewed_by_workers_of_its_revision_alone(client: redis.Redis) -> None:
+    Registry(client).announce([OLD], "one@host")
+    Registry(client).announce([NEW], "two@host", may_replace=True)
+    pass_time(client, RENEWS_AFTER_S)
+    announced = client.hgetall(KEY)
+    Registry(client).renew([OLD], "one@host", may_replace=True)
+    assert client.hgetall(KEY) == announced
+    Registry(client).renew([NEW], "two@host")
+    assert client.hgetall(KEY) != announced
+    pass_time(client, EXPIRES_S + 60)  # its last worker is gone, one of the old revision is left
+    Registry(client).renew([OLD], "one@host")
+    assert Registry(client).all() == {"m": OLD}
+
+
+def test_each_worker_writes_its_announcements_once_an_hour(client: redis.Redis) -> None:
+    Registry(client).announce([OLD], "one@host")
+    pass_time(client, RENEWS_AFTER_S - 60)
+    for changes in (False, True):
+        announced = client.hgetall(KEY)
+        Registry(client).renew([OLD], "one@host")
+        assert (client.hgetall(KEY) != announced) == changes
+        pass_time(client, 120)
+
+
+def test_announcements_of_workers_that_do_not_renew_them_stay(client: redis.Redis) -> None:
+    of_it = {name: value for name, value in asdict(OLD).items() if name != "renewed_s"}
+    client.hset(KEY, "m", json.dumps(of_it))
+    Registry(client).renew([replace(OLD, alias="n")], "two@host")
+    assert Registry(client).all().keys() == {"m", "n"}
 
 
 def test_a_worker_of_an_older_release_does_not_say_its_content(client: redis.Redis) -> None:

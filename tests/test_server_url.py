@@ -58,10 +58,17 @@ def test_a_variable_of_celery_that_names_our_server_is_no_conflict(tmp_path: Pat
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_celery_s_loader_and_configuration_module_are_another_application_s(tmp_path: Path) -> None:
-    (tmp_path / "theirs.py").write_text("broker_url = 'redis://theirs.example:1'\ntask_serializer = 'json'\n")
+@pytest.mark.parametrize("loader", ["default", "theirs:Loader", "nowhere.loaders:Loader"])
+def test_celery_s_loader_and_configuration_module_are_another_application_s(loader: str, tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from celery.loaders.base import BaseLoader\n"
+        "broker_url, task_serializer = 'redis://theirs.example:1', 'json'\n"
+        "class Loader(BaseLoader):\n"
+        "    def config_from_object(self, *_, **__):\n"
+        "        self._conf = {'broker_url': broker_url, 'task_serializer': task_serializer}\n"
+    )
     code = f"{_SHOW}\nprint(conf.task_serializer)"
-    ended = run(code, tmp_path, EMBEDQ_REDIS_URL=OURS, CELERY_LOADER="default", CELERY_CONFIG_MODULE="theirs")
+    ended = run(code, tmp_path, EMBEDQ_REDIS_URL=OURS, CELERY_LOADER=loader, CELERY_CONFIG_MODULE="theirs")
     assert ended.returncode == 0, ended.stderr
     assert "theirs" not in ended.stdout
     assert ended.stdout.splitlines()[-1] == "embedq"
@@ -148,6 +155,67 @@ def test_a_command_refuses_a_wrong_url_in_one_line(command: str, tmp_path: Path)
     assert "EMBEDQ_REDIS_URL does not begin with redis://" in line
 
 
+#: How the processes of embedq are started beside `embedq` itself -> what their line begins with.
+_STARTS = {
+    "-m embedq.workers.worker": "python -m embedq.workers.worker",
+    "-m embedq.workers": "python -m embedq.workers",
+    "-m embedq.tasks models": "python -m embedq.tasks",
+    "-m embedq.deploy.demo": "python -m embedq.deploy.demo",
+    "-m embedq.deploy.flower": "celery",  # which it runs
+    "-m celery -A embedq.tasks worker": "celery",
+    "-m celery --app=embedq.tasks status": "celery",
+}
+
+
+@pytest.mark.parametrize("start", _STARTS)
+def test_every_process_of_ours_refuses_a_wrong_url_in_one_line(start: str, tmp_path: Path) -> None:
+    ended = run_command([sys.executable, *start.split()], tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"{_STARTS[start]}: EMBEDQ_REDIS_URL does not begin with redis://")
+
+
+def test_celery_s_program_refuses_a_wrong_url_of_our_application_in_one_line(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("celery")
+    ended = run_command([sys.executable, str(program), "-A", "embedq.tasks", "report"], tmp_path, REDIS_URL="localhost")
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("celery: REDIS_URL does not begin with redis://")
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"EMBEDQ_CONFIG": "gone.toml"}, "EMBEDQ_CONFIG is 'gone.toml'"),
+        ({"EMBEDQ_LEASE_S": "0"}, "EMBEDQ_LEASE_S must be a whole number from 1 to 86,400; given '0'"),
+        ({"EMBEDQ_REDIS_URL": "sentinel://localhost:26379"}, "needs EMBEDQ_SENTINEL_MASTER"),
+        ({"EMBEDQ_LOG_LEVEL": "loud"}, "EMBEDQ_LOG_LEVEL must be one of"),
+        ({"EMBEDQ_MODELS": "minilm"}, "EMBEDQ_MODELS"),
+        ({"EMBEDQ_MODELS": "m=/nowhere", "EMBEDQ_HANG_TIMEOUT_S": "inf"}, "EMBEDQ_HANG_TIMEOUT_S"),
+        ({"EMBEDQ_MODELS": "m=/nowhere", "EMBEDQ_DEFAULT_EMBED": "x"}, "EMBEDQ_DEFAULT_EMBED"),
+        ({"EMBEDQ_MODELS": "m=/nowhere", "EMBEDQ_METRICS_PORT": "70000"}, "EMBEDQ_METRICS_PORT"),
+    ],
+    ids=str,
+)
+def test_a_worker_refuses_each_wrong_setting_in_one_line(variables: dict[str, str], named: str, tmp_path: Path) -> None:
+    ended = run_command([sys.executable, "-m", "embedq.workers.worker"], tmp_path, **variables)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert named in line
+
+
+def test_a_program_that_celery_runs_for_another_application_may_do_without_ours(tmp_path: Path) -> None:
+    (tmp_path / "theirs.py").write_text(
+        "from celery import Celery\n"
+        "from embedq.core.errors import InvalidSettings\n"
+        "app = Celery('theirs')\n"
+        "try:\n    from embedq import tasks\nexcept InvalidSettings:\n    print('without')\n"
+    )
+    command = [sys.executable, "-m", "celery", "-A", "theirs", "report"]
+    ended = run_command(command, tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
+    assert (ended.returncode, ended.stdout.splitlines()[0]) == (0, "without"), ended.stderr
+
+
 def test_a_producer_gets_invalid_settings(tmp_path: Path) -> None:
     code = """
 from embedq.core.errors import InvalidSettings
@@ -156,8 +224,9 @@ try:
 except InvalidSettings as error:
     print(error)
 """
-    ended = run(code, tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
-    assert ended.stdout.startswith("EMBEDQ_REDIS_URL does not begin with"), ended.stderr
+    for start in ("", "import sys\nsys.argv = []\n"):  # as within uWSGI
+        ended = run(start + code, tmp_path, EMBEDQ_REDIS_URL="127.0.0.1:6379")
+        assert ended.stdout.startswith("EMBEDQ_REDIS_URL does not begin with"), ended.stderr
 
 
 @pytest.mark.parametrize(

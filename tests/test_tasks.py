@@ -82,13 +82,15 @@ def test_a_producer_learns_of_models_announced_later(registry: Registry) -> None
 def test_a_worker_announces_again_what_the_server_has_lost_and_keeps_the_rest(registry: Registry) -> None:
     announced = [model("one", ["embed"]), model("two", [])]
     registry.announce([model("other", [])])
-    registry.renew(["one", "two"], lambda: registry.announce(announced))
+    registry.renew(announced)
     assert registry.all().keys() == {"one", "two", "other"}
-    registry.renew(["one", "two"], lambda: pytest.fail("nothing was lost"))
+    before = registry._client.hgetall(KEY)
+    registry.renew(announced)
+    assert registry._client.hgetall(KEY) == before  # nothing was lost
     assert 0 < registry._client.ttl(KEY) <= EXPIRES_S
     for lose in (lambda: registry.forget("two"), lambda: registry._client.delete(KEY)):
         lose()
-        registry.renew(["one", "two"], lambda: registry.announce(announced))
+        registry.renew(announced)
         assert registry.all().keys() >= {"one", "two"}
 
 

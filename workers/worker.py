@@ -161,7 +161,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     engine.backlog.on_room = transport.wake
     health.serves(context.name, held)
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
-    renew = partial(tasks.embed.registry.renew, engine.models, partial(announce, engine))
+    renew = partial(tasks.embed.registry.renew, announcements(engine), context.name, settings.replace_revision)
     with SpeedReports(speeds, context.name, health, lambda: heart.last.models, renew):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from embedq import __version__
 from embedq.core.codec import register
 
 #: Key of the receipt in the metadata of a part's object.
@@ -36,6 +37,8 @@ class Receipt:
     seconds: float = 0.0
     #: "1024 float16", "score".
     what: str = ""
+    #: Of embedq, where it was made; empty where that is unknown.
+    version: str = __version__
 
     def __repr__(self) -> str:
         if not self.what:
@@ -55,11 +58,12 @@ class Receipt:
     def from_map(cls, given: dict[str, Any]) -> Receipt:
         """Undo `to_map`. ValueError if it is not what that gives."""
         try:
-            made = cls(**{one.name: given[one.name] for one in fields(cls) if one.name in given})
+            made = cls(**{"version": ""} | {one.name: given[one.name] for one in fields(cls) if one.name in given})
         except TypeError:
             raise ValueError("a malformed receipt arrived") from None
         numbers = (made.part, made.rows, made.failed, made.tokens, made.bytes)
-        if not all(type(one) is int for one in numbers) or not isinstance(made.seconds, int | float):
+        are_numbers = all(type(one) is int for one in numbers) and isinstance(made.seconds, int | float)
+        if not are_numbers or not isinstance(made.version, str):
             raise ValueError("a malformed receipt arrived")
         return made
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from embedq import __version__
 from embedq.core.errors import ServerUnavailable
 
 #: Seconds between two signs of life of a part that is being computed, and after which one without counts as dead.
@@ -56,6 +57,8 @@ class Record:
     tokens: int = 0
     bytes: int = 0
     error: str = ""
+    #: Of embedq, in that worker; empty where that is unknown.
+    version: str = __version__
 
 
 class RunState:
@@ -194,10 +197,11 @@ def _written(record: Record) -> str:
 def _read(value: bytes | None) -> Record | None:
     try:
         given = json.loads(value or b"")
-        record = Record(**{one.name: given[one.name] for one in fields(Record) if one.name in given})
+        known = {one.name: given[one.name] for one in fields(Record) if one.name in given}
+        record = Record(**{"version": ""} | known)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     numbers = (record.began_s, record.told_s, record.rows, record.failed, record.tokens, record.bytes)
-    texts = (record.state, record.job, record.worker, record.error)
+    texts = (record.state, record.job, record.worker, record.error, record.version)
     are_right = all(isinstance(one, int | float) for one in numbers) and all(isinstance(one, str) for one in texts)
     return record if are_right else None

@@ -7,6 +7,7 @@
     host      texts per second that Python, tokenizing and copies leave to any device
     jobs      jobs per second of a worker whose model costs nothing, and of producers, against stock Celery
     growth    memory of a worker, a producer and the server over many jobs
+    idle      memory of a worker that is warm, at most, and idle after its largest jobs
     linear    a thousand texts to a million: the same cost each, the same memory
     metrics   what counting costs each job, each batch and each scrape
     flower    memory of Flower over many jobs
@@ -34,6 +35,7 @@ COMMANDS = [
     "quality",
     "jobs",
     "growth",
+    "idle",
     "linear",
     "metrics",
     "flower",

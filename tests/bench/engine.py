@@ -11,10 +11,8 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +63,7 @@ def main(arguments: list[str]) -> int:
     """Measure, print the table, write the JSON; returns the exit code."""
     given = _parser().parse_args(arguments)
     try:
-        with _model(given) as model:
+        with random_models.chosen(given.random, given.model) as model:
             subject = Subject(model, given.device, given.precision, dict(pair.split("=", 1) for pair in given.set))
             asked = (
                 Asked(subject, given.texts or 64, 1, 30, 1.0)
@@ -257,16 +255,6 @@ def _of_one_call(text: str, total: np.ndarray, asked: Asked) -> list[Figure]:
         Figure("overhead_p50_ms", "  beside the forward pass: p50", p50 - bare_p50, "ms"),
         Figure("overhead_p99_ms", "  p99, to the pass's p50", p99 - bare_p50, "ms"),
     ]
-
-
-@contextmanager
-def _model(given: argparse.Namespace) -> Iterator[Path]:
-    """The directory of the model asked for; a random one is there for as long as it is needed."""
-    if not given.random:
-        yield given.model or minilm.directory()
-        return
-    with tempfile.TemporaryDirectory(prefix="embedq-bench-") as directory:
-        yield random_models.save(given.random, Path(directory) / given.random)
 
 
 def _parser() -> argparse.ArgumentParser:

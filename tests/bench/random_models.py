@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,16 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bge-m3": ("bge_m3", _XLMR_LARGE),
     "bge-reranker-v2-m3": ("flagreranker_xlmr", _XLMR_LARGE),
 }
+
+
+@contextmanager
+def chosen(shape: str | None, directory: Path | None) -> Iterator[Path]:
+    """A model's directory: of random weights, there meanwhile, if a shape is named; else the one given, else MiniLM's."""
+    if not shape:
+        yield directory or minilm.directory()
+        return
+    with tempfile.TemporaryDirectory(prefix="embedq-bench-") as made:
+        yield save(shape, Path(made) / shape)
 
 
 def save(shape: str, directory: Path, is_scored: bool = False) -> Path:

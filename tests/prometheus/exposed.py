@@ -40,6 +40,7 @@ WORKER: dict[str, tuple[str, ...]] = {
     "embedq_retries_total": _OF_MODEL,
     "embedq_device_memory_bytes": (*_OF_WORKER, "state"),
     "embedq_model_info": (*_OF_MODEL, "path", "revision", "family", "precision"),
+    "embedq_thread_ends_total": (*_OF_WORKER, "thread"),
     "embedq_last_progress_timestamp_seconds": _OF_WORKER,
     "embedq_ready": _OF_WORKER,
     "embedq_build_info": ("version",),
@@ -72,6 +73,7 @@ _SAMPLES = {
     "state": ("used", "total"),
     "queue": ("embed.minilm", "rerank.minilm"),
     "priority": ("0", "9"),
+    "thread": ("encode-0", "reports"),
 }
 
 

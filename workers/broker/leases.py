@@ -18,13 +18,14 @@ import redis
 from celery import Celery, bootsteps
 from kombu.exceptions import OperationalError
 
+from embedq import __version__
 from embedq.core.guarded_thread import GuardedThread
 from embedq.workers.celery_private import Consumer
 from embedq.workers.context import WorkerContext
 
 log = logging.getLogger(__name__)
 
-SCRIPT = Path(__file__).with_name("transport.lua").read_text(encoding="utf-8")
+SCRIPT = f"local VERSION = '{__version__}'\n" + Path(__file__).with_name("transport.lua").read_text(encoding="utf-8")
 
 #: Renewals per lease: two may fail before a job is given away.
 _RENEWALS_PER_LEASE = 3

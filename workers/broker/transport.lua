@@ -8,7 +8,8 @@
 --         3  embedq:jobs    hash    delivery tag -> one line per delivery that was not given back, the
 --                                   last one being the present holder's:
 --                                   taken (us) TAB lease (s) TAB bytes TAB worker TAB list
---         4  embedq:dead    stream  dead letters: reason, detail, list, tag, deliveries, message
+--         4  embedq:dead    stream  dead letters: reason, detail, list, tag, deliveries, message, and the version of
+--                                   embedq in the worker that buried it
 --         5  embedq:delayed zset    delivery tag of a job that waits for its ETA here, because the worker
 --                                   that met it holds as many such jobs as it may; scored by the ETA (seconds)
 --         6  embedq:delayed_jobs hash   delivery tag -> list TAB message
@@ -18,6 +19,8 @@
 -- or breaks off half-way (out of memory, a key of another type) then leaves a job twice, never not at all.
 --
 -- Times are the server's, so that workers whose clocks differ agree about a lease.
+--
+-- VERSION is embedq's; `workers/broker/leases.py` sets it in a line before these.
 
 local UNACKED, INDEX, JOBS, DEAD, DELAYED, DELAYED_JOBS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local FIRST_LIST = 7
@@ -69,7 +72,7 @@ end
 
 local function bury(reason, detail, list, tag, lines, message, max_dead)
   redis.call('XADD', DEAD, 'MAXLEN', max_dead, '*', 'reason', reason, 'detail', detail, 'list', list,
-    'tag', tag, 'deliveries', lines, 'message', message)
+    'tag', tag, 'deliveries', lines, 'message', message, 'version', VERSION)
 end
 
 local function forget(tag)

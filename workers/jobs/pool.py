@@ -56,6 +56,7 @@ class EnginePool(PoolBase):
         """Called by Celery before the first job."""
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
         self._others = OtherTasksThread(self.context.end)
+        self.jobs.parts.on_broken = self.context.end
         self.jobs.is_answering = lambda: self._answers.is_alive
         self.jobs.is_open = True
 

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from embedq.core.batching.device_memory import memory_bytes
 from embedq.core.engine import Engine
 from embedq.core.errors import InvalidSettings
+from embedq.core.guarded_thread import num_ends
 from embedq.core.settings import Settings
 from embedq.tasks.metrics import PART_OUTCOMES, STAGES, WORKER, Families
 from embedq.tasks.scraping import Scraping
@@ -75,6 +76,8 @@ def _of_worker(families: Families, engine: Engine, labels: dict[str, str]) -> No
     used_bytes, total_bytes = memory_bytes(labels["device"])
     families.add("embedq_device_memory_bytes", used_bytes, **labels, state="used")
     families.add("embedq_device_memory_bytes", total_bytes, **labels, state="total")
+    for thread, number in tuple(num_ends.items()):
+        families.add("embedq_thread_ends_total", number, **labels, thread=thread)
 
 
 def _of_model(families: Families, engine: Engine, alias: str, labels: dict[str, str]) -> None:

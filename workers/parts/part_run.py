@@ -146,7 +146,7 @@ class PartRun:
         self._wake()
 
     def run(self) -> None:
-        """Compute the part. Never raises: errors become the answer."""
+        """Compute the part. Errors become the answer; what is no Exception is raised, and the caller answers with `fail`."""
         self.started_s = time.monotonic()
         try:
             receipt = self._receipt()
@@ -154,7 +154,7 @@ class PartRun:
             receipt = self._nothing(CANCELLED)
             self._let_go(None)
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
             return
         with suppress(InvalidStateError):  # nobody waits for it any more
             self.answer.set_result(receipt)
@@ -360,7 +360,8 @@ class PartRun:
                 self._began_s = self.state.now_s() - receipt.seconds
                 self.state.release(self.message.part, self._done(receipt))
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Set `error` as the answer, and tell the run of it if it is not tried again."""
         extra = {"action": "part_failed", "job": self._job_id, "part": self.message.part}
         log.warning("a part fails: %s", _words(error), extra=extra)
         told = None

@@ -22,6 +22,7 @@ import redis
 from embedq import tasks
 from embedq.core.engine import Engine
 from embedq.core.errors import WorkerError
+from embedq.core.guarded_thread import GuardedThread
 from embedq.tasks.application import key_prefix
 from embedq.tasks.datasets.manifest import Manifest
 from embedq.tasks.datasets.part_task import WINDOW_PARTS, PartMessage, send_parts
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 #: Parts that a worker holds: bounds its memory, whatever the number of parts.
 NUM_PARTS = 2
 
+#: Times that a part thread which ends unexpectedly is started again. Each time its part fails, and is tried elsewhere.
+_MAX_RESTARTS = 3
+
 
 class PartThreads:
     """Computes parts. Threads start with the first part."""
@@ -46,6 +50,8 @@ class PartThreads:
         self._runs: set[PartRun] = set()
         self._lock = threading.Lock()
         self._is_started = False
+        #: Called with the reason if a part thread ends again and again: nobody would compute what waits. The pool sets it.
+        self.on_broken: Callable[[str], None] | None = None
         #: By outcome, parts and the rows in them; bytes of objects written. Written by part threads, under the lock.
         self.parts: dict[str, int] = {}
         self.rows: dict[str, int] = {"computed": 0, "failed": 0}
@@ -89,8 +95,8 @@ class PartThreads:
             return
         self._is_started = True
         for number in range(NUM_PARTS):
-            threading.Thread(target=self._run, name=f"part-{number}", daemon=True).start()
-        threading.Thread(target=self._beat, name="part beats", daemon=True).start()
+            GuardedThread(f"part-{number}", self._run, self.on_broken, _MAX_RESTARTS).start()
+        GuardedThread("part beats", self._beat, max_restarts=None).start()
 
     def _run(self) -> None:
         while True:
@@ -99,7 +105,11 @@ class PartThreads:
                 continue
             with suppress(Exception):
                 on_started()
-            run.run()
+            try:
+                run.run()
+            except BaseException as error:  # a panic of a library's Rust code, say: nobody else answers this part
+                run.fail(WorkerError(f"a part failed unexpectedly with {type(error).__name__}"))
+                raise
             del run, on_started  # its rows must not stay until the next part comes
 
     def _beat(self) -> None:
