@@ -46,7 +46,8 @@ class CallBuilder:
             if "colbert" in rows:
                 colbert = [vectors.finish(row, chosen.dimensions, normalize, "float32")[0] for row in rows["colbert"]]
             sparse = rows.get("sparse")
-            return Embeddings(dense, colbert, sparse, ranges, model.spec.alias, revision=model.spec.revision)
+            spec = model.spec
+            return Embeddings(dense, colbert, sparse, ranges, spec.alias, None, spec.revision, model.precision)
 
         def encode(some: list[str]) -> list[Tokens]:
             return model.encode_texts(some, chosen)
@@ -65,10 +66,11 @@ class CallBuilder:
         def finish(layers: np.ndarray) -> Ranking:
             order = np.argsort(-layers[-1], kind="stable")[: chosen.top_k].astype(np.int32)
             several = layers if len(layers) > 1 else None
-            return Ranking(layers[-1], order, spec.alias, several, revision=spec.revision)
+            spec = model.spec
+            return Ranking(layers[-1], order, spec.alias, several, None, spec.revision, model.precision)
 
         call = self._pairs([(query, passage) for passage in passages], chosen, finish)
-        spec = call.model.spec
+        model = call.model
         return call
 
     def score(self, pairs: Pairs, **given: Any) -> Call:

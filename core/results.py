@@ -97,6 +97,8 @@ class Embeddings:
     #: Revision of that model: a hash of its files, a dot, a hash of how they are read. Empty if unknown: from workers
     #: before 0.2.0, and for models that were not loaded from files.
     revision: str = ""
+    #: Arithmetic it was computed in: "bfloat16", "float32", …; empty from workers before 0.2.0.
+    precision: str = ""
 
     def __len__(self) -> int:
         return len(self._rows())
@@ -182,7 +184,7 @@ class Embeddings:
             sparse = [Sparse(ids, weights) for ids, weights in cut]
         if not (_is_array(dense, 2) and _is_array(ranges, 2) and isinstance(model, str)):
             raise ValueError("malformed Embeddings arrived")
-        return cls(dense, colbert, sparse, ranges, model, Timings.from_map(fields.get("timings")), _revision(fields))
+        return cls(dense, colbert, sparse, ranges, model, Timings.from_map(fields.get("timings")), *_origin(fields))
 
     def _rows(self) -> Any:
         return next((rows for rows in (self.dense, self.sparse, self.colbert) if rows is not None), [])
@@ -220,6 +222,8 @@ class Ranking:
     #: Revision of that model: a hash of its files, a dot, a hash of how they are read. Empty if unknown: from workers
     #: before 0.2.0, and for models that were not loaded from files.
     revision: str = ""
+    #: Arithmetic it was computed in: "bfloat16", "float32", …; empty from workers before 0.2.0.
+    precision: str = ""
 
     def __len__(self) -> int:
         return len(self.order)
@@ -250,7 +254,7 @@ class Ranking:
             raise ValueError("a malformed Ranking arrived")
         if not (isinstance(model, str) and _is_array(layers, 2)):
             raise ValueError("a malformed Ranking arrived: its model is not a string, or its layers no array")
-        return cls(scores, order, model, layers, Timings.from_map(fields.get("timings")), _revision(fields))
+        return cls(scores, order, model, layers, Timings.from_map(fields.get("timings")), *_origin(fields))
 
 
 class Scores(np.ndarray):
@@ -268,18 +272,22 @@ def timed(result: Any, timings: Timings) -> Any:
     return replace(result, timings=timings)
 
 
+#: Fields of a result that say how its numbers were made, in the order of both classes.
+_ORIGIN = ("revision", "precision")
+
+
 def _optional(result: Embeddings | Ranking) -> dict[str, Any]:
-    """The fields of timings and revision; left out if empty, so that other results are no larger."""
+    """The fields of timings, revision and precision; left out if empty, so that other results are no larger."""
     timings = {"timings": asdict(result.timings)} if result.timings else {}
-    return timings | ({"revision": result.revision} if result.revision else {})
+    return timings | {name: value for name in _ORIGIN if (value := getattr(result, name))}
 
 
-def _revision(fields: dict[str, Any]) -> str:
-    """The revision that arrived, empty from a worker that does not send it. ValueError if it is no string."""
-    revision = fields.get("revision", "")
-    if not isinstance(revision, str):
-        raise ValueError("a malformed revision arrived: not a string")
-    return revision
+def _origin(fields: dict[str, Any]) -> list[str]:
+    """Revision and precision that arrived, empty from a worker that does not send them. ValueError if they are no strings."""
+    found = [fields.get(name, "") for name in _ORIGIN]
+    if not all(isinstance(one, str) for one in found):
+        raise ValueError(f"a malformed {' or '.join(_ORIGIN)} arrived: not a string")
+    return found
 
 
 def _is_array(value: Any, num_dimensions: int, kinds: str = "fiu") -> bool:

@@ -6,8 +6,9 @@
 --       not renewed counts as gone   from 5 on: announcements as JSON
 --
 -- Returns nothing, or why not: {"default", alias, kind, the default's alias} or {"revision", alias, a worker that serves
--- the other revision, whether a "revision" or the "shape" differs, the other announcement}. Then nothing is written.
--- Otherwise the announcements are, and a first report of the worker, so that whoever comes next sees it.
+-- the other revision, whether a "revision" or the "shape" differs, the other announcement} or {"precision", alias, a worker
+-- that serves it in another precision, the other announcement}. Then nothing is written. Otherwise the announcements are,
+-- and a first report of the worker, so that whoever comes next sees it.
 
 local clock = redis.call('time')
 local now_s = clock[1] + clock[2] / 1000000
@@ -48,7 +49,9 @@ for alias, announced in pairs(known) do
   local renewed_s = tonumber(announced.renewed_s) or 0
   if renewed_s > 0 and renewed_s < now_s - tonumber(ARGV[4]) then known[alias] = nil end
 end
-for worker, report in pairs(records(KEYS[2])) do
+local reports = records(KEYS[2])
+local is_new = reports[ARGV[1]] == nil
+for worker, report in pairs(reports) do
   local told_s = tonumber(report.told_s)
   if worker ~= ARGV[1] and told_s and now_s - told_s < tonumber(ARGV[2]) and type(report.models) == 'table' then
     for alias in pairs(report.models) do server_of[alias] = worker end
@@ -70,6 +73,10 @@ for at = 5, #ARGV do
     if not is_same and not (has_shape and ARGV[3] == '1') then
       local why = has_shape and 'revision' or 'shape'
       return {'revision', new.alias, server_of[new.alias], why, redis.call('hget', KEYS[1], new.alias)}
+    end
+    -- Whoever names a precision has decided to mix them; a device that chose its own has not, unless it was there first.
+    if is_new and new.is_auto and not same(old.precision, new.precision) then
+      return {'precision', new.alias, server_of[new.alias], redis.call('hget', KEYS[1], new.alias)}
     end
   end
   report[new.alias] = {tokens_per_second = 0, tokens_per_job = {}}

@@ -71,8 +71,8 @@ def _server() -> Iterator[None]:
 def models() -> None:
     """List the models that workers serve.
 
-    A line for each: its alias, what it can do, the dimensions of its vectors, the longest sequence, where it was loaded
-    from, whether it takes jobs that name no model, and the version of its workers. A model stays listed when its workers
+    A line for each: its alias, what it can do, the dimensions of its vectors, the longest sequence, its precision,
+    where it was loaded from, whether it takes jobs that name no model, and the version of its workers. A model stays listed when its workers
     stop: its queues outlive them.
     """
     with _server():
@@ -81,8 +81,9 @@ def models() -> None:
         default = f"  default for {' and '.join(model.default_for)}" if model.default_for else ""
         version = f"  embedq {_shown(model.version)}" if model.version else ""
         kinds = " and ".join(model.kinds)
+        precision = f"  {_shown(model.precision)}" if model.precision else ""
         click.echo(
-            f"{alias}  {kinds}  {model.dimensions} dimensions  {model.max_length} tokens  {model.source}{default}{version}"
+            f"{alias}  {kinds}  {model.dimensions} dimensions  {model.max_length} tokens{precision}  {model.source}{default}{version}"
         )
     if not announced:
         click.echo("no worker has announced a model; `embedq workers` starts one", err=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class Served:
     content: str = ""
     #: How its files are read: a hash of the settings that change its numbers; empty where unknown.
     reading: str = ""
+    #: Arithmetic in use, empty where unknown, and whether the device chose it: `precision = "auto"`.
+    precision: str = ""
+    is_auto: bool = False
     #: Unix time by the server's clock when a worker that serves it last said so. 0 from a worker that does not renew what
     #: it announces: it counts until the whole key expires.
     renewed_s: float = field(default=0.0, compare=False)
@@ -73,9 +76,10 @@ class Served:
         """All that may differ between two models of one alias."""
         asked = f" at revision {self.revision}" if self.revision else ""
         read = f", read as {self.reading}" if self.reading else ""
+        computed = f", in {self.precision}" if self.precision else ""
         return (
             f"{self.source}{asked} ({self.dimensions} dimensions, {'+'.join(self.outputs)}, "
-            f"content {self.content[:12] or 'unknown'}{read})"
+            f"content {self.content[:12] or 'unknown'}{read}{computed})"
         )
 
     def is_expired(self, now_s: float) -> bool:
@@ -144,7 +148,7 @@ class Registry:
         if found:
             why, alias, *rest = (one.decode(errors="replace") if isinstance(one, bytes) else one for one in found)
             new = next(model for model in models if model.alias == alias)
-            raise _two_defaults(alias, *rest) if why == "default" else _two_revisions(new, *rest)
+            raise _REFUSALS[why](new, *rest)
 
     def renew(self, models: list[Served], worker: str = "", may_replace: bool = False) -> None:
         """Announce again what `worker` serves, where the server has lost it or it was not renewed for an hour.
@@ -174,7 +178,7 @@ def _read(value: bytes) -> Served | None:
     are_lists = all(isinstance(one, list) and all(isinstance(name, str) for name in one) for one in names)
     are_numbers = type(model.dimensions) is int and type(model.max_length) is int
     are_numbers = are_numbers and type(model.renewed_s) in (int, float) and math.isfinite(model.renewed_s)
-    texts = (model.alias, model.source, model.version, model.revision, model.content, model.reading)
+    texts = (model.alias, model.source, model.version, model.revision, model.content, model.reading, model.precision)
     are_texts = all(isinstance(one, str) for one in texts)
     return model if are_lists and are_numbers and are_texts else None
 
@@ -188,9 +192,9 @@ def _is_due(ours: Served, known: Mapping[str, Served], now_s: float) -> bool:
     return is_ours and now_s - found.renewed_s >= RENEWS_AFTER_S
 
 
-def _two_defaults(alias: str, kind: str, rival: str) -> InvalidSettings:
+def _two_defaults(new: Served, kind: str, rival: str) -> InvalidSettings:
     return InvalidSettings(
-        f"model {alias!r} would become the default for {kind}, but {rival!r} is. "
+        f"model {new.alias!r} would become the default for {kind}, but {rival!r} is. "
         f"Set EMBEDQ_DEFAULT_{kind.upper()}=none to serve it by name only; if {rival!r} is "
         f"gone for good, run `embedq forget {rival}`"
     )
@@ -207,6 +211,23 @@ def _two_revisions(new: Served, worker: str, difference: str, announced: str) ->
         f"model {new.alias!r} is {new}, but worker {worker} serves {old} under that alias. {cure}; or choose another "
         "alias, or stop the other workers first"
     )
+
+
+def _two_precisions(new: Served, worker: str, announced: str) -> InvalidSettings:
+    old = _read(announced.encode())
+    return InvalidSettings(
+        f"precision=auto is {new.precision} on this device, but worker {worker} serves model {new.alias!r} in "
+        f"{old.precision if old else 'another'}, and their vectors would be mixed. Set the model's precision to one of the two "
+        "on all workers, or choose another alias"
+    )
+
+
+#: What a script's refusal means, by its first word.
+_REFUSALS: dict[str, Callable[..., InvalidSettings]] = {
+    "default": _two_defaults,
+    "revision": _two_revisions,
+    "precision": _two_precisions,
+}
 
 
 def _can(known: dict[str, Served], kind: str, alias: str | None) -> bool:

@@ -106,6 +106,27 @@ def test_a_rolling_revision_replaces_one_of_the_same_form_and_does_not_fall_back
         Registry(client).announce([LARGER], "three@host", may_replace=True)
 
 
+BFLOAT16 = replace(OLD, precision="bfloat16", is_auto=True)
+FLOAT32 = replace(BFLOAT16, precision="float32")
+
+
+def test_a_device_that_chose_another_precision_than_those_present_is_refused(client: redis.Redis) -> None:
+    Registry(client).announce([BFLOAT16], "one@host")
+    with pytest.raises(
+        InvalidSettings, match="precision=auto is float32 on this device, but worker one@host serves model 'm'"
+    ):
+        Registry(client).announce([FLOAT32], "two@host")
+    assert Registry(client).all() == {"m": BFLOAT16}
+    Registry(client).announce([BFLOAT16], "two@host")
+
+
+def test_a_precision_that_somebody_named_may_be_mixed_and_whoever_was_there_goes_on(client: redis.Redis) -> None:
+    Registry(client).announce([BFLOAT16], "one@host")
+    Registry(client).announce([replace(FLOAT32, is_auto=False)], "two@host")
+    Registry(client).announce([BFLOAT16], "one@host")  # it renews
+    Registry(client).announce([replace(BFLOAT16, precision="")], "old@host")  # of a version that does not tell
+
+
 def pass_time(client: redis.Redis, seconds: float) -> None:
     """Let every announcement and report be so much older."""
     for key, field in ((KEY, "renewed_s"), (WORKERS_KEY, "told_s")):

@@ -212,6 +212,8 @@ def announcements(engine: Engine) -> list[Served]:
             revision=engine.settings.models[alias].revision or "",
             content=model.spec.revision.partition(".")[0],
             reading=model.spec.revision.partition(".")[2],
+            precision=model.precision,
+            is_auto=engine.settings.models[alias].precision == "auto",
         )
         for alias, model in engine.models.items()
     ]
