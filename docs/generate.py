@@ -407,6 +407,11 @@ _SETTINGS_HEAD = _text("""
     process at start with the setting's name, the allowed values, and the value given. In the file a setting has its
     variable's name in lower case without the prefix: `EMBEDQ_MAX_BATCH_S` is `max_batch_s`.
 
+    A name that is misspelt is wrong, too: the prefix `EMBEDQ_` is embedq's own. A worker refuses every variable and every key of the
+    file that nothing reads, and names the nearest right one; a producer refuses those meant for its own settings, and only warns of
+    others, so that a worker's setting never keeps an application from starting. What Kubernetes sets for a service whose name begins
+    with `embedq` counts for neither.
+
     ```toml
     default_embed = "bge-m3"
     max_batch_s = 0.25

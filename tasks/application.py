@@ -12,6 +12,7 @@ from celery import Celery
 from celery.app.control import Control
 
 from embedq import celeryconfig as config
+from embedq.core.setting_names import misspelt_variables, variable_of
 from embedq.tasks import stock_workers
 from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
@@ -136,4 +137,16 @@ def warn_of_celery_variables(own: str) -> None:
             )
 
 
+def warn_of_unknown_variables() -> None:
+    """Log a warning for each variable EMBEDQ_… that nobody reads; a worker refuses it, a producer need not care."""
+    for variable, meant in misspelt_variables().items():
+        log.warning(
+            "%s is no setting of embedq%s",
+            variable,
+            f", did you mean {variable_of(meant)}?" if meant else "",
+            extra={"action": "unknown_variable", "variable": variable},
+        )
+
+
 warn_of_celery_variables(config.broker_url)
+warn_of_unknown_variables()

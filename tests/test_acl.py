@@ -204,7 +204,7 @@ def test_an_operator_handles_dead_letters_models_and_workers(
 
 def test_a_worker_with_a_wrong_password_ends_at_once_and_shows_none(guarded: Guarded, admin: redis.Redis) -> None:
     url = f"redis://worker:not-the-password@127.0.0.1:{guarded.port}/0"
-    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/nowhere"}
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/"}
     with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         assert running.wait() == 1
     assert "refuses this worker, or its certificate is not trusted: invalid username-password pair" in running.output

@@ -189,7 +189,7 @@ def test_each_extra_installs_what_its_commands_import() -> None:
         (("models",), EXIT_FAILED, "embedq: the server does not answer"),
         (("dead", "list"), EXIT_FAILED, "embedq: the server does not answer"),
         (("scale", "many"), EXIT_FAILED, "embedq: scale needs a number of workers, or auto; given 'many'"),
-        (("workers", "--model", "x=/x", "--cpu-workers", "1", "--per-device", "0"), EXIT_FAILED, "embedq: --per-device must be"),
+        (("workers", "--model", "x=/", "--cpu-workers", "1", "--per-device", "0"), EXIT_FAILED, "embedq: --per-device must be"),
         (("convert", "."), EXIT_FAILED, "embedq: . has no pytorch_model.bin to convert"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -56,12 +56,21 @@ def test_core_knows_no_queue(foreign: str) -> None:
 
 
 def test_tasks_import_only_what_a_producer_has() -> None:
-    allowed = ("core.errors", "core.codec", "core.command_line", "core.options", "core.results", "celeryconfig")
+    allowed = (
+        "core.errors",
+        "core.codec",
+        "core.command_line",
+        "core.options",
+        "core.results",
+        "core.setting_names",
+        "celeryconfig",
+    )
     assert breaches("embedq.tasks", tuple(f"embedq.{name}" for name in allowed), with_type_checking=False) == []
 
 
-def test_celeryconfig_imports_only_the_codec_and_the_errors() -> None:
-    assert breaches("embedq.celeryconfig", ("embedq.core.errors", "embedq.core.codec")) == []
+def test_celeryconfig_imports_only_the_codec_the_errors_and_names() -> None:
+    allowed = ("embedq.core.errors", "embedq.core.codec", "embedq.core.setting_names")
+    assert breaches("embedq.celeryconfig", allowed) == []
 
 
 def test_workers_import_tasks_and_core() -> None:
