@@ -107,6 +107,21 @@ class Application(OwnCelery):
         return self.subclass_with_self(stock_workers.EngineWorkerStart, name="Worker")
 
     @cached_property
+    def AsyncResult(self) -> Any:  # noqa: N802  # Celery's names
+        """Celery's result of a job, for which a task of an application may wait: see `embedq.tasks.job_results`."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobResult", reverse="AsyncResult")
+
+    @cached_property
+    def ResultSet(self) -> Any:  # noqa: N802
+        """The same of several jobs."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobResultSet", reverse="ResultSet")
+
+    @cached_property
+    def GroupResult(self) -> Any:  # noqa: N802
+        """The same of a group."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobGroupResult", reverse="GroupResult")
+
+    @cached_property
     def EngineWorker(self) -> Any:  # noqa: N802  # beside Celery's
         """Celery's worker class for a process that has an engine: the only one that may take embedq's jobs."""
         return self.subclass_with_self("celery.apps.worker:Worker", name="EngineWorker", has_engine=True)

@@ -20,7 +20,7 @@ from embedq.core.codec import pack
 from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, ProducerError, WorkerError
 from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
 from embedq.tasks.application import config, key_prefix
-from embedq.tasks.celery_private import CheckedResult
+from embedq.tasks.job_results import JobResult, ReadyResult
 from embedq.tasks.models import Registry
 from embedq.tasks.sending import OutgoingJob, checked_sending, compression_for
 
@@ -65,7 +65,7 @@ _LOAD, _READ_SETTINGS = "embedq.core:load_all", "embedq.core.settings:read_setti
 _loading = threading.Lock()
 
 
-class KnownCall(CheckedResult):
+class KnownCall(JobResult):
     """The result of a job whose id the producer chose, and of no other call that has the same id."""
 
     #: As `EngineTask.fingerprint` returns it.
@@ -118,6 +118,11 @@ class EngineTask(Task):
             return super().apply_async(args, kwargs, None, *rest, **sending)
         task_id = checked_sending({"task_id": task_id})["task_id"]
         return self.known(super().apply_async(args, kwargs, task_id, *rest, **sending), call)
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        """Compute the job in this process, as `task_always_eager` has it; its result may be had inside a task as well."""
+        done = super().apply(*args, **options)
+        return ReadyResult(done.id, done.result, done.state, done.traceback, done.name)
 
     def known(self, job: AsyncResult, call: OutgoingJob) -> AsyncResult:
         """The result of a job that was sent under an id of the producer's own."""
