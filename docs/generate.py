@@ -40,7 +40,7 @@ from tests.layout import FILES, MAIN_PATH, ROOT, parsed
 DOCS = Path(__file__).parent
 
 #: Folders of the code map, in the order in which they are read.
-PARTS = ("tasks", "core", "workers", "deploy")
+PARTS = ("tasks", "core", "workers", "testing", "deploy")
 
 #: Files whose head lists keys in Redis.
 KEY_FILES = ("workers/broker/transport.lua", "tasks/models.py", "tasks/speeds.py", "tasks/datasets/run_state.py")

@@ -7,6 +7,7 @@ import os
 import threading
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from celery import Celery
 from celery.app.control import Control
@@ -49,6 +50,9 @@ class Application(OwnCelery):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        #: Applications connected with this one (`tasks.connect`), in the order in which they were.
+        self.connected: WeakKeyDictionary[Celery, None] = WeakKeyDictionary()
+        self._is_eager_for_others = False
         self._follow_lock = threading.Lock()
         self._seen = threading.local()
 
@@ -97,6 +101,14 @@ class Application(OwnCelery):
             self.drop_thread_backend()  # Celery keeps one for each thread
         self._seen.url = self._looked_up
 
+    def follow_eager(self) -> None:
+        """Compute jobs where they are sent if a connected application computes its tasks so, and for as long as it does."""
+        is_eager = any(map(_is_eager, list(self.connected)))
+        if is_eager and not self.conf.task_always_eager:
+            self.conf.task_always_eager = self._is_eager_for_others = True
+        elif self._is_eager_for_others and not is_eager:
+            self.conf.task_always_eager = self._is_eager_for_others = False
+
     def look_up_from(self, url: str) -> None:
         """Follow the embedded server, beginning with `url`, as `celeryconfig.redis_url` found it."""
         self._looked_up = url
@@ -135,6 +147,13 @@ app = Application("embedq", set_as_current=False, fixups=(), loader="celery.load
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 app.look_up_from(config.broker_url)
 stock_workers.protect(app)
+
+
+def _is_eager(app: Celery) -> bool:
+    try:
+        return bool(app.conf.task_always_eager)
+    except Exception:  # its configuration cannot be read, which is said where its own tasks are sent
+        return False
 
 
 def warn_of_celery_variables(own: str) -> None:

@@ -64,6 +64,7 @@ def _send_all(
     sending: Mapping[str, Any] | None,
     task_ids: Iterable[str | UUID] | None,
 ) -> list[AsyncResult]:
+    app.follow_eager()
     shared = checked_sending(sending or {})
     ids = None if task_ids is None else [checked_sending({"task_id": one})["task_id"] for one in task_ids]
     _check_ids(shared, ids, len(calls))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery, Signature, Task, current_task
 from celery.signals import before_task_publish
@@ -44,9 +43,6 @@ _MAPS = ("celery.map", "celery.starmap")
 #: Arguments of Celery's chain, group and chord that hold signatures.
 _PARTS = ("tasks", "header", "body")
 
-#: The applications, in the order in which they were connected.
-_connected: WeakKeyDictionary[Celery, None] = WeakKeyDictionary()
-
 
 def connect(app: Celery, *, share_serializer: bool = False) -> None:
     """Let tasks of `app` be combined with embedq's. What the application has set itself stays as it is.
@@ -64,6 +60,9 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     A task of the application that follows one of ours, as the next of a chain, a chord's body or a callback, is sent by
     our worker: its queue is written into the signature when the job is sent, as the application routes it.
 
+    Where the application computes its tasks in the process that sends them (`task_always_eager`), our jobs are computed there
+    as well.
+
     With `share_serializer`, the application's messages and results travel in our serializer too (`core.codec`).
     Its tasks can then return and pass on `Embeddings`, and groups and chords may mix jobs of both: Celery reads all
     results of a group by one serializer. Otherwise its own, JSON by default, is kept.
@@ -71,7 +70,7 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     InvalidSettings, at once or when the configuration is read: the application's broker is another server or database
     than ours, its default queue is one of ours, or its transport options name other lists. For the main thread.
     """
-    _connected[app] = None
+    ours.connected[app] = None
     if app.configured:
         _complete(app, share_serializer)
         return
@@ -169,7 +168,7 @@ def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
 
     Called with each message of ours and of Celery's maps before it is sent.
     """
-    if not _connected or not isinstance(body, tuple):
+    if not ours.connected or not isinstance(body, tuple):
         return
     mapped = _mapped(sender, body[1])
     if sender in _MAPS and not (mapped and mapped.get("task") in (embed.name, rerank.name)):
@@ -218,7 +217,7 @@ def _task_of(signature: Mapping[str, Any]) -> Any:
     if isinstance(signature, Signature) and (original := _made_from(signature)):
         return original
     # This worker's own first.
-    apps = sorted(_connected, key=lambda app: not current_task or current_task.app is not app)
+    apps = sorted(ours.connected, key=lambda app: not current_task or current_task.app is not app)
     return next((app.tasks[name] for app in apps if name in app.tasks), None)
 
 
@@ -228,4 +227,4 @@ def _made_from(signature: Signature) -> Any:
         task = signature.type
     except KeyError:
         return None
-    return task if task.app in _connected else None
+    return task if task.app in ours.connected else None

@@ -17,9 +17,9 @@ from celery.result import EagerResult
 from kombu.utils.imports import symbol_by_name
 
 from embedq.core.codec import pack
-from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, ProducerError, WorkerError
+from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, OperatorError, ProducerError, WorkerError
 from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
-from embedq.tasks.application import config, key_prefix
+from embedq.tasks.application import app, config, key_prefix
 from embedq.tasks.job_results import JobResult, ReadyResult
 from embedq.tasks.models import Registry
 from embedq.tasks.sending import OutgoingJob, checked_sending, compression_for
@@ -60,6 +60,10 @@ def current_answer() -> Future[Any] | None:
 
 #: The functions that load an engine, by name and not by import: a producer has no torch.
 _LOAD, _READ_SETTINGS = "embedq.core:load_all", "embedq.core.settings:read_settings"
+
+#: What is said where `task_always_eager` cannot do it.
+_EAGER = "task_always_eager computes jobs in this process"
+_IN_TESTS = "Unit tests need no model with embedq.testing.fake()"
 
 #: Held while the engine of this process is loaded.
 _loading = threading.Lock()
@@ -110,6 +114,7 @@ class EngineTask(Task):
         result; `.get()` of another call under that id raises InvalidInput.
         """
         args, kwargs = args or (), kwargs or {}
+        app.follow_eager()
         call = self.checked(args, kwargs)
         self.check_model(call.kwargs.get("model"))
         is_retry = bool(sending.get("retries"))  # its message was checked when it came
@@ -170,7 +175,8 @@ class EngineTask(Task):
         if self.engine is None:
             raise InvalidInput(
                 f"{self.name} runs in a worker; send it with .delay(...). To compute in this process, use "
-                "embedq.core.load(...), or set tasks.app.conf.task_always_eager = True and EMBEDQ_MODELS"
+                "embedq.core.load(...), or set tasks.app.conf.task_always_eager = True and EMBEDQ_MODELS; in unit tests, use "
+                "embedq.testing"
             )
         return self.engine
 
@@ -227,9 +233,9 @@ def _load_engine() -> None:
             load, read_settings = symbol_by_name(_LOAD), symbol_by_name(_READ_SETTINGS)
             EngineTask.engine = load(read_settings())
         except ModuleNotFoundError as error:
-            raise InvalidSettings(
-                f"task_always_eager computes in this process, which needs the extra embedq[worker]: {error}"
-            ) from None
+            raise InvalidSettings(f"{_EAGER}, which needs the extra embedq[worker]: {error}. {_IN_TESTS}") from None
+        except OperatorError as error:
+            raise type(error)(f"{_EAGER}: {error}. {_IN_TESTS}") from None
 
 
 def sending_of(argsrepr: str, kwargsrepr: str, num_bytes: int) -> dict[str, Any]:

@@ -46,6 +46,10 @@ NAMED = {
     "chains": "test_docs_chains.py",
     "datasets": "test_dataset_how_to.py",
     "chains: use": "test_docs_chains.py",
+    "testing: conftest": "test_testing.py",
+    "testing: fake": "test_testing.py",
+    "testing: dimensions": "test_testing.py",
+    "testing: models": "test_testing.py",
     "waiting: index": "test_docs_chains.py",
     "waiting: compare": "test_docs_chains.py",
 }

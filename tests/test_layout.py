@@ -117,8 +117,8 @@ def importers(package: str) -> set[str]:
     return {module_name(path).removeprefix("embedq.").partition(".")[0] for path in users}
 
 
-def test_nobody_imports_workers_but_commands_deploy_and_the_tests() -> None:
-    assert importers("embedq.workers") <= {"workers", "__main__", "deploy", "tests"}
+def test_nobody_imports_workers_but_commands_deploy_and_what_is_for_tests() -> None:
+    assert importers("embedq.workers") <= {"workers", "__main__", "deploy", "testing", "tests"}
 
 
 def test_nobody_imports_the_tests() -> None:
@@ -199,3 +199,8 @@ print("still tasks")
 
 def test_importing_core_loads_nothing_heavy() -> None:
     assert fresh(f"import sys, embedq.core; print(*set(sys.modules).intersection({HEAVY}))") == ""
+
+
+def test_importing_what_is_for_tests_loads_no_test_framework_and_nothing_that_a_producer_has_not() -> None:
+    wanted = (*HEAVY, "pytest", "unittest", "embedq.workers", "embedq.deploy")
+    assert fresh(f"import sys, embedq.testing; print(*set(sys.modules).intersection({wanted}))") == ""

@@ -16,6 +16,7 @@ from docs.generate import ENVIRONMENT_ONLY
 from embedq import tasks
 from embedq.core.settings import Settings
 from embedq.tasks.__main__ import producer
+from embedq.testing import fixtures
 from embedq.workers import commands as of_workers
 from embedq.workers.__main__ import COMMANDS as OF_WORKERS
 from embedq.workers.monitoring import remote_commands
@@ -90,8 +91,9 @@ def test_every_metric_exists() -> None:
     assert remote_commands.embedq_stats
     commands_of_workers = set(re.findall(r'inspect_command\(name="(embedq_\w+)"', SOURCE))
     assert "embedq_status" in commands_of_workers
+    of_tests = {name for name in vars(fixtures) if name.startswith("embedq_")}
     series = {f"{name}{end}" for name in (*WORKER, *EXPORTER) for end in ("", "_bucket", "_sum", "_count")}
-    assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data) | commands_of_workers) == {}
+    assert unknown(named(r"\bembedq_[a-z_]+"), series | of_tests | set(Panel.data) | commands_of_workers) == {}
 
 
 def test_every_key_exists() -> None:
