@@ -164,7 +164,7 @@ def _with_ours(accepted: Iterable[str]) -> list[str]:
 
 
 def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
-    """Write into each signature that follows a job of ours the queue it goes to: our worker knows no other application's.
+    """Write into each signature that follows a job of ours how it is sent, which our worker knows of no other application.
 
     Called with each message of ours and of Celery's maps before it is sent.
     """
@@ -175,7 +175,10 @@ def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
         return
     for signature in _signatures(list(body[2].values())):
         options = signature.setdefault("options", {})
-        if {"queue", "exchange", "routing_key"}.isdisjoint(options) and (task := _task_of(signature)):
+        task = _task_of(signature)
+        if task:
+            options.setdefault("serializer", _SERIALIZER)  # else it would follow the serializer of this message
+        if task and {"queue", "exchange", "routing_key"}.isdisjoint(options):
             given = {"queue": task.queue} if getattr(task, "queue", None) else {}
             call = (task.name, signature.get("args") or (), signature.get("kwargs") or {})
             options["queue"] = str(task.app.amqp.router.route(given, *call, task)["queue"].name)
@@ -202,6 +205,14 @@ def _signatures(parts: Any) -> Iterator[Any]:
         yield from _signatures([options.get(name) for name in ("link", "link_error", "chord", "chain")])
         if parts.get("subtask_type"):
             yield from _signatures([kwargs.get(name) for name in _PARTS])
+
+
+def follow_ups(follows: Mapping[str, Any]) -> Iterator[Any]:
+    """The signatures of other applications' tasks within what follows a job: its chain, callbacks and chord."""
+    for signature in _signatures(list(follows.values())):
+        name = signature["task"]
+        if isinstance(name, str) and not name.startswith("celery.") and name not in (embed.name, rerank.name):
+            yield signature
 
 
 def _task_of(signature: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from redis.retry import Retry
 from embedq.deploy import flower
 from embedq.workers.embedded import _free_port, find_program
 from tests.producing import Failed, Producing
-from tests.running import ROOT, Running, start_workers
+from tests.running import ROOT, Running, require, start_workers
 from tests.scraping import Scrape
 
 USERS = ROOT / "deploy" / "acl" / "users.acl"
@@ -132,6 +133,14 @@ def test_a_producer_starts_watches_cancels_and_resumes_a_dataset(producer: Produ
     assert producer.do(f"jobs.update(run={start}) or jobs['run'].wait(60).rows.completed") == 3
     again = ("jobs['run'].cancel()", "jobs['run'].resume()", "jobs['run'].retry_failed()", "jobs['run'].status().state")
     assert [producer.do(call) for call in again] == [[], 0, 0, "completed"]
+
+
+@pytest.mark.usefixtures("nothing_refused", "worker")
+def test_a_program_in_another_language_sends_and_waits_as_a_producer(guarded: Guarded) -> None:
+    require(shutil.which("node") is not None, "node is not there")
+    program = ROOT / "tests" / "examples" / "wire" / "embed.js"
+    command = ["node", str(program), guarded.url("producer"), "a text"]
+    assert subprocess.check_output(command, text=True, timeout=TIMEOUT_S).startswith("1 384 ")
 
 
 @pytest.mark.usefixtures("nothing_refused")
