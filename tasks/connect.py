@@ -173,12 +173,13 @@ def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
     mapped = _mapped(sender, body[1])
     if sender in _MAPS and not (mapped and mapped.get("task") in (embed.name, rerank.name)):
         return
-    for signature in _signatures(list(body[2].values())):
+    for signature in sent_by_us(body[2]):
+        if _task_of(signature):
+            # Else it would follow that of this message.
+            signature.setdefault("options", {}).setdefault("serializer", _SERIALIZER)
+    for signature in all_signatures(list(body[2].values())):
         options = signature.setdefault("options", {})
-        task = _task_of(signature)
-        if task:
-            options.setdefault("serializer", _SERIALIZER)  # else it would follow the serializer of this message
-        if task and {"queue", "exchange", "routing_key"}.isdisjoint(options):
+        if {"queue", "exchange", "routing_key"}.isdisjoint(options) and (task := _task_of(signature)):
             given = {"queue": task.queue} if getattr(task, "queue", None) else {}
             call = (task.name, signature.get("args") or (), signature.get("kwargs") or {})
             options["queue"] = str(task.app.amqp.router.route(given, *call, task)["queue"].name)
@@ -194,25 +195,52 @@ def _mapped(name: str, kwargs: Any) -> Mapping[str, Any] | None:
     return mapped if isinstance(mapped, Mapping) else None
 
 
-def _signatures(parts: Any) -> Iterator[Any]:
+def all_signatures(parts: Any) -> Iterator[Any]:
     """Every signature within a list of them, of lists, or one: also those they lead to."""
     if isinstance(parts, list | tuple):
         for part in parts:
-            yield from _signatures(part)
+            yield from all_signatures(part)
     elif isinstance(parts, Mapping) and "task" in parts:
         yield parts
-        options, kwargs = parts.get("options") or {}, parts.get("kwargs") or {}
-        yield from _signatures([options.get(name) for name in ("link", "link_error", "chord", "chain")])
+        options, kwargs = _map(parts.get("options")), _map(parts.get("kwargs"))
+        yield from all_signatures([options.get(name) for name in ("link", "link_error", "chord", "chain")])
         if parts.get("subtask_type"):
-            yield from _signatures([kwargs.get(name) for name in _PARTS])
+            yield from all_signatures([kwargs.get(name) for name in _PARTS])
 
 
-def follow_ups(follows: Mapping[str, Any]) -> Iterator[Any]:
-    """The signatures of other applications' tasks within what follows a job: its chain, callbacks and chord."""
-    for signature in _signatures(list(follows.values())):
-        name = signature["task"]
-        if isinstance(name, str) and not name.startswith("celery.") and name not in (embed.name, rerank.name):
+def sent_by_us(follows: Mapping[str, Any]) -> Iterator[Any]:
+    """The signatures of other applications' tasks that our workers send, of all that follows a job.
+
+    What comes after such a task is sent by whoever runs it.
+    """
+    for parts in (follows.get("callbacks"), follows.get("errbacks"), [follows.get("chord")]):
+        for part in parts or ():
+            yield from _first_of_others([part])
+    yield from _first_of_others(reversed(follows.get("chain") or ()))  # Celery has the next one last
+
+
+def _first_of_others(line: Iterable[Any]) -> Iterator[Any]:
+    """The first tasks of other applications among signatures that run one after another."""
+    for signature in line:
+        if not isinstance(signature, Mapping) or not isinstance(signature.get("task"), str):
+            return
+        kwargs, options = _map(signature.get("kwargs")), _map(signature.get("options"))
+        if kind := signature.get("subtask_type"):
+            held = [one if isinstance(one, list | tuple) else [one] for name in _PARTS if (one := kwargs.get(name))]
+            for part in held if kind == "chain" else [[one] for parts in held for one in parts]:
+                yield from _first_of_others(part)
+            return
+        if signature["task"] not in (embed.name, rerank.name) and not signature["task"].startswith("celery."):
             yield signature
+            return
+        for linked in (options.get("link"), options.get("link_error")):
+            for one in linked if isinstance(linked, list | tuple) else ():
+                yield from _first_of_others([one])
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    """The map that was given; an empty one for anything else, which a message may hold."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _task_of(signature: Mapping[str, Any]) -> Any:

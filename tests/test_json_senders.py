@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
-from celery import Celery, chain, signature
+from celery import Celery, chain, chord, group, signature
 from celery.app.task import Context
 from celery.exceptions import TaskError
 from hypothesis import given
@@ -26,6 +27,9 @@ from tests import application, json_application
 IN_JSON = {HEADER: "json"}
 
 TIMEOUT_S = 60
+
+#: Two tasks of an application, and one of ours.
+STORE, MORE, OURS = signature("store"), signature("more"), signature("tasks.embed")
 
 RESULTS: list[Any] = [
     Embeddings(dense=np.arange(6, dtype=np.float32).reshape(2, 3), model="m", revision="r"),
@@ -103,8 +107,60 @@ def test_what_follows_a_job_in_json_is_sent_in_json_unless_it_says_otherwise() -
     assert follows_of(content_type="application/x-msgpack")["chain"][0]["options"] == {}
 
 
+@pytest.mark.parametrize(
+    ("follow", "marked"),
+    [
+        (chain(STORE, MORE), ["store"]),
+        (chain(OURS, STORE, MORE), ["store"]),
+        (chain(OURS, OURS), []),
+        (group(STORE, OURS, MORE), ["store", "more"]),
+        (group(chain(OURS, STORE, MORE)), ["store"]),
+        (chord([STORE, OURS], MORE), ["store", "more"]),
+        (chain(OURS.clone().set(link=[STORE]), MORE), ["store", "more"]),
+    ],
+    ids=["chain", "ours between", "ours alone", "group", "chain in a group", "chord", "link of ours"],
+)
+def test_only_what_we_send_is_sent_in_json(follow: Any, marked: list[str]) -> None:
+    """What comes after a task of the application is sent by its own worker, as that does it."""
+    line = follow.tasks if follow["task"] == "celery.chain" else [follow]
+    given = json.loads(json.dumps({"chain": line[::-1]}))
+    follow_in_json(SimpleNamespace(content_type="application/json", headers=None), given)
+    assert sorted(
+        re.findall(r'"task": "(\w+)", [^{}]*"kwargs": {}, "options": {"serializer"', json.dumps(given))
+    ) == sorted(marked)
+
+
+#: What anybody may write where a signature stands.
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["store", "tasks.embed", "group", "chain", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["task", "options", "kwargs", "subtask_type", "tasks", "header", "body", "link", "headers", "chord"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(st.lists(JUNK, max_size=3), JUNK)
+def test_nothing_that_arrives_breaks_it(chain: list[Any], chord: Any) -> None:
+    follows = {"chain": chain, "callbacks": chain, "errbacks": None, "chord": chord}
+    follow_in_json(SimpleNamespace(content_type="application/json", headers=IN_JSON), follows)
+
+
+def test_signatures_within_signatures_without_end_do_not_break_it() -> None:
+    nested: Any = {"task": "store"}
+    for _ in range(2000):
+        nested = {"task": "celery.group", "subtask_type": "group", "kwargs": {"tasks": [nested]}}
+    follow_in_json(SimpleNamespace(content_type="application/json", headers=IN_JSON), {"chain": [nested]})
+
+
 def test_a_failure_of_what_follows_is_told_as_the_job_would_be() -> None:
-    assert follows_of(headers=IN_JSON)["chain"][0]["options"]["headers"] == IN_JSON
+    follows = follows_of(headers=IN_JSON)
+    assert [one["options"]["headers"] for one in (*follows["chain"], *follows["errbacks"])] == [IN_JSON] * 3
     assert "headers" not in follows_of()["chain"][0]["options"]
 
 

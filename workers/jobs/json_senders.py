@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from celery import states
@@ -15,7 +16,7 @@ from celery.app.task import Context
 
 from embedq.core import errors
 from embedq.core.codec import json_form
-from embedq.tasks.connect import follow_ups
+from embedq.tasks.connect import all_signatures, sent_by_us
 
 #: The message's header, and its value.
 HEADER, JSON = "embedq-answer", "json"
@@ -48,19 +49,23 @@ def _told(error: dict[str, Any]) -> dict[str, Any]:
 
 
 def follow_in_json(message: Any, follows: Any) -> None:
-    """Have what follows a job that came in JSON sent on in JSON, unless its signature says otherwise.
+    """Have the tasks that follow a job that came in JSON sent on in JSON by us, unless their signatures say otherwise.
 
     `follows` is the third part of the body, changed in place. A connected application says otherwise (`tasks.connect`).
     """
     if message.content_type != _CONTENT_TYPE or not isinstance(follows, dict):
         return
-    is_answered_so = (message.headers or {}).get(HEADER) == JSON
-    for signature in follow_ups(follows):
-        options = signature.setdefault("options", {})
-        if not isinstance(options, dict):
-            continue
-        options.setdefault("serializer", JSON)
-        if is_answered_so and isinstance(headers := options.setdefault("headers", {}), dict):
-            headers.setdefault(
-                HEADER, JSON
-            )  # if the job fails, we store the failure of what would have followed as well
+    with suppress(RecursionError):  # of a message made to cause one
+        for signature in sent_by_us(follows):
+            _set(signature, "options", serializer=JSON)
+        if (message.headers or {}).get(HEADER) != JSON:
+            return
+        for signature in all_signatures(list(follows.values())):
+            # If the job fails, we store the failure of all that would have followed as well.
+            _set(signature.setdefault("options", {}), "headers", **{HEADER: JSON})
+
+
+def _set(fields: Any, name: str, **given: str) -> None:
+    """Set in the map `fields[name]` what is not set yet; anything else that arrived there is left as it is."""
+    if isinstance(fields, dict) and isinstance(found := fields.setdefault(name, {}), dict):
+        fields[name] = {**given, **found}
