@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from kombu.serialization import register
 
 from embedq.core.codec import pack, unpack
 from embedq.core.errors import InvalidSettings
+from embedq.core.setting_names import WORKER, hint, misspelt_variables, nearest, variable_of
 
 #: Names, defaults and types of the [wire] settings; a variable's text is converted to the default's type.
 WIRE: dict[str, Any] = {
@@ -69,9 +70,20 @@ PARTS = "embed_parts"
 
 
 def read_wire() -> dict[str, Any]:
-    """Read the settings: environment, else file, else default. InvalidSettings names a wrong or unknown one."""
+    """Read the settings: environment, else file, else default. InvalidSettings names a wrong or misspelt one."""
+    _refuse_misspelt_variables()
     table = _wire_table()
     return {name: _value(name, table.get(name, default), default) for name, default in WIRE.items()}
+
+
+def _refuse_misspelt_variables() -> None:
+    """InvalidSettings for a variable that was meant for one of these settings: the default would be used in its place.
+
+    Others are not refused here: a worker's setting, known or not, keeps no producer from its work.
+    """
+    for variable, meant in misspelt_variables().items():
+        if meant and meant in WIRE:
+            raise InvalidSettings(f"{variable} is no setting of embedq; did you mean {variable_of(meant)}?")
 
 
 def _wire_table() -> dict[str, Any]:
@@ -81,15 +93,29 @@ def _wire_table() -> dict[str, Any]:
     if named and not file.is_file():  # a misspelt name would mean the default server
         raise InvalidSettings(f"EMBEDQ_CONFIG is {named!r}, but there is no such file")
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8")).get("wire", {}) if file.is_file() else {}
+        content = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError) as error:
         raise InvalidSettings(f"{file} cannot be read as TOML: {error}") from None
+    table = content.get("wire", {})
     if not isinstance(table, dict):  # without its value, which may be a URL with a password
         raise InvalidSettings(f"wire in {file} must be a table, [wire]; given {type(table).__name__}")
-    unknown = set(table) - set(WIRE)
-    if unknown:
-        raise InvalidSettings(f"{file} has unknown [wire] settings {sorted(unknown)}; known are {list(WIRE)}")
+    for name in table.keys() - WIRE.keys():
+        cure = "; it is a worker's and belongs at top level" if name in WORKER else hint(name, WIRE)
+        raise InvalidSettings(f"{file} has an unknown [wire] setting {name!r:.60}{cure} (known are {', '.join(WIRE)})")
+    _refuse_misplaced(file, content.keys() - {"wire", *WORKER})
     return table
+
+
+def _refuse_misplaced(file: Path, unknown: Iterable[str]) -> None:
+    """InvalidSettings for an unknown key at the file's top level that was meant for [wire]; others are a worker's."""
+    for name in unknown:
+        meant = nearest(name, (*WIRE, *WORKER, "wire"))
+        if meant == "wire":
+            raise InvalidSettings(f"{file} has an unknown table [{name:.60}]; did you mean [wire]?")
+        if meant in WIRE:
+            raise InvalidSettings(
+                f"{file} has an unknown setting {name!r:.60}; did you mean {meant} in the table [wire]?"
+            )
 
 
 def _value(name: str, given: Any, default: Any) -> Any:

@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 #: Kubernetes, Compose, systemd and dashboards are files for operators and no packages; the tests stay in the checkout.
-SHIPPED = ("core*", "tasks*", "workers*", "deploy", "deploy.demo*", "deploy.flower*")
+SHIPPED = ("core*", "tasks*", "testing*", "workers*", "deploy", "deploy.demo*", "deploy.flower*")
 
 
 class Modules(build_py):

@@ -46,6 +46,7 @@ def load(
 
 def load_all(settings: Settings) -> Engine:
     """Load every model of `settings` on one device and return the engine that serves them."""
+    from embedq.core.checkpoint.files import refuse_absent
     from embedq.core.checkpoint.read_spec import read_spec
     from embedq.core.checkpoint.revision import with_revision
     from embedq.core.devices import choose_device
@@ -57,6 +58,7 @@ def load_all(settings: Settings) -> Engine:
         raise InvalidSettings(
             "no model is configured; set EMBEDQ_MODELS=alias=path, or [models.alias] path in embedq.toml"
         )
+    refuse_absent(settings.models)
     device = choose_device(settings.device)
     specs = {alias: with_revision(read_spec(alias, model)) for alias, model in settings.models.items()}
     models = {alias: load_model(spec, device, settings.models[alias].precision) for alias, spec in specs.items()}

@@ -4,6 +4,8 @@ An array travels as a plain msgpack map of three keys, so that any language can 
 
     {"dtype": "<f4", "shape": [128, 384], "data": <raw little-endian bytes, C order>}
 
+In JSON, for senders that have no msgpack, `data` is base64 (`json_form`).
+
 A result class (`Embeddings`, `Ranking`) travels as a map too, with its name under the key
 "embedq"; `register` maps names to classes. Types that msgpack lacks travel as kombu's JSON writes
 them, {"__type__": "decimal", "__value__": "1.5"}: see `_TYPES`. Nothing here can run code
@@ -13,7 +15,9 @@ Knows nothing of Redis, Celery or the meaning of what it carries.
 
 from __future__ import annotations
 
+import json
 import math
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -71,8 +75,12 @@ _classes: dict[str, type[Wired]] = {}
 
 
 def register(cls: _Class) -> _Class:
-    """Register `cls` under its lower-case name, so that its instances can be encoded. A class decorator."""
+    """Register `cls` under its lower-case name, so that its instances can be encoded. A class decorator.
+
+    kombu's JSON encodes them as well, by the method that it looks for.
+    """
     _classes[cls.__name__.lower()] = cls
+    cls.__json__ = json_form  # type: ignore[attr-defined]
     return cls
 
 
@@ -88,6 +96,22 @@ def pack(value: Any) -> bytes:
     return packed
 
 
+def json_form(value: Any) -> Any:
+    """`value` as JSON can write it: an array's `data` in base64, all else as kombu's JSON writes it.
+
+    TypeError as `pack`.
+    """
+    if isinstance(value, bytes | bytearray):
+        return b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {key: json_form(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_form(one) for one in value]
+    if value is None or type(value) in (bool, str, float) or isinstance(value, int):
+        return value
+    return json_form(_to_plain(value))
+
+
 def unpack(packed: bytes | bytearray | memoryview) -> Any:
     """Decode `packed`; arrays are read-only views of its bytes, not copies.
 
@@ -98,6 +122,17 @@ def unpack(packed: bytes | bytearray | memoryview) -> Any:
         return msgpack.unpackb(packed, raw=False, strict_map_key=False, object_hook=_from_plain)
     except TypeError as error:  # a map's key that is itself a map or a list
         raise ValueError(f"malformed bytes arrived: {error}") from None
+
+
+def unpack_json(text: bytes) -> Any:
+    """Decode what `json_form` wrote. ValueError for anything malformed."""
+    return json.loads(text, object_hook=_from_json)
+
+
+def _from_json(fields: dict[str, Any]) -> Any:
+    if fields.keys() == _ARRAY_KEYS and isinstance(fields["data"], str):
+        fields = fields | {"data": b64decode(fields["data"], validate=True)}
+    return _from_plain(fields)
 
 
 def _to_plain(value: Any) -> Any:

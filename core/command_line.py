@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from importlib import import_module
 from importlib.util import find_spec
 from typing import ParamSpec, TypeVar
 
@@ -96,20 +97,29 @@ def _block(title: str, lines: Sequence[str]) -> str:
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
-def run(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
+def run(command: click.Command | str, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own; returns the exit code.
 
-    Our own errors, those of the operating system and Ctrl-C become one line on standard error.
+    A command may be named, "embedq.workers.commands:status": what its module raises when it is imported, such as a wrong
+    setting, is told like all else. Our own errors, those of the operating system and Ctrl-C become one line on standard error.
     """
     try:
-        code = command.main(arguments, program, standalone_mode=False)
+        code = _imported(command).main(arguments, program, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):  # the second while a module is imported
         click.echo(f"{program}: interrupted", err=True)
         return EXIT_INTERRUPTED
     except (EmbedqError, OSError) as error:
         click.echo(f"{program}: {error}", err=True)
         return EXIT_FAILED
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _imported(command: click.Command | str) -> click.Command:
+    if isinstance(command, click.Command):
+        return command
+    module, _, name = command.partition(":")
+    found: click.Command = getattr(import_module(module), name)
+    return found

@@ -49,6 +49,9 @@ def main() -> int:
         return 2 if len(sys.argv) != 2 else 0
     try:
         print(convert(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        print("embedq.core.convert: interrupted", file=sys.stderr)
+        return 130
     except (CannotLoadModel, OSError) as error:
         print(f"embedq.core.convert: {error}", file=sys.stderr)
         return 1

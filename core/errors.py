@@ -5,7 +5,8 @@
     │   ├── InvalidInput       an argument: type, value or content
     │   ├── JobTooLarge        too many texts or bytes for one job
     │   ├── UnknownModel       no worker serves a model of that name
-    │   └── BadSource          a file of a dataset is not what the dataset says it is
+    │   ├── BadSource          a file of a dataset is not what the dataset says it is
+    │   └── WouldBlock         a task on embedq's own workers would wait there for another job
     ├── OperatorError          the installation is wrong; a worker does not start
     │   ├── InvalidSettings    a setting cannot be read, or two contradict each other
     │   ├── CannotLoadModel    a model directory is missing, incomplete, or not of a known kind
@@ -55,6 +56,10 @@ class UnknownModel(ProducerError):
 
 class BadSource(ProducerError):
     """A file of a dataset is not what the dataset says it is."""
+
+
+class WouldBlock(ProducerError):
+    """A task on embedq's own workers would wait there for another job."""
 
 
 class OperatorError(EmbedqError):

@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from embedq.core.errors import InvalidSettings
 from embedq.core.options import ALIAS
+from embedq.core.setting_names import WIRE, hint, misspelt_variables, variable_of
 
 #: Precisions a model can run in; "auto" chooses by the device, and never int8.
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
@@ -234,7 +235,12 @@ def config_file() -> Path:
 
 
 def read_settings(**overrides: Any) -> Settings:
-    """Read all settings. InvalidSettings names each wrong one, its allowed values, and the value given."""
+    """Read all settings. InvalidSettings names each wrong one, its allowed values, and the value given.
+
+    A variable EMBEDQ_… that nothing reads is wrong, too: whoever set it expects an effect.
+    """
+    if misspelt := misspelt_variables():
+        raise InvalidSettings("; ".join(map(_misspelt, misspelt.items())))
     given = {name: value for name, value in overrides.items() if value is not None}
     if isinstance(given.get("models"), dict):
         # As text, because pydantic merges mappings of several sources: a call that names its models would load the
@@ -283,13 +289,28 @@ def _models_of(parts: Iterable[str]) -> dict[str, str]:
     return models
 
 
+def _misspelt(variable: tuple[str, str | None]) -> str:
+    name, meant = variable
+    return f"{name} is no setting of embedq" + (f", did you mean {variable_of(meant)}?" if meant else "")
+
+
 def _problem(error: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if not name:
         return message
     if error["type"] == "extra_forbidden":  # without its value, which may be a URL with a password
-        return f"{name}: unknown setting; producers' settings belong in the table [wire]"
+        return f"{name}: unknown setting{_cure(error['loc'])}"
     is_shown = "given" not in message and name != "wire" and not isinstance(error["input"], dict)
     given = f", given {error['input']!r:.80}" if is_shown else ""
     return f"{name} (EMBEDQ_{name.split('.')[0].upper()}): {message}{given}"
+
+
+def _cure(place: tuple[str | int, ...]) -> str:
+    """What to write in place of an unknown setting, as far as can be guessed."""
+    *above, name = map(str, place)
+    if above:
+        return hint(name, ModelSettings.model_fields)
+    if name in WIRE:
+        return "; it belongs in the table [wire]"
+    return hint(name, Settings.model_fields) or "; producers' settings belong in the table [wire]"

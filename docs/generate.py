@@ -40,7 +40,7 @@ from tests.layout import FILES, MAIN_PATH, ROOT, parsed
 DOCS = Path(__file__).parent
 
 #: Folders of the code map, in the order in which they are read.
-PARTS = ("tasks", "core", "workers", "deploy")
+PARTS = ("tasks", "core", "workers", "testing", "deploy")
 
 #: Files whose head lists keys in Redis.
 KEY_FILES = ("workers/broker/transport.lua", "tasks/models.py", "tasks/speeds.py", "tasks/datasets/run_state.py")
@@ -406,6 +406,11 @@ _SETTINGS_HEAD = _text("""
     `embedq.toml` in the working directory (or the file that `EMBEDQ_CONFIG` names), the default. A wrong value ends the
     process at start with the setting's name, the allowed values, and the value given. In the file a setting has its
     variable's name in lower case without the prefix: `EMBEDQ_MAX_BATCH_S` is `max_batch_s`.
+
+    A name that is misspelt is wrong, too: the prefix `EMBEDQ_` is embedq's own. A worker refuses every variable and every key of the
+    file that nothing reads, and names the nearest right one; a producer refuses those meant for its own settings, and only warns of
+    others, so that a worker's setting never keeps an application from starting. What Kubernetes sets for a service whose name begins
+    with `embedq` counts for neither.
 
     ```toml
     default_embed = "bge-m3"

@@ -8,11 +8,13 @@ import threading
 import time
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from celery import Celery
 from celery.app.control import Control
 
 from embedq.core.errors import InvalidSettings
+from embedq.core.setting_names import misspelt_variables, variable_of
 from embedq.tasks import stock_workers, wrong_settings
 from embedq.tasks.addresses import address_of, key_prefix, shown
 from embedq.tasks.celery_private import CELERY_VARIABLES, OwnCelery
@@ -70,6 +72,9 @@ class Application(OwnCelery):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        #: Applications connected with this one (`tasks.connect`), in the order in which they were.
+        self.connected: WeakKeyDictionary[Celery, None] = WeakKeyDictionary()
+        self._is_eager_for_others = False
         self._follow_lock = threading.Lock()
         self._seen = threading.local()
 
@@ -127,6 +132,14 @@ class Application(OwnCelery):
                     self.drop_connections()
                     self._looked_up = url
 
+    def follow_eager(self) -> None:
+        """Compute jobs where they are sent if a connected application computes its tasks so, and for as long as it does."""
+        is_eager = any(map(_is_eager, list(self.connected)))
+        if is_eager and not self.conf.task_always_eager:
+            self.conf.task_always_eager = self._is_eager_for_others = True
+        elif self._is_eager_for_others and not is_eager:
+            self.conf.task_always_eager = self._is_eager_for_others = False
+
     def look_up_from(self, url: str) -> None:
         """Follow the embedded server, beginning with `url`, as `celeryconfig.redis_url` found it."""
         self._looked_up = url
@@ -135,6 +148,21 @@ class Application(OwnCelery):
     def Worker(self) -> Any:  # noqa: N802  # Celery's name
         """Stands for Celery's stock worker, and runs one of ours: see `embedq.tasks.stock_workers.EngineWorkerStart`."""
         return self.subclass_with_self(stock_workers.EngineWorkerStart, name="Worker")
+
+    @cached_property
+    def AsyncResult(self) -> Any:  # noqa: N802  # Celery's names
+        """Celery's result of a job, for which a task of an application may wait: see `embedq.tasks.job_results`."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobResult", reverse="AsyncResult")
+
+    @cached_property
+    def ResultSet(self) -> Any:  # noqa: N802
+        """The same of several jobs."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobResultSet", reverse="ResultSet")
+
+    @cached_property
+    def GroupResult(self) -> Any:  # noqa: N802
+        """The same of a group."""
+        return self.subclass_with_self("embedq.tasks.job_results:JobGroupResult", reverse="GroupResult")
 
     @cached_property
     def EngineWorker(self) -> Any:  # noqa: N802  # beside Celery's
@@ -153,6 +181,13 @@ app.cap = configured_cap()
 stock_workers.protect(app)
 
 
+def _is_eager(app: Celery) -> bool:
+    try:
+        return bool(app.conf.task_always_eager)
+    except Exception:  # its configuration cannot be read, which is said where its own tasks are sent
+        return False
+
+
 def warn_of_celery_variables(own: str) -> None:
     """Log a warning for each of Celery's variables that names another server than `own`, ours; none is read."""
     for variable in CELERY_VARIABLES:
@@ -168,4 +203,16 @@ def warn_of_celery_variables(own: str) -> None:
             )
 
 
+def warn_of_unknown_variables() -> None:
+    """Log a warning for each variable EMBEDQ_… that nobody reads; a worker refuses it, a producer need not care."""
+    for variable, meant in misspelt_variables().items():
+        log.warning(
+            "%s is no setting of embedq%s",
+            variable,
+            f", did you mean {variable_of(meant)}?" if meant else "",
+            extra={"action": "unknown_variable", "variable": variable},
+        )
+
+
 warn_of_celery_variables(config.broker_url)
+warn_of_unknown_variables()

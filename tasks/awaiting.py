@@ -23,7 +23,9 @@ from celery.result import AsyncResult, EagerResult, ResultSet
 from redis.asyncio.sentinel import Sentinel
 
 from embedq.core.errors import InvalidInput, ServerUnavailable
+from embedq.tasks.application import app as ours
 from embedq.tasks.celery_private import known_meta, set_meta, transport_options
+from embedq.tasks.job_results import refuse_on_our_queue
 from embedq.tasks.result_backend import MAX_KEYS_PER_MGET, is_refusal
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ async def wait_for(job: WaitedFor, timeout: float | None = None) -> Any:
     celery.exceptions.TimeoutError after `timeout` seconds; ServerUnavailable if the server cannot
     be reached for a minute, and at once if it refuses us.
     """
+    refuse_on_our_queue(ours)
     try:
         async with asyncio.timeout(timeout) as limit:
             return await _value(job)

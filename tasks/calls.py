@@ -65,6 +65,7 @@ def _send_all(
     sending: Mapping[str, Any] | None,
     task_ids: Iterable[str | UUID] | None,
 ) -> list[AsyncResult]:
+    app.follow_eager()
     shared = checked_sending(sending or {})
     block_s = shared.pop("block_s", None)
     ids = None if task_ids is None else [checked_sending({"task_id": one})["task_id"] for one in task_ids]

@@ -17,16 +17,15 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
-import redis
 from celery.exceptions import CeleryError
 from celery.exceptions import TimeoutError as NoAnswer
-from kombu.exceptions import OperationalError
 
 from embedq import tasks
 from embedq.core.command_line import CONTEXT, examples, needs
-from embedq.core.errors import InvalidInput, OperatorError, ServerUnavailable
+from embedq.core.errors import InvalidInput, OperatorError
 from embedq.tasks.datasets.commands import embed_files, names
 from embedq.tasks.dead import DeadLetters, Letter, dead_letters
+from embedq.tasks.server_errors import reaching_the_server
 
 #: Texts of one job of `embed`: enough that a job's overhead vanishes, few enough for steady progress.
 _TEXTS_PER_JOB = 256
@@ -56,15 +55,14 @@ _FILE = click.Path(path_type=Path)
 def _server() -> Iterator[None]:
     """Convert what the libraries below raise without a server, or without an answer, into errors of one line."""
     try:
-        yield
+        with reaching_the_server():
+            yield
     except NoAnswer:
         raise OperatorError(
             f"a job had no answer for {_TIMEOUT_S} s; `embedq status` shows whether workers run, `embedq models` what they serve"
         ) from None
     except CeleryError as error:
         raise OperatorError(f"a job was not done: {type(error).__name__}") from None
-    except (redis.RedisError, OperationalError) as error:
-        raise ServerUnavailable(f"the server does not answer; is EMBEDQ_REDIS_URL right? {error}") from None
 
 
 @click.command(context_settings=CONTEXT, epilog=examples("embedq models"))

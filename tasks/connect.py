@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from celery import Celery, Signature, Task, current_task
 from celery.signals import before_task_publish
@@ -44,9 +43,6 @@ _MAPS = ("celery.map", "celery.starmap")
 #: Arguments of Celery's chain, group and chord that hold signatures.
 _PARTS = ("tasks", "header", "body")
 
-#: The applications, in the order in which they were connected.
-_connected: WeakKeyDictionary[Celery, None] = WeakKeyDictionary()
-
 
 def connect(app: Celery, *, share_serializer: bool = False) -> None:
     """Let tasks of `app` be combined with embedq's. What the application has set itself stays as it is.
@@ -64,6 +60,9 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     A task of the application that follows one of ours, as the next of a chain, a chord's body or a callback, is sent by
     our worker: its queue is written into the signature when the job is sent, as the application routes it.
 
+    Where the application computes its tasks in the process that sends them (`task_always_eager`), our jobs are computed there
+    as well.
+
     With `share_serializer`, the application's messages and results travel in our serializer too (`core.codec`).
     Its tasks can then return and pass on `Embeddings`, and groups and chords may mix jobs of both: Celery reads all
     results of a group by one serializer. Otherwise its own, JSON by default, is kept.
@@ -71,7 +70,7 @@ def connect(app: Celery, *, share_serializer: bool = False) -> None:
     InvalidSettings, at once or when the configuration is read: the application's broker is another server or database
     than ours, its default queue is one of ours, or its transport options name other lists. For the main thread.
     """
-    _connected[app] = None
+    ours.connected[app] = None
     if app.configured:
         _complete(app, share_serializer)
         return
@@ -165,16 +164,20 @@ def _with_ours(accepted: Iterable[str]) -> list[str]:
 
 
 def _name_queues(sender: str, body: Any = None, **_: Any) -> None:
-    """Write into each signature that follows a job of ours the queue it goes to: our worker knows no other application's.
+    """Write into each signature that follows a job of ours how it is sent, which our worker knows of no other application.
 
     Called with each message of ours and of Celery's maps before it is sent.
     """
-    if not _connected or not isinstance(body, tuple):
+    if not ours.connected or not isinstance(body, tuple):
         return
     mapped = _mapped(sender, body[1])
     if sender in _MAPS and not (mapped and mapped.get("task") in (embed.name, rerank.name)):
         return
-    for signature in _signatures(list(body[2].values())):
+    for signature in sent_by_us(body[2]):
+        if _task_of(signature):
+            # Else it would follow that of this message.
+            signature.setdefault("options", {}).setdefault("serializer", _SERIALIZER)
+    for signature in all_signatures(list(body[2].values())):
         options = signature.setdefault("options", {})
         if {"queue", "exchange", "routing_key"}.isdisjoint(options) and (task := _task_of(signature)):
             given = {"queue": task.queue} if getattr(task, "queue", None) else {}
@@ -192,17 +195,52 @@ def _mapped(name: str, kwargs: Any) -> Mapping[str, Any] | None:
     return mapped if isinstance(mapped, Mapping) else None
 
 
-def _signatures(parts: Any) -> Iterator[Any]:
+def all_signatures(parts: Any) -> Iterator[Any]:
     """Every signature within a list of them, of lists, or one: also those they lead to."""
     if isinstance(parts, list | tuple):
         for part in parts:
-            yield from _signatures(part)
+            yield from all_signatures(part)
     elif isinstance(parts, Mapping) and "task" in parts:
         yield parts
-        options, kwargs = parts.get("options") or {}, parts.get("kwargs") or {}
-        yield from _signatures([options.get(name) for name in ("link", "link_error", "chord", "chain")])
+        options, kwargs = _map(parts.get("options")), _map(parts.get("kwargs"))
+        yield from all_signatures([options.get(name) for name in ("link", "link_error", "chord", "chain")])
         if parts.get("subtask_type"):
-            yield from _signatures([kwargs.get(name) for name in _PARTS])
+            yield from all_signatures([kwargs.get(name) for name in _PARTS])
+
+
+def sent_by_us(follows: Mapping[str, Any]) -> Iterator[Any]:
+    """The signatures of other applications' tasks that our workers send, of all that follows a job.
+
+    What comes after such a task is sent by whoever runs it.
+    """
+    for parts in (follows.get("callbacks"), follows.get("errbacks"), [follows.get("chord")]):
+        for part in parts or ():
+            yield from _first_of_others([part])
+    yield from _first_of_others(reversed(follows.get("chain") or ()))  # Celery has the next one last
+
+
+def _first_of_others(line: Iterable[Any]) -> Iterator[Any]:
+    """The first tasks of other applications among signatures that run one after another."""
+    for signature in line:
+        if not isinstance(signature, Mapping) or not isinstance(signature.get("task"), str):
+            return
+        kwargs, options = _map(signature.get("kwargs")), _map(signature.get("options"))
+        if kind := signature.get("subtask_type"):
+            held = [one if isinstance(one, list | tuple) else [one] for name in _PARTS if (one := kwargs.get(name))]
+            for part in held if kind == "chain" else [[one] for parts in held for one in parts]:
+                yield from _first_of_others(part)
+            return
+        if signature["task"] not in (embed.name, rerank.name) and not signature["task"].startswith("celery."):
+            yield signature
+            return
+        for linked in (options.get("link"), options.get("link_error")):
+            for one in linked if isinstance(linked, list | tuple) else ():
+                yield from _first_of_others([one])
+
+
+def _map(value: Any) -> Mapping[str, Any]:
+    """The map that was given; an empty one for anything else, which a message may hold."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _task_of(signature: Mapping[str, Any]) -> Any:
@@ -218,7 +256,7 @@ def _task_of(signature: Mapping[str, Any]) -> Any:
     if isinstance(signature, Signature) and (original := _made_from(signature)):
         return original
     # This worker's own first.
-    apps = sorted(_connected, key=lambda app: not current_task or current_task.app is not app)
+    apps = sorted(ours.connected, key=lambda app: not current_task or current_task.app is not app)
     return next((app.tasks[name] for app in apps if name in app.tasks), None)
 
 
@@ -228,4 +266,4 @@ def _made_from(signature: Signature) -> Any:
         task = signature.type
     except KeyError:
         return None
-    return task if task.app in _connected else None
+    return task if task.app in ours.connected else None

@@ -17,10 +17,10 @@ from celery.result import EagerResult
 from kombu.utils.imports import symbol_by_name
 
 from embedq.core.codec import pack
-from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, ProducerError, WorkerError
+from embedq.core.errors import InvalidInput, InvalidSettings, JobTooLarge, OperatorError, ProducerError, WorkerError
 from embedq.core.options import EmbedOptions, RerankOptions, check_text, check_texts
-from embedq.tasks.application import config, key_prefix
-from embedq.tasks.celery_private import CheckedResult
+from embedq.tasks.application import app, config, key_prefix
+from embedq.tasks.job_results import JobResult, ReadyResult
 from embedq.tasks.models import Registry
 from embedq.tasks.queue_cap import waiting_for_room
 from embedq.tasks.sending import OutgoingJob, checked_sending, compression_for
@@ -62,11 +62,15 @@ def current_answer() -> Future[Any] | None:
 #: The functions that load an engine, by name and not by import: a producer has no torch.
 _LOAD, _READ_SETTINGS = "embedq.core:load_all", "embedq.core.settings:read_settings"
 
+#: What is said where `task_always_eager` cannot do it.
+_EAGER = "task_always_eager computes jobs in this process"
+_IN_TESTS = "Unit tests need no model with embedq.testing.fake()"
+
 #: Held while the engine of this process is loaded.
 _loading = threading.Lock()
 
 
-class KnownCall(CheckedResult):
+class KnownCall(JobResult):
     """The result of a job whose id the producer chose, and of no other call that has the same id."""
 
     #: As `EngineTask.fingerprint` returns it.
@@ -112,6 +116,7 @@ class EngineTask(Task):
         job, nor gets any within `block_s` seconds.
         """
         args, kwargs = args or (), kwargs or {}
+        app.follow_eager()
         call = self.checked(args, kwargs)
         self.check_model(call.kwargs.get("model"))
         is_retry = bool(sending.get("retries"))  # its message was checked when it came
@@ -121,6 +126,11 @@ class EngineTask(Task):
         block_s = sending.pop("block_s", None)
         job = waiting_for_room(partial(super().apply_async, args, kwargs, task_id, *rest, **sending), block_s)
         return job if task_id is None else self.known(job, call)
+
+    def apply(self, *args: Any, **options: Any) -> Any:
+        """Compute the job in this process, as `task_always_eager` has it; its result may be had inside a task as well."""
+        done = super().apply(*args, **options)
+        return ReadyResult(done.id, done.result, done.state, done.traceback, done.name)
 
     def known(self, job: AsyncResult, call: OutgoingJob) -> AsyncResult:
         """The result of a job that was sent under an id of the producer's own."""
@@ -168,7 +178,8 @@ class EngineTask(Task):
         if self.engine is None:
             raise InvalidInput(
                 f"{self.name} runs in a worker; send it with .delay(...). To compute in this process, use "
-                "embedq.core.load(...), or set tasks.app.conf.task_always_eager = True and EMBEDQ_MODELS"
+                "embedq.core.load(...), or set tasks.app.conf.task_always_eager = True and EMBEDQ_MODELS; in unit tests, use "
+                "embedq.testing"
             )
         return self.engine
 
@@ -225,9 +236,9 @@ def _load_engine() -> None:
             load, read_settings = symbol_by_name(_LOAD), symbol_by_name(_READ_SETTINGS)
             EngineTask.engine = load(read_settings())
         except ModuleNotFoundError as error:
-            raise InvalidSettings(
-                f"task_always_eager computes in this process, which needs the extra embedq[worker]: {error}"
-            ) from None
+            raise InvalidSettings(f"{_EAGER}, which needs the extra embedq[worker]: {error}. {_IN_TESTS}") from None
+        except OperatorError as error:
+            raise type(error)(f"{_EAGER}: {error}. {_IN_TESTS}") from None
 
 
 def sending_of(argsrepr: str, kwargsrepr: str, num_bytes: int) -> dict[str, Any]:

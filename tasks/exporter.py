@@ -21,16 +21,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import redis
-from kombu.exceptions import OperationalError
 from prometheus_client import CollectorRegistry
 
 from embedq import tasks
-from embedq.core.errors import ServerUnavailable
 from embedq.tasks.backlog_estimate import estimate
 from embedq.tasks.dead import DeadLetters
 from embedq.tasks.metrics import EXPORTER, Families
 from embedq.tasks.models import Registry, Served
 from embedq.tasks.scraping import Scraping
+from embedq.tasks.server_errors import reaching_the_server
 from embedq.tasks.speeds import Report, Speed, Speeds
 
 #: Tokens that one worker is assumed to compute in a second, and a job to have, where no worker has ever measured: low
@@ -172,20 +171,15 @@ def run(host: str, port: int) -> None:
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
-    try:
-        with tasks.app.connection_for_read() as connection:
-            channel = connection.channel()
-            client = redis.Redis(connection_pool=channel.pool)
-            collector = QueueCollector(client, channel.global_keyprefix, channel.priority_steps, channel.sep)
-            registry = CollectorRegistry()
-            registry.register(collector)
-            with Scraping(
-                host, port, registry, {"/healthz/live": _alive, "/healthz/ready": _reaching(client)}
-            ) as scraping:
-                print(f"metrics of the queues at http://{host}:{scraping.port}/metrics", flush=True)
-                over.wait()
-    except (redis.RedisError, OperationalError) as error:
-        raise ServerUnavailable(f"the queues cannot be read: {error}") from None
+    with reaching_the_server(), tasks.app.connection_for_read() as connection:
+        channel = connection.channel()
+        client = redis.Redis(connection_pool=channel.pool)
+        collector = QueueCollector(client, channel.global_keyprefix, channel.priority_steps, channel.sep)
+        registry = CollectorRegistry()
+        registry.register(collector)
+        with Scraping(host, port, registry, {"/healthz/live": _alive, "/healthz/ready": _reaching(client)}) as scraping:
+            print(f"metrics of the queues at http://{host}:{scraping.port}/metrics", flush=True)
+            over.wait()
 
 
 def _alive() -> tuple[bool, str]:

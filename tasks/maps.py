@@ -38,6 +38,7 @@ class MapTask(EngineTask):
 
     def apply_async(self, args: Any = None, kwargs: Any = None, task_id: Any = None, *rest: Any, **sending: Any) -> Any:
         """Check the items and how the job is sent, then send it. ProducerError, before anything is sent, if one is wrong."""
+        app.follow_eager()
         mapped: Any = (kwargs or {}).get("task")
         sending = checked_sending(sending)
         task_id = checked_sending({"task_id": task_id})["task_id"]

@@ -26,6 +26,7 @@ from celery.backends.redis import SentinelBackend
 from celery.result import AsyncResult, ResultSet, result_from_tuple
 
 from embedq.core import errors
+from embedq.core.codec import unpack_json
 from embedq.tasks.celery_private import ConsumerBase, ReadingBackend, known_meta
 
 #: Keys of one MGET: all their values are in memory at once.
@@ -199,7 +200,12 @@ class ResultBackend(ReadingBackend):
         return bool(super().exception_safe_to_retry(exc)) and not is_refusal(exc)
 
     def decode(self, payload: Any) -> Any:
-        """Like Celery's, but nothing is decompressed: our workers compress no results, and bytes could become gigabytes."""
+        """Like Celery's, but nothing is decompressed: our workers compress no results, and bytes could become gigabytes.
+
+        A result that its sender asked for in JSON is read as any other.
+        """
+        if isinstance(payload, bytes) and payload.startswith(b"{"):
+            return unpack_json(payload)
         if isinstance(payload, bytes) and payload.startswith(COMPRESSED_PAYLOAD_MAGIC):
             raise ValueError("results are not compressed")
         return super().decode(payload)

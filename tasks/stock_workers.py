@@ -73,7 +73,7 @@ def protect(app: Celery) -> None:
     """Keep stock workers in this process off the queues of `app`, whichever application they belong to."""
 
     def check(sender: Any, **_: Any) -> None:
-        if not getattr(sender, "has_engine", False) and _may_share_queues(sender.app, app):
+        if not getattr(sender, "has_engine", False) and may_share_queues(sender.app, app):
             _refuse_our_queues(sender.app)
             _leave_our_queues_alone(sender.app)
 
@@ -198,7 +198,7 @@ def _environment(given: Mapping[str, Any], name: str) -> dict[str, str]:
     return found | ({"EMBEDQ_WORKER_NAME": name} if name else {})
 
 
-def _may_share_queues(app: Celery, ours: Celery) -> bool:
+def may_share_queues(app: Celery, ours: Celery) -> bool:
     """Returns False if no queue of one can be a queue of the other's, and True if one may be.
 
     A server has many names, so that different hosts prove nothing; another kind of broker, another number of the

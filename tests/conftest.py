@@ -44,6 +44,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
+#: The fixtures that applications test with, as they load them.
+pytest_plugins = ["embedq.testing"]
+
 GOLDEN = Path(__file__).parent / "golden"
 
 #: Files that take longest. Side by side, a file is one process's: begun last, one of them would keep the others waiting.
@@ -118,6 +121,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     tasks.config.wire["data_dir"] = str(tmp_path_factory.mktemp("server"))
     with embedded.server() as url:
         tasks.app.conf.update(broker_url=url, result_backend=url)
+        tasks.app.drop_connections()  # a test without a server may have made some
         yield url
         tasks.app.close()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 #: Packages and modules that make up the project.
-OURS = ("core", "tasks", "workers", "deploy", "tests", "celeryconfig", "__main__")
+OURS = ("core", "tasks", "testing", "workers", "deploy", "tests", "celeryconfig", "__main__")
 
 FILES = sorted(path for name in OURS for path in [*(ROOT / name).rglob("*.py"), ROOT / f"{name}.py"] if path.is_file())
 

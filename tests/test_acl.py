@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from embedq.deploy import flower
 from embedq.tasks.queue_cap import RIGHTS
 from embedq.workers.embedded import _free_port, find_program
 from tests.producing import Failed, Producing
-from tests.running import ROOT, Running, start_workers
+from tests.running import ROOT, Running, require, start_workers
 from tests.scraping import Scrape
 
 USERS = ROOT / "deploy" / "acl" / "users.acl"
@@ -135,6 +136,14 @@ def test_a_producer_starts_watches_cancels_and_resumes_a_dataset(producer: Produ
     assert [producer.do(call) for call in again] == [[], 0, 0, "completed"]
 
 
+@pytest.mark.usefixtures("nothing_refused", "worker")
+def test_a_program_in_another_language_sends_and_waits_as_a_producer(guarded: Guarded) -> None:
+    require(shutil.which("node") is not None, "node is not there")
+    program = ROOT / "tests" / "examples" / "wire" / "embed.js"
+    command = ["node", str(program), guarded.url("producer"), "a text"]
+    assert subprocess.check_output(command, text=True, timeout=TIMEOUT_S).startswith("1 384 ")
+
+
 @pytest.mark.usefixtures("nothing_refused")
 @pytest.mark.parametrize(
     ("expression", "error"),
@@ -205,7 +214,7 @@ def test_an_operator_handles_dead_letters_models_and_workers(
 
 def test_a_worker_with_a_wrong_password_ends_at_once_and_shows_none(guarded: Guarded, admin: redis.Redis) -> None:
     url = f"redis://worker:not-the-password@127.0.0.1:{guarded.port}/0"
-    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/nowhere"}
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_MODELS": "m=/"}
     with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         assert running.wait() == 1
     assert "refuses this worker, or its certificate is not trusted: invalid username-password pair" in running.output

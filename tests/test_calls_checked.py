@@ -23,6 +23,7 @@ from embedq import tasks
 from embedq.core.engine import Engine
 from embedq.core.errors import InvalidInput, UnknownModel
 from embedq.tasks.sending import checked_sending
+from embedq.testing.computing_here import computing_with
 from tests.events import TIMEOUT_S
 from tests.pools import TINY
 from tests.running import ROOT
@@ -179,10 +180,10 @@ def test_equal_calls_have_one_fingerprint_and_others_have_others() -> None:
 
 
 @pytest.fixture
-def eager(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def eager(engine: Engine) -> Iterator[None]:
     """Jobs are computed in this process, by an engine that the application has loaded."""
-    monkeypatch.setattr(tasks.EngineTask, "engine", engine)
-    monkeypatch.setitem(tasks.app.conf, "task_always_eager", True)
+    with computing_with(engine):
+        yield
 
 
 def test_jobs_are_computed_in_process_where_celery_is_set_so(eager: None) -> None:

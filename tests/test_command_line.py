@@ -189,7 +189,7 @@ def test_each_extra_installs_what_its_commands_import() -> None:
         (("models",), EXIT_FAILED, "embedq: the server does not answer"),
         (("dead", "list"), EXIT_FAILED, "embedq: the server does not answer"),
         (("scale", "many"), EXIT_FAILED, "embedq: scale needs a number of workers, or auto; given 'many'"),
-        (("workers", "--model", "x=/x", "--cpu-workers", "1", "--per-device", "0"), EXIT_FAILED, "embedq: --per-device must be"),
+        (("workers", "--model", "x=/", "--cpu-workers", "1", "--per-device", "0"), EXIT_FAILED, "embedq: --per-device must be"),
         (("convert", "."), EXIT_FAILED, "embedq: . has no pytorch_model.bin to convert"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -333,3 +333,45 @@ def test_an_option_that_was_taken_is_taken_still() -> None:
     assert set(kept.split()) <= workers
     assert {"--port", "--host"} <= options(all_commands()["exporter",])
     assert {"--keep", "--texts"} <= options(all_commands()["demo",])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["models"], ["embed", "texts.txt", "vectors.npy"], ["dead", "list"], ["status"], ["exporter", "--port", "0"]],
+    ids=" ".join,
+)
+def test_a_server_that_refuses_the_user_is_not_said_to_be_away(
+    words: list[str], own: OwnServer, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.txt").write_text("a text")
+    own.client.execute_command("ACL", "SETUSER", "nobody", "on", ">secret", "-@all")
+    done = run(*words, directory=tmp_path, EMBEDQ_REDIS_URL=own.url.replace("redis://", "redis://nobody:secret@"))
+    assert (done.returncode, done.stdout) == (EXIT_FAILED, "")
+    assert done.stderr.startswith("embedq: the server refuses us, or its certificate is not trusted; has the user of ")
+    assert done.stderr.count("\n") == 1
+    assert "secret" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["embedq.workers", "embedq.workers.worker", "embedq.deploy.flower"])
+def test_a_setting_that_producers_read_is_told_in_one_line_by_every_module_that_is_run(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *(["status"] if module == "embedq.workers" else [])],
+        cwd=ROOT,
+        env={**os.environ, "EMBEDQ_LEASE_S": "soon"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (EXIT_FAILED, "", 1)
+    assert "EMBEDQ_LEASE_S must be a whole number from 1 to 86,400; given 'soon'" in done.stderr
+
+
+def test_ctrl_c_ends_a_worker_that_takes_no_jobs_yet_with_one_line() -> None:
+    environment = {"EMBEDQ_REDIS_URL": NOWHERE, "EMBEDQ_MODELS": "x=/"}
+    with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
+        running.wait_for("action=server_wait")
+        running.process.send_signal(signal.SIGINT)
+        assert running.wait() == EXIT_INTERRUPTED
+    assert "interrupted action=interrupted" in running.lines[-1]
+    assert "Traceback" not in running.output

@@ -41,11 +41,15 @@ NAMED = {
     "failure blob": "test_docs_programs.py",
     "foreign": "test_docs_programs.py",
     "message": "test_docs_programs.py",
-    "javascript": "test_docs_programs.py",
+    "foreign chain": "test_docs_programs.py",
     "run": "test_docs_programs.py",
     "chains": "test_docs_chains.py",
     "datasets": "test_dataset_how_to.py",
     "chains: use": "test_docs_chains.py",
+    "testing: conftest": "test_testing.py",
+    "testing: fake": "test_testing.py",
+    "testing: dimensions": "test_testing.py",
+    "testing: models": "test_testing.py",
     "waiting: index": "test_docs_chains.py",
     "waiting: compare": "test_docs_chains.py",
 }
@@ -78,7 +82,7 @@ def replaced(code: str, stand_ins: dict[str, str]) -> str:
 
 
 def test_every_block_is_run_parsed_or_marked() -> None:
-    known = ("python", "sh", "toml", "javascript", *PROSE)
+    known = ("python", "sh", "toml", "javascript", "go", *PROSE)
     assert [str(block) for block in all_blocks() if block.language not in known] == []
     counts: dict[str, int] = {}
     for block in all_blocks():

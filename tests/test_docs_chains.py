@@ -47,5 +47,10 @@ def test_a_task_replaces_itself_with_a_chain(mine: ModuleType) -> None:
     assert mine.index.delay("The cat sleeps. Stock prices fell. It rains").get(timeout=TIMEOUT_S) == 3
 
 
-def test_a_task_waits_all_the_same(mine: ModuleType) -> None:
+def test_a_task_waits_for_a_job_and_for_a_group(mine: ModuleType) -> None:
     assert mine.compare.delay("The cat sleeps.", "The cat sleeps.").get(timeout=TIMEOUT_S) == pytest.approx(1, abs=1e-5)
+    same, other = mine.compare_many.delay([["a", "a"], ["The cat sleeps.", "Stock prices fell."]]).get(
+        timeout=TIMEOUT_S
+    )
+    assert same == pytest.approx(1, abs=1e-5)
+    assert other < 0.9

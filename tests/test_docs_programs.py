@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import ast
-import base64
-import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-import redis
 from celery.result import AsyncResult
 
 from embedq import tasks
 from embedq.core.errors import InvalidInput
 from tests.doc_blocks import code_of
-from tests.running import ROOT, require
+from tests.running import ROOT, Running, require
 
 #: An environment with a producer's dependencies only; `make test` builds it.
 PRODUCER = Path(sys.prefix) / "producer" / "bin" / "python"
@@ -78,17 +76,51 @@ def test_the_blob_of_a_failure_is_read_without_our_code(server: str, tmp_path: P
     assert (name, ast.literal_eval(message)) == ("InvalidInput", [str(caught.value)])
 
 
+_STORE = """
+from celery import Celery
+
+app = Celery("mine", broker=URL, backend=URL)
+app.conf.update(task_default_queue="mine", broker_connection_retry_on_startup=True)
+
+@app.task(name="mine.store")
+def store(result):
+    dense = result["dense"]
+    return [result["embedq"], dense["dtype"], dense["shape"], len(dense["data"])]
+"""
+
+
+@pytest.fixture
+def storing(server: str, tmp_path: Path) -> Iterator[Running]:
+    """The worker of an application that has nothing of ours and knows JSON alone."""
+    (tmp_path / "mine.py").write_text(_STORE.replace("URL", repr(server)))
+    command = [sys.executable, "-m", "celery", "-A", "mine", "worker", "--pool", "solo", "--loglevel", "INFO"]
+    with Running(command, {"PYTHONPATH": str(tmp_path)}, tmp_path) as running:
+        running.wait_for(" ready.")
+        yield running
+
+
 @pytest.mark.usefixtures("worker")
-def test_an_application_with_a_tasks_module_of_its_own_sends_by_name(server: str, tmp_path: Path) -> None:
+def test_an_application_with_a_tasks_module_of_its_own_sends_by_name(
+    server: str, storing: Running, tmp_path: Path
+) -> None:
+    """Also a chain back to a task of its own, whose worker knows JSON alone."""
     (tmp_path / "tasks.py").write_text("mine = True\n")
+    page = "docs/how-to/other-languages.md"
+    code, more = code_of(page, "foreign"), code_of(page, "foreign chain")
     script = (
         f"import sys; sys.path.insert(0, ''); redis_url = {server!r}\n"
-        "import tasks; assert tasks.mine\n"
-        + code_of("docs/how-to/other-languages.md", "foreign")
-        + "print(dense['shape'], len(dense['data']))\n"
+        f"import tasks; assert tasks.mine\n{code}print(dense['shape'], len(first))\n"
+        + more.replace("chain(embed", "stored = chain(embed")
+        + "print(stored.get(timeout=60))\n"
+        "wrong = app.signature('tasks.embed', args=['no list'], queue='embed', headers=in_json)\n"
+        "try: chain(wrong, app.signature('mine.store', queue='mine')).delay().get(timeout=60)\n"
+        "except TaskError as error: print(type(error).__module__, error)\n"
         "assert 'embedq' not in sys.modules\n"
     )
-    assert run_as_producer(script, tmp_path, {}) == f"[2, 384] {2 * 384 * 4}\n"
+    error = "InvalidInput: texts must be a list of strings; given str; for one text write [text]"
+    printed = run_as_producer(script, tmp_path, {}).splitlines()
+    assert printed[:2] == [error, "[2, 384] 384"]
+    assert printed[2:] == [str(["embeddings", "<f4", [2, 384], 2 * 384 * 4 * 4 // 3]), f"celery.exceptions {error}"]
 
 
 @pytest.mark.usefixtures("worker")
@@ -101,34 +133,47 @@ def test_a_message_of_a_program_without_celery_is_answered(server: str, tmp_path
     assert vectors.dense.shape == (2, 128)
 
 
+WIRE = ROOT / "tests" / "examples" / "wire"
+
+#: Program of the page "The wire" -> the command that runs it.
+PROGRAMS = {"embed.js": ("node",), "embed.go": ("go", "run")}
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A program in another language, with nothing but what its language brings."""
+    command, *rest = PROGRAMS[request.param]
+    require(shutil.which(command) is not None, f"{command} is not there")
+    monkeypatch.setenv("GOCACHE", str(tmp_path))
+    monkeypatch.setenv("GO111MODULE", "off")
+    assert len((WIRE / request.param).read_text(encoding="utf-8").splitlines()) <= 40
+    return [command, *rest, str(WIRE / request.param)]
+
+
 @pytest.mark.usefixtures("worker")
-def test_a_message_of_a_javascript_program_is_answered(server: str) -> None:
-    node = shutil.which("node")
-    require(node is not None, "node is not there")
-    code = code_of("docs/how-to/other-languages.md", "javascript")
-    done = subprocess.run([str(node), "-e", code], capture_output=True, text=True, check=True)
-    made = json.loads(done.stdout)
-    with redis.Redis.from_url(server) as client:
-        client.lpush("embed", made["message"])
-    assert AsyncResult(made["id"], app=tasks.app).get(timeout=60).dense.shape == (2, 384)
+def test_a_program_in_another_language_sends_and_reads(server: str, program: list[str]) -> None:
+    texts = ["a text", "Ein zweiter, größer: 灯塔"]
+    parts = urlsplit(server)
+    named = (
+        [server] if program[0] == "node" else [f"{parts.hostname}:{parts.port}", "default", parts.password or "none"]
+    )
+    printed = (
+        subprocess.check_output([*program, *named, *texts], text=True, timeout=110).replace("[", "").replace("]", "")
+    )
+    *shape, first = printed.split()
+    dense = tasks.embed.delay(texts).get(timeout=60).dense
+    assert [int(one) for one in shape] == [2, 384]
+    assert float(first) == pytest.approx(float(dense[0, 0]), abs=1e-5)
 
 
-def test_the_two_programs_send_the_same_message(tmp_path: Path) -> None:
-    """But for ids, language and options."""
-    node = shutil.which("node")
-    require(node is not None, "node is not there")
-    page = "docs/how-to/other-languages.md"
-    done = subprocess.run([str(node), "-e", code_of(page, "javascript")], capture_output=True, text=True, check=True)
-    by_javascript = json.loads(json.loads(done.stdout)["message"])
-    code = code_of(page, "message").replace("client.lpush", "print(json.dumps(message)) or (lambda *_: None)")
-    by_python = json.loads(run_as_producer(code, tmp_path, {}))
-    assert by_javascript["properties"].keys() == by_python["properties"].keys()
-    assert by_javascript["headers"].keys() == by_python["headers"].keys()
-    assert decoded(by_javascript)[0] == decoded(by_python)[0]
-
-
-def decoded(message: dict[str, Any]) -> Any:
-    return json.loads(base64.b64decode(message["body"]))
+@pytest.mark.usefixtures("worker")
+def test_a_failure_is_read_in_another_language(server: str) -> None:
+    require(shutil.which("node") is not None, "node is not there")
+    code = (WIRE / "embed.js").read_text(encoding="utf-8").replace("[texts], {}", "[texts], { dimensions: 999 }")
+    done = subprocess.run(
+        ["node", "-", server, "a"], input=code, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith("InvalidInput: dimensions may be up to 384")
 
 
 def test_the_commands_of_the_quickstart_run(worker: dict[str, str], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_jobs_sent_before_and_after_a_failover_are_answered(
 
 def test_a_worker_that_no_sentinel_answers_waits_and_says_for_what() -> None:
     url = "sentinel://:secret@127.0.0.1:1/0;sentinel://:secret@127.0.0.1:2/0"
-    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/"}
     with Running([sys.executable, "-m", "embedq.workers.worker"], environment) as running:
         line = running.wait_for("action=server_wait")[0]
         assert "url=sentinel://***@127.0.0.1:1/0;sentinel://***@127.0.0.1:2/0" in line
@@ -111,7 +111,7 @@ def test_a_sentinel_url_without_the_masters_name_is_refused(monkeypatch: pytest.
 )
 @pytest.mark.parametrize("command", [["embedq.workers.worker"], ["tasks", "models"]])
 def test_sentinels_with_tls_are_refused_at_once_and_the_password_stays_untold(url: str, command: list[str]) -> None:
-    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/nowhere"}
+    environment = {"EMBEDQ_REDIS_URL": url, "EMBEDQ_SENTINEL_MASTER": MASTER, "EMBEDQ_MODELS": "m=/"}
     with Running([sys.executable, "-m", *command], environment) as running:
         assert running.wait() == 1
     assert "Sentinels and their server are reached without TLS" in running.output

@@ -303,9 +303,9 @@ def test_other_shells_see_and_scale_and_drain(tiny: dict[str, str], capsys: pyte
     [
         (["drain", "nobody@nowhere"], "nobody named 'nobody@nowhere' answers"),
         (["scale", "many"], "scale needs a number of workers, or auto; given 'many'"),
-        (["--model", "x=/x", "--cpu-workers", "1", "--max", "2"], "up to 2 workers were asked for and 1 fit"),
-        (["--model", "x=/x", "--cpu-workers", "1", "--min", "2"], "no fewer; given 2 and 1"),
-        (["--model", "x=/x", "--cpu-workers", "1", "--per-device", "0"], "--per-device must be at least 1, given 0"),
+        (["--model", "x=/", "--cpu-workers", "1", "--max", "2"], "up to 2 workers were asked for and 1 fit"),
+        (["--model", "x=/", "--cpu-workers", "1", "--min", "2"], "no fewer; given 2 and 1"),
+        (["--model", "x=/", "--cpu-workers", "1", "--per-device", "0"], "--per-device must be at least 1, given 0"),
     ],
 )
 def test_a_wrong_command_is_refused_with_one_line(

@@ -56,12 +56,21 @@ def test_core_knows_no_queue(foreign: str) -> None:
 
 
 def test_tasks_import_only_what_a_producer_has() -> None:
-    allowed = ("core.errors", "core.codec", "core.command_line", "core.options", "core.results", "celeryconfig")
+    allowed = (
+        "core.errors",
+        "core.codec",
+        "core.command_line",
+        "core.options",
+        "core.results",
+        "core.setting_names",
+        "celeryconfig",
+    )
     assert breaches("embedq.tasks", tuple(f"embedq.{name}" for name in allowed), with_type_checking=False) == []
 
 
-def test_celeryconfig_imports_only_the_codec_and_the_errors() -> None:
-    assert breaches("embedq.celeryconfig", ("embedq.core.errors", "embedq.core.codec")) == []
+def test_celeryconfig_imports_only_the_codec_the_errors_and_names() -> None:
+    allowed = ("embedq.core.errors", "embedq.core.codec", "embedq.core.setting_names")
+    assert breaches("embedq.celeryconfig", allowed) == []
 
 
 def test_workers_import_tasks_and_core() -> None:
@@ -108,8 +117,8 @@ def importers(package: str) -> set[str]:
     return {module_name(path).removeprefix("embedq.").partition(".")[0] for path in users}
 
 
-def test_nobody_imports_workers_but_commands_deploy_and_the_tests() -> None:
-    assert importers("embedq.workers") <= {"workers", "__main__", "deploy", "tests"}
+def test_nobody_imports_workers_but_commands_deploy_and_what_is_for_tests() -> None:
+    assert importers("embedq.workers") <= {"workers", "__main__", "deploy", "testing", "tests"}
 
 
 def test_nobody_imports_the_tests() -> None:
@@ -190,3 +199,8 @@ print("still tasks")
 
 def test_importing_core_loads_nothing_heavy() -> None:
     assert fresh(f"import sys, embedq.core; print(*set(sys.modules).intersection({HEAVY}))") == ""
+
+
+def test_importing_what_is_for_tests_loads_no_test_framework_and_nothing_that_a_producer_has_not() -> None:
+    wanted = (*HEAVY, "pytest", "unittest", "embedq.workers", "embedq.deploy")
+    assert fresh(f"import sys, embedq.testing; print(*set(sys.modules).intersection({wanted}))") == ""

@@ -16,8 +16,9 @@ from docs.generate import ENVIRONMENT_ONLY
 from embedq import tasks
 from embedq.core.settings import Settings
 from embedq.tasks.__main__ import producer
-from embedq.workers.__main__ import _COMMANDS as START_AND_MORE
-from embedq.workers.commands import workers as START  # noqa: N812 - a constant here
+from embedq.testing import fixtures
+from embedq.workers import commands as of_workers
+from embedq.workers.__main__ import COMMANDS as OF_WORKERS
 from embedq.workers.monitoring import remote_commands
 from tests.doc_blocks import PAGES
 from tests.layout import production_source
@@ -34,6 +35,11 @@ TOLD = {
 }
 
 SOURCE = production_source()
+
+#: The commands of `python -m embedq.workers`, by their names there.
+FACES: dict[str, click.Command] = {
+    name: getattr(of_workers, place.partition(":")[2]) for name, place in OF_WORKERS.items()
+}
 
 #: `python -m module …` up to the end of a line, a code span or a comment; and the same as a list in YAML or JSON.
 COMMAND = re.compile(r"python3? -m ([\w.]+)([^`#\n;&|)]*)")
@@ -85,8 +91,9 @@ def test_every_metric_exists() -> None:
     assert remote_commands.embedq_stats
     commands_of_workers = set(re.findall(r'inspect_command\(name="(embedq_\w+)"', SOURCE))
     assert "embedq_status" in commands_of_workers
+    of_tests = {name for name in vars(fixtures) if name.startswith("embedq_")}
     series = {f"{name}{end}" for name in (*WORKER, *EXPORTER) for end in ("", "_bucket", "_sum", "_count")}
-    assert unknown(named(r"\bembedq_[a-z_]+"), series | set(Panel.data) | commands_of_workers) == {}
+    assert unknown(named(r"\bembedq_[a-z_]+"), series | of_tests | set(Panel.data) | commands_of_workers) == {}
 
 
 def test_every_key_exists() -> None:
@@ -117,14 +124,14 @@ def test_every_command_and_every_option_exists() -> None:
     assert len(lines) > 15
 
 
-@pytest.mark.parametrize(("module", "faces"), [("embedq.tasks", {}), ("embedq.workers", START_AND_MORE)])
+@pytest.mark.parametrize(("module", "faces"), [("embedq.tasks", {}), ("embedq.workers", FACES)])
 def test_the_modules_that_were_run_take_every_command_and_option_that_is_told(
     module: str, faces: dict[str, click.Command]
 ) -> None:
     for path, run, words in commands():
         if run == module:
             first = words[0] if words else ""
-            command = faces.get(first, START if faces else producer)
+            command = faces.get(first, of_workers.workers if faces else producer)
             assert not misfit(words[1:] if first in faces else words, command), f"{path}: python -m {module} {words}"
 
 

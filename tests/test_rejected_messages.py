@@ -158,7 +158,7 @@ def test_what_names_no_job_becomes_a_dead_letter(server: str) -> None:
 def test_a_refusal_that_cannot_be_stored_gives_the_message_back_instead_of_holding_it(
     url: str, client: redis.Redis
 ) -> None:
-    def away(job_id: str, reason: Exception) -> None:
+    def away(job_id: str, reason: Exception, request: Any) -> None:
         raise ServerUnavailable("the server of results is away")
 
     send(url, "a", 1)

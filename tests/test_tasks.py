@@ -147,7 +147,7 @@ def test_importing_tasks_leaves_the_applications_own_app_and_config_alone(tmp_pa
     [
         ({"EMBEDQ_LEASE_S": "soon"}, "", "EMBEDQ_LEASE_S must be a whole number from 1 to 86,400; given 'soon'"),
         ({"EMBEDQ_MAX_TEXTS_PER_JOB": "0"}, "", "EMBEDQ_MAX_TEXTS_PER_JOB must be a whole number from 1; given '0'"),
-        ({}, "[wire]\nspeed = 3", "unknown [wire] settings ['speed']; known are ['redis_url'"),
+        ({}, "[wire]\nspeed = 3", "unknown [wire] setting 'speed' (known are redis_url, "),
         ({}, "[wire", "cannot be read as TOML"),
     ],
 )

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from embedq.workers.embedded import _free_port
+from tests.doc_blocks import code_of
 from tests.own_server import OwnServer
 from tests.running import ROOT, Running
 from tests.wheels import Installed, build, copy_of_checkout, run
@@ -24,14 +25,14 @@ from tests.wheels import Installed, build, copy_of_checkout, run
 EXAMPLES = Path(__file__).parent / "examples"
 
 #: Names that users' own projects have at their top.
-TAKEN = ("tasks", "core", "workers", "deploy", "celeryconfig", "tests")
+TAKEN = ("tasks", "core", "workers", "testing", "deploy", "celeryconfig", "tests")
 
 #: A module of theirs, which nothing of ours may import.
 OWN = 'raise RuntimeError("the user\'s own {} was imported")\n'
 
 #: Packages that are shipped whole, and modules at the top.
 PACKAGES, MODULES = (
-    ("core", "tasks", "workers", "deploy/demo", "deploy/flower"),
+    ("core", "tasks", "testing", "workers", "deploy/demo", "deploy/flower"),
     ("__init__", "__main__", "celeryconfig"),
 )
 
@@ -277,3 +278,12 @@ assert tasks is embedq.tasks and tasks.embed is embedq.tasks.embed
 print(tasks.embed.delay(["a", "b"]).get(timeout=60).dense.shape)
 """
     assert run([sys.executable, "-c", code], ROOT, **worker) == "(2, 384)\n"
+
+
+def test_an_application_tests_with_what_is_installed(installed: Installed, tmp_path: Path) -> None:
+    page = "docs/how-to/testing.md"
+    (tmp_path / "conftest.py").write_text(code_of(page, "testing: conftest"))
+    (tmp_path / "test_mine.py").write_text(code_of(page, "testing: fake"))
+    for name in TAKEN:
+        (tmp_path / f"{name}.py").write_text(OWN.format(name))
+    assert "1 passed" in installed.run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")

@@ -10,25 +10,26 @@ import sys
 from collections.abc import Sequence
 
 from embedq.core.command_line import run
-from embedq.workers import commands
 
 _PROGRAM = "python -m embedq.workers"
 
-_COMMANDS = {
-    "start": commands.workers,
-    "devices": commands.devices,
-    "status": commands.status,
-    "drain": commands.drain,
-    "scale": commands.scale,
+#: The command that runs where none is named, and all by their names here. Imported once it is used: see `run`.
+START = "embedq.workers.commands:workers"
+COMMANDS = {
+    "start": START,
+    "devices": "embedq.workers.commands:devices",
+    "status": "embedq.workers.commands:status",
+    "drain": "embedq.workers.commands:drain",
+    "scale": "embedq.workers.commands:scale",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     first, *rest = words = [*(sys.argv[1:] if arguments is None else arguments)] or ["start"]
-    if first in _COMMANDS:
-        return run(_COMMANDS[first], f"{_PROGRAM} {first}", rest)
-    return run(commands.workers, _PROGRAM, words)
+    if first in COMMANDS:
+        return run(COMMANDS[first], f"{_PROGRAM} {first}", rest)
+    return run(START, _PROGRAM, words)
 
 
 if __name__ == "__main__":

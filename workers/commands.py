@@ -85,6 +85,7 @@ def workers(models: Sequence[str], **options: Any) -> int:
     file again and replaces them one by one. Without EMBEDQ_REDIS_URL they use this user's embedded server, which is
     started if none runs. Models are those of --model, else of EMBEDQ_MODELS, else of [models.ALIAS] in embedq.toml.
     """
+    from embedq.core.checkpoint.files import refuse_absent
     from embedq.core.settings import models_text, read_settings
     from embedq.workers import embedded
     from embedq.workers.broker.leases import give_back_jobs_of
@@ -98,6 +99,7 @@ def workers(models: Sequence[str], **options: Any) -> int:
         raise InvalidSettings(
             "no model is configured; give --model alias=path, or set EMBEDQ_MODELS or [models.alias] in embedq.toml"
         )
+    refuse_absent(settings.models)
     plan = _plan(SimpleNamespace(**options))
     with contextlib.ExitStack() as stack:
         if not tasks.config.is_server_named():

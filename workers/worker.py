@@ -21,14 +21,23 @@ from celery import Celery
 from celery.platforms import EX_FAILURE
 from celery.signals import setup_logging, worker_ready
 
-from embedq import __version__, core, tasks
-from embedq.core.engine import Engine
 from embedq.core.errors import EmbedqError
+
+try:
+    from embedq import tasks
+except EmbedqError as error:  # a setting that producers read as well
+    if __name__ == "__main__":
+        sys.exit(f"cannot start: {error}")
+    raise
+from embedq import __version__, core
+from embedq.core.checkpoint.files import refuse_absent
+from embedq.core.command_line import EXIT_INTERRUPTED
+from embedq.core.engine import Engine
 from embedq.core.settings import Settings, read_settings
 from embedq.tasks.datasets.part_task import PartTask
 from embedq.tasks.models import Served
 from embedq.tasks.speeds import Speeds
-from embedq.workers import heartbeat_line, logs
+from embedq.workers import logs
 from embedq.workers.broker import transport
 from embedq.workers.broker.dead_letters import failure_writer
 from embedq.workers.broker.decompression import restrict
@@ -60,15 +69,6 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 #: options, and the jobs that follow it in a chain.
 _INFLATED_PER_JOB = 2
 
-#: Environment variables that are neither settings of a worker nor of the wire.
-_OTHER_VARIABLES = {
-    "EMBEDQ_CONFIG",
-    "EMBEDQ_DEVICE_LABEL",
-    "EMBEDQ_LOG_LEVEL",
-    "EMBEDQ_WORKER_NAME",
-    heartbeat_line.VARIABLE,
-}
-
 
 def main() -> int:
     """Run one worker until SIGTERM; returns the exit code."""
@@ -84,11 +84,14 @@ def main() -> int:
     heart.start()
     try:
         settings = read_settings()
+        refuse_absent(settings.models)
         use_batches(tasks.app)
         restrict(_INFLATED_PER_JOB * tasks.config.wire["max_bytes_per_job"])
-        _warn_of_misspelt_variables()
         with metrics_served(settings, health, heart):
             return _run(settings, health, heart)
+    except KeyboardInterrupt:  # before it takes jobs; from then on Celery drains
+        log.info("interrupted", extra={"action": "interrupted"})
+        return EXIT_INTERRUPTED
     except EmbedqError as error:  # the operator's mistake, or a device too small to warm up on
         log.error("cannot start: %s", error, extra={"action": "cannot_start"})
         return EXIT_CANNOT_START
@@ -230,15 +233,6 @@ def _end_at_once(reason: str, code: int = EXIT_DEVICE_DEAD) -> None:
     )
     logging.shutdown()
     os._exit(code)
-
-
-def _warn_of_misspelt_variables() -> None:
-    """Warn of EMBEDQ_* variables that nothing reads: whoever set one expects an effect."""
-    known = {f"EMBEDQ_{name.upper()}" for name in (*Settings.model_fields, *tasks.config.WIRE)} | _OTHER_VARIABLES
-    for name in sorted(name for name in os.environ if name.startswith("EMBEDQ_") and name not in known):
-        log.warning(
-            "unknown environment variable, check its spelling", extra={"action": "unknown_variable", "variable": name}
-        )
 
 
 def _log_ready(engine: Engine, settings: Settings, seconds: float) -> None:

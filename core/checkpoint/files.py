@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embedq.core.errors import CannotLoadModel
+
+if TYPE_CHECKING:
+    from embedq.core.settings import ModelSettings
 
 #: The only files that weights are read from; `pytorch_model.bin` is a pickle.
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -34,11 +38,8 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
 
     CannotLoadModel if there is no such directory or the download fails.
     """
-    path = Path(path_or_name).expanduser()
-    if path_or_name and path.is_dir():
-        return path
-    if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
-        raise CannotLoadModel(f"there is no model directory {path_or_name!r:.300}; a hub name is written owner/name")
+    if directory := local_directory(path_or_name):
+        return directory
     from huggingface_hub import snapshot_download
 
     try:
@@ -47,6 +48,25 @@ def find(path_or_name: str, revision: str | None = None, cache_dir: str | None =
         raise CannotLoadModel(
             f"{path_or_name!r} is no local directory and cannot be fetched from the hub: {type(error).__name__}"
         ) from error
+
+
+def local_directory(path_or_name: str) -> Path | None:
+    """The directory that is meant; None for a name on the hub. CannotLoadModel if it is neither, in no time."""
+    path = Path(path_or_name).expanduser()
+    if path_or_name and path.is_dir():
+        return path
+    if path.is_absolute() or path_or_name.startswith((".", "~")) or path_or_name.count("/") != 1:
+        raise CannotLoadModel(f"there is no model directory {path_or_name!r:.300}; a hub name is written owner/name")
+    return None
+
+
+def refuse_absent(models: Mapping[str, ModelSettings]) -> None:
+    """CannotLoadModel for a model whose directory is not there. To be called before torch is imported, which takes seconds."""
+    for alias, model in models.items():
+        try:
+            local_directory(model.path)
+        except CannotLoadModel as error:
+            raise CannotLoadModel(f"model {alias!r}: {error}") from None
 
 
 def has_weights(path: Path) -> bool:

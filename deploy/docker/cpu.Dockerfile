@@ -11,6 +11,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check ${TORCH_INDEX:+--inde
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE __init__.py __main__.py celeryconfig.py py.typed ./
 COPY core core
 COPY tasks tasks
+COPY testing testing
 COPY workers workers
 COPY deploy deploy
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[worker]"

@@ -6,6 +6,7 @@ WORKDIR /src
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE __init__.py __main__.py celeryconfig.py py.typed ./
 COPY core core
 COPY tasks tasks
+COPY testing testing
 COPY workers workers
 COPY deploy deploy
 RUN pip install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[flower,exporter]"

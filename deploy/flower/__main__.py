@@ -29,6 +29,9 @@ def flower(port: int, address: str, more: tuple[str, ...]) -> None:
     FLOWER_BASIC_AUTH; where that is not set it makes one up and prints it; "none" asks for nothing. Options of Flower's
     own may follow.
     """
+    from embedq import celeryconfig
+
+    celeryconfig.redis_url()  # a wrong setting is said here in one line; Celery would print a traceback around it
     words = command(port, f"--address={address}", *more)
     sys.stdout.flush()
     os.execv(words[0], words)  # in our place, so that signals reach Flower

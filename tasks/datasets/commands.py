@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import click
-import redis
-from kombu.exceptions import OperationalError
 
 from embedq.core.command_line import CONTEXT, examples, needs
-from embedq.core.errors import BadSource, ServerUnavailable
+from embedq.core.errors import BadSource
 from embedq.tasks.datasets.showing import Progress, shown
+from embedq.tasks.server_errors import reaching_the_server
 
 
 class Commands(click.Group):
@@ -24,15 +22,6 @@ class Commands(click.Group):
         """Run a command of the group."""
         with reaching_the_server():
             return super().invoke(context)
-
-
-@contextmanager
-def reaching_the_server() -> Iterator[None]:
-    """ServerUnavailable for what the libraries below raise without a server."""
-    try:
-        yield
-    except (redis.RedisError, OperationalError) as error:
-        raise ServerUnavailable(f"the server does not answer; is EMBEDQ_REDIS_URL right? {error}") from None
 
 
 @click.group(

@@ -131,5 +131,5 @@ def _context(app: Celery, message: Any) -> Context:
         context = context_of(message, app)
     except Exception:  # a body that cannot be decoded, a task that is not ours
         headers = message.headers or {}
-        context = Context(id=headers.get("id"), errbacks=None, chord=None, chain=None)
+        context = Context(id=headers.get("id"), headers=headers, errbacks=None, chord=None, chain=None)
     return context

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from celery import bootsteps
+from celery.app.task import Context
 
 from embedq.core.errors import InvalidInput, ProducerError, ServerUnavailable
 from embedq.workers.celery_private import Consumer
@@ -42,7 +43,7 @@ def refuse(consumer: Consumer, message: Any, error: Exception) -> None:
     )
     if job_id:
         try:
-            consumer.app.backend.mark_as_failure(job_id, reason)
+            consumer.app.backend.mark_as_failure(job_id, reason, request=_context(job_id, message.headers))
         except ServerUnavailable:
             log.exception(
                 "the failure of a refused message cannot be stored", extra={"action": "refusal_waits", "job": job_id}
@@ -62,6 +63,11 @@ def _reason(message: Any, error: Exception) -> InvalidInput:
     if headers.get("compression"):
         return InvalidInput("workers read messages compressed with zstd or gzip; this one is compressed otherwise")
     return InvalidInput(f"the message cannot be read as a job ({type(error).__name__})")
+
+
+def _context(job_id: str, headers: dict[str, Any]) -> Context:
+    """What is known of the job: how its sender wants the answer. What follows it cannot be trusted, and is not sent."""
+    return Context(id=job_id, headers=headers, errbacks=None, chord=None, chain=None)
 
 
 def _job_id(message: Any) -> str | None:

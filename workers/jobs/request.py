@@ -1,8 +1,8 @@
-"""A job on the worker's event loop: Celery's own request, with six changes.
+"""A job on the worker's event loop: Celery's own request, with seven changes.
 
 It checks the types of its message, never shows its arguments, does not decode its message a second time, leaves the
-engine's backlog when it is revoked before any of it was computed, is acknowledged together with others, and always
-returns its part of a chord.
+engine's backlog when it is revoked before any of it was computed, is acknowledged together with others, always
+returns its part of a chord, and has what follows a message in JSON sent in JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from celery.app.task import Context
 
 from embedq.workers.broker.in_flight import QoS
 from embedq.workers.celery_private import RequestBase
+from embedq.workers.jobs.json_senders import follow_in_json
 from embedq.workers.jobs.message_schema import check_shape
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class EngineRequest(RequestBase):
         kwargs["headers"] = _with_ids_as_texts(kwargs.get("headers") or message.headers)
         message.properties = _with_ids_as_texts(message.properties or {})
         check_shape(kwargs["headers"], kwargs["body"], message.properties)
+        follow_in_json(message, kwargs["body"][2])
         super().__init__(message, *args, **kwargs)
         #: About what the message takes in its list: base64 of the body, and the envelope.
         self.num_bytes = len(message.body or b"") * 4 // 3 + _ENVELOPE_BYTES

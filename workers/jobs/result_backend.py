@@ -27,6 +27,7 @@ from kombu.exceptions import EncodeError
 from embedq.core.errors import InvalidSettings, JobTooLarge, ServerUnavailable
 from embedq.tasks.result_backend import SentinelResultBackend
 from embedq.workers.celery_private import StoringBackend, running_again, running_job
+from embedq.workers.jobs.json_senders import in_json, wants_json
 from embedq.workers.jobs.result_writer import UnwrittenResults
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class BatchBackend(StoringBackend):
         result = self.encode_result(result, state)
         meta = self.map_of(result, state, traceback, request)
         meta["task_id"] = task_id
-        blob = self.encode(meta)
+        blob = in_json(meta) if wants_json(request) else self.encode(meta)
         if len(blob) > MAX_RESULT_BYTES:
             raise ResultTooLarge(
                 f"a result may have {MAX_RESULT_BYTES:,} bytes; this one has {len(blob):,}. "

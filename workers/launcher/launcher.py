@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any
 
 from embedq import __version__, tasks
+from embedq.core.checkpoint.files import refuse_absent
 from embedq.core.devices import Device, read_devices
 from embedq.core.errors import InvalidInput, InvalidSettings, OperatorError
 from embedq.core.settings import Settings, read_settings
@@ -215,10 +216,11 @@ class Launcher:
         self._rolling.begin()
 
     def _read_again(self) -> Settings:
-        """The settings as they are now. InvalidSettings names what is wrong, or cannot change while this process runs."""
+        """The settings as they are now. OperatorError names what is wrong, or cannot change while this process runs."""
         settings, wire = read_settings(), tasks.config.read_wire()
         if not settings.models:
             raise InvalidSettings("no model is configured any more")
+        refuse_absent(settings.models)
         changed = [f"EMBEDQ_{name.upper()}" for name, value in wire.items() if value != self._wire[name]]
         if changed:
             raise InvalidSettings(f"{', '.join(changed)} changed, which needs a new start of the launcher")

@@ -15,6 +15,7 @@ from celery import Celery
 
 from embedq import tasks
 from embedq.core.errors import InvalidInput, ServerUnavailable
+from embedq.tasks.server_errors import reason
 from embedq.workers.launcher.server_thread import BROKEN, Connected
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,7 @@ def _ask(command: str, destination: list[str] | None = None, **sending: Any) -> 
     try:
         answers = tasks.app.control.broadcast(command, destination=destination, reply=True, **sending)
     except BROKEN as error:
-        raise ServerUnavailable(
-            f"no server answers to ask through; set EMBEDQ_REDIS_URL ({type(error).__name__})"
-        ) from None
+        raise ServerUnavailable(reason(error)) from None
     return {name: answer for one in answers or [] for name, answer in one.items()}
 
 
