@@ -43,6 +43,8 @@ WIRE = (
     "sentinel_password",
     "max_texts_per_job",
     "max_bytes_per_job",
+    "max_queued_jobs",
+    "max_queued_bytes",
     "result_expires_s",
     "lease_s",
     "max_attempts",

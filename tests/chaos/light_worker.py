@@ -31,6 +31,8 @@ from embedq import core, tasks
 from embedq.core.engine import Engine
 from embedq.core.settings import Settings
 from embedq.workers import worker
+from embedq.workers.broker import leases
+from embedq.workers.monitoring.heartbeat import Heart
 from tests.chaos.notes import Notes
 from tests.checkpoints import FakeModel
 
@@ -95,24 +97,33 @@ def end_threads_on_request(engine: Engine, place: Path) -> None:
     def end(*_: object) -> None:
         name = place.read_text()
         if name.startswith("encode"):
-            _raise_once(engine)
-            return
-        for thread in threading.enumerate():
-            if thread.name == name and thread.ident:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            _raise_once(engine.encoding, "_add", SystemError("chaos"))
+        elif name == "lease renewal":
+            _raise_once(leases, "renew", SystemExit())
+        elif name == "heartbeat":
+            _raise_once(Heart, "_send", SystemExit())
+        else:
+            _end_thread(name)
 
     signal.signal(signal.SIGUSR2, end)
 
 
-def _raise_once(engine: Engine) -> None:
-    encoding: Any = engine.encoding
-    add = encoding._add
+def _end_thread(name: str) -> None:
+    """End a thread at whatever it does. It may leave a lock locked for ever, so this is for threads that end the process."""
+    for thread in threading.enumerate():
+        if thread.name == name and thread.ident:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
 
-    def fail(parts: Any) -> None:
-        encoding._add = add
-        raise SystemError("chaos")
 
-    encoding._add = fail
+def _raise_once(owner: Any, name: str, error: BaseException) -> None:
+    """Let the next call of a function raise `error`."""
+    function = getattr(owner, name)
+
+    def fail(*_: Any) -> None:
+        setattr(owner, name, function)
+        raise error
+
+    setattr(owner, name, fail)
 
 
 def main(num_workers: int) -> None:
