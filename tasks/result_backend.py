@@ -64,8 +64,14 @@ class LateConsumer(ConsumerBase):
         _consumers.add(self)
 
     def consume_from(self, task_id: str) -> None:
-        """Record that this result is wanted. Sends nothing."""
-        self._wanted.add(self.key_of(task_id))
+        """Record that this result is wanted. Sends nothing.
+
+        Whoever holds the subscription may not have ended it yet for this result, which was not wanted a moment ago: it
+        would end the new one.
+        """
+        key = self.key_of(task_id)
+        self.unsubscribing.discard(key)
+        self._wanted.add(key)
 
     def cancel_for(self, task_id: str) -> None:
         """Record that the result is not wanted any more, and unsubscribe from it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import Celery, Task
+from celery import Celery, Task, group
 
 from embedq import tasks
 
@@ -53,6 +53,24 @@ def shapes(parts: list[tasks.Embeddings]) -> list[list[int]]:
 def texts_of(shape: list[int]) -> list[str]:
     """As many texts as there were vectors."""
     return ["a text"] * shape[0]
+
+
+@app.task(name="application.embed_each", bind=True)
+def embed_each(self: Task, texts: list[str]) -> None:
+    """Replaces itself with a job of ours for each text."""
+    raise self.replace(group(tasks.embed.si([text]) for text in texts))
+
+
+@app.task(name="application.embed_too", bind=True)
+def embed_too(self: Task, texts: list[str]) -> None:
+    """Adds a job of ours to the header of the chord it is part of, and answers None."""
+    self.add_to_chord(tasks.embed.si(texts))
+
+
+@app.task(name="application.stamps", bind=True)
+def stamps(self: Task, *_: Any) -> Any:
+    """The stamps that it was sent with."""
+    return self.request.stamps
 
 
 @app.task(name="application.note")

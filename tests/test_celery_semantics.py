@@ -9,14 +9,16 @@ import datetime
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import redis
-from celery import chain, chord, group, uuid
-from celery.exceptions import ChordError
+from celery import Signature, chain, chord, group, uuid
+from celery.canvas import StampingVisitor
+from celery.exceptions import ChordError, TaskRevokedError
+from celery.result import GroupResult
 from celery.signals import after_task_publish, before_task_publish
 
 from embedq import tasks
@@ -57,9 +59,9 @@ def named(name: str, *args: Any, **options: Any) -> Any:
     return tasks.app.signature(f"application.{name}", args=args, queue=application.QUEUE, **options)
 
 
-def inspect(what: str) -> Any:
+def inspect(what: str, *args: Any) -> Any:
     """The answer of the session's worker."""
-    answer = getattr(tasks.app.control.inspect(destination=[WORKER], timeout=TIMEOUT_S, limit=1), what)()
+    answer = getattr(tasks.app.control.inspect(destination=[WORKER], timeout=TIMEOUT_S, limit=1), what)(*args)
     return answer[WORKER]
 
 
@@ -115,6 +117,114 @@ def test_a_chord_with_a_failed_job_fails(other: None) -> None:
         tasks.app.AsyncResult(body.id).get(timeout=TIMEOUT_S)
 
 
+def shapes_of(*parts: list[str]) -> group:
+    """A group of ours: the vectors of each part."""
+    return group(tasks.embed.si(part) for part in parts)
+
+
+#: Canvases within canvases, and what each answers with.
+NESTED: dict[str, tuple[Callable[[], Signature], Any]] = {
+    "chains in a group": (
+        lambda: group(chain(tasks.embed.si([text] * 2), named("shape")) for text in "ab"),
+        [[2, DIM], [2, DIM]],
+    ),
+    "a group in a group": (
+        lambda: group(chain(tasks.embed.si(["a"]), named("shape")), group(named("note", 1), named("note", 2))),
+        [[1, DIM], [1], [2]],
+    ),
+    "a group behind a group": (
+        lambda: chain(shapes_of(["a"], ["b", "c"]), group(named("shapes"), named("shapes"))),
+        [[[1, DIM], [2, DIM]]] * 2,
+    ),
+    "a chord in a chain": (
+        lambda: chain(named("split", "One. Two"), group(tasks.embed.s(), tasks.embed.s(dimensions=8)), named("shapes")),
+        [[2, DIM], [2, 8]],
+    ),
+    "a chord in a chord": (
+        lambda: chord([chord(shapes_of(["a"], ["b"]), named("shapes")), named("note", 1)], named("note")),
+        [[[[1, DIM], [1, DIM]], [1]]],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_canvases_nest(other: None, kind: str) -> None:
+    canvas, expected = NESTED[kind]
+    assert canvas().apply_async().get(timeout=TIMEOUT_S) == expected
+
+
+#: Canvases with one job that fails, and where an error callback is put into them. Each takes the failing job.
+FAILING: dict[str, Callable[[Signature], Signature]] = {
+    "a chain": lambda failing: chain(failing, named("shape")),
+    "a group": lambda failing: group(tasks.embed.si(["y"]), failing),
+    "a chord's header": lambda failing: chord([tasks.embed.si(["y"]), failing], named("shapes")),
+    "a chord's body": lambda failing: chord([named("note", 1), named("note", 2)], failing),
+}
+
+
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")  # of its default, which is ours
+@pytest.mark.parametrize("kind", FAILING)
+def test_an_error_callback_of_a_canvas_is_called_once_when_a_job_of_it_fails(other: None, kind: str) -> None:
+    called = uuid()
+    canvas = FAILING[kind](tasks.embed.si(["x"], **WRONG))
+    canvas.link_error(named("note", "failed").set(task_id=called, immutable=True))
+    with pytest.raises((InvalidInput, ChordError), match="up to 384"):
+        canvas.apply_async().get(timeout=TIMEOUT_S)
+    assert tasks.app.AsyncResult(called).get(timeout=TIMEOUT_S) == ["failed"]
+
+
+def test_a_task_may_be_replaced_by_jobs_of_ours(other: None) -> None:
+    parts = named("embed_each", ["one", "two"]).apply_async().get(timeout=TIMEOUT_S)
+    assert [part.dense.shape for part in parts] == [(1, DIM)] * 2
+    steps = chain(named("note", "one", "two"), named("embed_each"), named("shapes"))
+    assert steps.apply_async().get(timeout=TIMEOUT_S) == [[1, DIM]] * 2
+
+
+def test_a_job_of_ours_may_be_added_to_a_chord_that_runs(other: None) -> None:
+    header = [named("embed_too", ["one", "two"]), named("note", 1)]
+    body = chord(header)(named("note"))
+    (parts,) = body.get(timeout=TIMEOUT_S)  # Celery gives what was added the place of what added it, in either order
+    (vectors,) = (part for part in parts if isinstance(part, tasks.Embeddings))
+    assert np.shape(vectors) == (2, DIM)
+    assert parts[2] == [1]
+    assert None in parts
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # by Celery, which saves groups so
+def test_a_saved_group_is_restored_by_its_id_alone() -> None:
+    jobs = shapes_of(["a"], ["b", "c"]).apply_async()
+    jobs.save()
+    restored = GroupResult.restore(jobs.id, app=tasks.app)
+    assert [part.dense.shape[0] for part in restored.get(timeout=TIMEOUT_S)] == [1, 2]
+    assert restored == jobs
+    restored.delete()
+    assert GroupResult.restore(jobs.id, app=tasks.app) is None
+
+
+def test_a_result_knows_the_jobs_that_came_of_it(other: None) -> None:
+    last = chain(tasks.embed.si(["one"]), named("shape")).apply_async()
+    assert last.get(timeout=TIMEOUT_S) == [1, DIM]
+    first = tasks.app.AsyncResult(last.parent.id)
+    assert [child.id for child in first.children] == [last.id]
+    assert [job.id for job, _ in first.collect()] == [first.id, last.id]
+
+
+class Stamping(StampingVisitor):
+    """Stamps each job of a canvas with who pays for it."""
+
+    def __init__(self, payer: str) -> None:
+        self.payer = payer
+
+    def on_signature(self, sig: Signature, **_: Any) -> dict[str, Any]:
+        return {"payer": self.payer}
+
+
+def test_stamps_travel_with_every_job_of_a_canvas(other: None) -> None:
+    canvas = chain(tasks.embed.si(["x"]), named("stamps"), chord([named("stamps")] * 2, named("note")))
+    canvas.stamp(visitor=Stamping("me"))
+    assert canvas.apply_async().get(timeout=TIMEOUT_S) == [[{"payer": "me"}] * 2]
+
+
 def test_link_calls_back_with_the_vectors(other: None) -> None:
     called = uuid()
     tasks.embed.apply_async((["one", "two"],), link=named("shape").set(task_id=called))
@@ -164,6 +274,20 @@ def test_a_scheduled_job_can_be_revoked(events: Events) -> None:
     assert events.types(job.id) == ["received", "revoked"]
 
 
+def test_jobs_can_be_revoked_by_their_stamps(events: Events) -> None:
+    stamped, other = tasks.embed.si(["x"]), tasks.embed.si(["y"])
+    stamped.stamp(visitor=Stamping("nobody"))
+    other.stamp(visitor=Stamping("me"))
+    revoked, kept = stamped.apply_async(countdown=1), other.apply_async(countdown=1)
+    events.wait_for("received", revoked.id)
+    events.wait_for("received", kept.id)
+    revoked.revoke_by_stamped_headers({"payer": ["nobody"]})
+    with pytest.raises(TaskRevokedError):
+        revoked.get(timeout=TIMEOUT_S)
+    assert kept.get(timeout=TIMEOUT_S).dense.shape == (1, DIM)
+    assert events.types(revoked.id) == ["received", "revoked"]
+
+
 def test_a_rate_limit_spaces_the_jobs_of_a_kind(events: Events) -> None:
     assert "ok" in control("rate_limit", "tasks.embed", "10/s")
     try:
@@ -187,6 +311,37 @@ def test_inspection_shows_every_job_a_worker_holds_once_and_no_text(events: Even
     assert taken <= set(shown) <= {running.id, *(job.id for job in waiting)}
     assert all(re.fullmatch(r"[\d,]+ texts, [\d,]+ characters", entry["args"]) for entry in (*active, *reserved))
     assert all(job.get(timeout=TIMEOUT_S).dense.shape == (4, DIM) for job in waiting)
+
+
+def test_every_command_of_inspection_is_answered_without_a_text(events: Events) -> None:
+    job = tasks.embed.apply_async((["a very private sentence"],), countdown=2)
+    events.wait_for("received", job.id)
+    names = (
+        "ping",
+        "clock",
+        "registered",
+        "active_queues",
+        "stats",
+        "report",
+        "conf",
+        "scheduled",
+        "reserved",
+        "active",
+    )
+    answers = {name: inspect(name) for name in names}
+    answers["query_task"] = inspect("query_task", job.id)
+    job.revoke()
+    events.wait_for("revoked", job.id)
+    answers["revoked"] = inspect("revoked")
+    assert answers["ping"] == {"ok": "pong"}
+    assert answers["clock"]["clock"] > 0
+    assert {"tasks.embed", "tasks.rerank"} <= set(answers["registered"])
+    assert {"embed", "embed.minilm", "rerank.reranker"} <= {queue["name"] for queue in answers["active_queues"]}
+    assert answers["conf"]["task_serializer"] == "embedq"
+    assert "software -> celery" in answers["report"]["ok"]
+    assert job.id in answers["query_task"]
+    assert job.id in answers["revoked"]
+    assert "private" not in str(answers)
 
 
 def test_every_job_has_its_events_once_and_in_order(events: Events) -> None:

@@ -228,6 +228,30 @@ def test_forget_frees_the_key_and_the_subscription(app: Celery, producer: Celery
     assert holds_nothing(producer.backend)
 
 
+def test_a_result_dropped_and_wanted_again_while_another_thread_subscribes_is_subscribed_to(
+    producer: Celery, own: OwnServer
+) -> None:
+    consumer = producer.backend.result_consumer
+    held, may_go = threading.Event(), threading.Event()
+
+    def subscribe() -> None:
+        with consumer.locked():
+            held.set()
+            assert may_go.wait(20)
+            consumer._subscribe()
+
+    thread = threading.Thread(target=subscribe)
+    thread.start()
+    assert held.wait(20)
+    consumer.cancel_for("job")  # as a result object does that is collected
+    consumer.consume_from("job")  # as one does that is made
+    may_go.set()
+    thread.join()
+    assert channels(own) == [b"celery-task-meta-job"]
+    consumer.cancel_for("job")
+    until_subscribed(own, 0)
+
+
 def test_results_that_nobody_asks_for_leave_nothing_behind(app: Celery, producer: Celery, own: OwnServer) -> None:
     jobs = [producer.send_task("embed_one", queue="embed") for _ in range(20)]
     many = group(producer.signature("embed_one") for _ in range(20))()
