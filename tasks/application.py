@@ -177,7 +177,7 @@ app = Application("embedq", set_as_current=False, fixups=(), loader="celery.load
 # Without `wire`, which may hold the server's password: workers show Flower all they are configured with.
 app.config_from_object({name: value for name, value in vars(config).items() if name != "wire"})
 app.look_up_from(config.broker_url)
-app.cap = configured_cap()
+app.cap = configured_cap(config.wire)
 stock_workers.protect(app)
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from redis.exceptions import NoPermissionError, NoScriptError
 
-from embedq import celeryconfig as config
 from embedq.core.errors import InvalidSettings, QueueFull
 from embedq.tasks.speeds import Speeds
 
@@ -39,9 +38,9 @@ class QueueCap(NamedTuple):
     max_bytes: int = 0
 
 
-def configured_cap() -> QueueCap | None:
-    """The cap of this process's settings; None if they have none."""
-    cap = QueueCap(config.wire["max_queued_jobs"], config.wire["max_queued_bytes"])
+def configured_cap(wire: Mapping[str, Any]) -> QueueCap | None:
+    """The cap of a process's settings; None if they have none."""
+    cap = QueueCap(wire["max_queued_jobs"], wire["max_queued_bytes"])
     return cap if any(cap) else None
 
 

@@ -161,7 +161,7 @@ _STARTS = {
     "-m embedq.workers": "python -m embedq.workers",
     "-m embedq.tasks models": "python -m embedq.tasks",
     "-m embedq.deploy.demo": "python -m embedq.deploy.demo",
-    "-m embedq.deploy.flower": "celery",  # which it runs
+    "-m embedq.deploy.flower": "python -m embedq.deploy.flower",
     "-m celery -A embedq.tasks worker": "celery",
     "-m celery --app=embedq.tasks status": "celery",
 }
