@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,6 +40,9 @@ EXPIRES_S = 30 * 86_400
 
 #: Age at which a worker renews its announcements: few writes, also of a thousand workers.
 RENEWS_AFTER_S = 3_600
+
+#: Seconds for which a producer goes by what it has read: so long it may send to a model that was withdrawn.
+FRESH_S = 60.0
 
 #: A larger announcement is ignored; ours have some hundred bytes.
 _MAX_BYTES = 64 * 1024
@@ -88,13 +92,14 @@ class Served:
 
 
 class Registry:
-    """The announced models, through one Redis client. Caches what it has read."""
+    """The announced models, through one Redis client. Goes by what it has read for a minute."""
 
     def __init__(self, client: Any, prefix: str = "") -> None:
         """`prefix` is the installation's, as on its queues: two with prefixes of their own may share a server."""
         self._client = client
         self._key, self._workers_key = prefix + KEY, prefix + WORKERS_KEY
         self._seen: dict[str, Served] = {}
+        self._fresh_until_s = 0.0
 
     def all(self) -> dict[str, Served]:
         """Read every announced model, by alias; malformed and expired announcements are ignored."""
@@ -107,6 +112,7 @@ class Registry:
         now_s = seconds + microseconds / 1e6
         found = {alias.decode(errors="replace"): _read(value) for alias, value in values.items()}
         self._seen = {alias: model for alias, model in found.items() if model and not model.is_expired(now_s)}
+        self._fresh_until_s = time.monotonic() + FRESH_S
         return self._seen, now_s
 
     def check(self, kind: str, alias: str | None) -> None:
@@ -115,11 +121,12 @@ class Registry:
         `kind` is "embed" or "rerank"; without `alias` a default model for it must exist. A server
         that does not answer is left to the publish, which retries and has the better error.
         """
-        if _can(self._seen, kind, alias):
+        if time.monotonic() < self._fresh_until_s and _can(self._seen, kind, alias):
             return
         try:
             known = self.all()
-        except redis.RedisError:
+        except redis.RedisError:  # for a minute, or each job would wait for an absent server twice
+            self._fresh_until_s = time.monotonic() + FRESH_S
             return
         if not known or _can(known, kind, alias):
             return

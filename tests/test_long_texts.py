@@ -189,6 +189,18 @@ def test_a_short_query_does_not_make_a_long_passage_be_read_to_its_end(longest: 
     assert counting.num_characters < 10_000
 
 
+@pytest.mark.parametrize("script", ["Chinese", "base64"])
+def test_a_model_s_tokenizer_reads_no_further_than_what_is_kept(script: str) -> None:
+    """XLM-R's, to which no character but white space ends a word."""
+    tokenizer = Tokenizer(read_spec("m", ModelSettings(path=str(GOLDEN / "flagreranker_xlmr" / "model"))))
+    text = "".join(random.Random(1).choices(SCRIPTS[script], k=600_000))
+    first = whole(tokenizer._rust, text)[:62]
+    counting = Counting(tokenizer._rust)
+    tokenizer._rust = tokenizer._long_texts._rust = counting  # type: ignore[assignment]
+    assert tokenizer.ids([text], 62) == [first]
+    assert counting.num_characters < 200_000
+
+
 def test_a_long_query_is_read_to_its_end_once_whatever_the_number_of_passages(longest: Tokenizer) -> None:
     """Of 64 tokens 61 are for the texts: the longer of two gets the odd one, so both must be read to their ends."""
     counting = Counting(longest._rust)

@@ -255,8 +255,9 @@ def test_every_other_wrong_setting_of_a_producer_is_refused_where_it_is_read(
 
 
 _LATE = """
-import sys, threading
+import sys, threading, time
 from embedq import tasks
+from embedq.tasks import application
 
 def sent():
     tasks.embed.check_model(None)
@@ -267,6 +268,7 @@ try:
 except Exception as error:
     print("none yet", type(error).__name__, flush=True)
 for line in sys.stdin:
+    time.sleep(application._LOOK_S)  # until it looks again
     urls = [sent()]
     thread = threading.Thread(target=lambda: urls.append(sent()))
     thread.start()

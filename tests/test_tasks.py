@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import redis
 from embedq import __version__, tasks
 from embedq.core.errors import InvalidSettings, UnknownModel
 from embedq.tasks.__main__ import main
-from embedq.tasks.models import EXPIRES_S, KEY, Registry, Served
+from embedq.tasks.models import EXPIRES_S, FRESH_S, KEY, Registry, Served
 from tests.running import ROOT
 
 
@@ -77,6 +78,19 @@ def test_a_producer_learns_of_models_announced_later(registry: Registry) -> None
         registry.check("embed", "two")
     Registry(registry._client).announce([model("two", [])])
     registry.check("embed", "two")
+
+
+def test_a_producer_learns_within_a_minute_of_models_that_were_withdrawn(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.announce([model("one", []), model("two", [])])
+    registry.check("embed", "two")
+    Registry(registry._client).forget("two")
+    registry.check("embed", "two")
+    now_s = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now_s + FRESH_S)
+    with pytest.raises(UnknownModel, match="'two'; workers have announced one"):
+        registry.check("embed", "two")
 
 
 def test_a_worker_announces_again_what_the_server_has_lost_and_keeps_the_rest(registry: Registry) -> None:
