@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -123,6 +123,8 @@ class HeldJobs:
         self._lock = threading.Lock()
         self._is_empty = threading.Condition(self._lock)
         self._jobs: set[HeldJob] = set()
+        #: Ends cancelled jobs and returns what each was found as; the pool sets it.
+        self.on_cancelled: Callable[[Collection[str]], dict[str, str]] = lambda ids: {}
         #: Whether jobs that the engine has answered can be answered to their producers; the pool sets it.
         self.is_answering: Callable[[], bool] = lambda: True
 
@@ -156,6 +158,11 @@ class HeldJobs:
         )
         max_priority = 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY
         return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed, self.parts.room())
+
+    def cancel(self, ids: Collection[str]) -> dict[str, str]:
+        """Free the places of cancelled jobs; returns "running" or "waiting" for each that is here. On the event loop."""
+        state.revoked.update(ids)  # also those that Celery gets only now
+        return self.on_cancelled(ids)
 
     def running(self) -> list[str]:
         """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""

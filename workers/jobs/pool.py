@@ -14,19 +14,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
 from celery.worker.state import task_ready
 
 from embedq import tasks
 from embedq.core.errors import DeviceFailure, InvalidInput, ServerUnavailable
 from embedq.tasks.datasets.part_task import PartTask
-from embedq.workers.celery_private import PoolBase
+from embedq.workers.celery_private import PoolBase, RequestBase
 from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
 from embedq.workers.jobs.held_job import HeldJob, HeldJobs
@@ -57,6 +58,7 @@ class EnginePool(PoolBase):
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
         self._others = OtherTasksThread(self.context.end)
         self.jobs.is_answering = lambda: self._answers.is_alive
+        self.jobs.on_cancelled = self.cancel
         self.jobs.is_open = True
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
@@ -79,6 +81,32 @@ class EnginePool(PoolBase):
         """Remove waiting jobs that were revoked or have expired from the engine's backlog."""
         for held in self.jobs.all():
             self._drop_if_revoked(held)
+
+    def cancel(self, ids: Collection[str]) -> dict[str, str]:
+        """End jobs that Celery knows as revoked, in whatever state; returns "running" or "waiting" for each that was here.
+
+        Called on the event loop.
+        """
+        found = {job_id: state.requests[job_id] for job_id in ids if job_id in state.requests}
+        if not found:
+            return {}
+        held = {one.request.id: one for one in self.jobs.all()}
+        running = {job_id for job_id in found if job_id in held and held[job_id].is_accepted}
+        for job_id, request in found.items():
+            try:
+                self._cancel(request, held.get(job_id), job_id in running)
+            except Exception:  # its answer cannot be stored again; it is computed, and its result refused
+                log.exception("a cancelled job cannot be ended", extra={"action": "cancel_failed", "job": job_id})
+        return {job_id: "running" if job_id in running else "waiting" for job_id in found}
+
+    def _cancel(self, request: Any, held: HeldJob | None, is_running: bool) -> None:
+        if is_running or not isinstance(request, EngineRequest):
+            RequestBase.terminate(request, self)
+        elif held:
+            self._drop_if_revoked(held)
+        else:  # it waits for its countdown
+            request.unschedule()
+            request.revoked()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Do nothing: `HeldJob.terminate` has dropped the job, and it has no process that could be killed."""

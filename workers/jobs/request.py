@@ -94,6 +94,10 @@ class EngineRequest(RequestBase):
         """The moment from which it is no longer wanted, as `time.time()` counts; None for never."""
         return self.expires.timestamp() if self.expires else None
 
+    def when_revoked(self, reason: str) -> None:
+        """Log it: whoever looks for a job's end must find it."""
+        log.info("a job is not wanted any more", extra={"action": "job_revoked", "job": self.id, "reason": reason})
+
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Stop it: a waiting job leaves the backlog, a running one's rows are dropped."""
         if self.time_start:
