@@ -32,6 +32,7 @@ from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
 from embedq.workers.jobs.held_job import HeldJob, HeldJobs
 from embedq.workers.jobs.other_tasks import OtherTasksThread
+from embedq.workers.jobs.progress import ProgressReports
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.monitoring.job_counters import outcome_of, times_of
 
@@ -57,6 +58,9 @@ class EnginePool(PoolBase):
         """Called by Celery before the first job."""
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
         self._others = OtherTasksThread(self.context.end)
+        self._progress = ProgressReports(
+            self.jobs, self._answers, lambda: self.app.backend, self.context.name, self._end_cancelled
+        )
         self.jobs.is_answering = lambda: self._answers.is_alive
         self.jobs.on_cancelled = self.cancel
         self.jobs.is_open = True
@@ -107,6 +111,14 @@ class EnginePool(PoolBase):
         else:  # it waits for its countdown
             request.unschedule()
             request.revoked()
+
+    def _end_cancelled(self, ids: list[str]) -> None:
+        """End cancelled jobs that this worker was not told of, once this round's results are stored."""
+
+        def end() -> None:
+            self.jobs.cancel(ids)
+
+        self._answers.after_storing(end, end)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Do nothing: `HeldJob.terminate` has dropped the job, and it has no process that could be killed."""
@@ -211,8 +223,10 @@ class EnginePool(PoolBase):
         """Start a job for Celery: its first rows are in a batch. Its time limits begin now."""
         if held.is_accepted or held.is_forgotten or (held.job and held.job.answer.cancelled() and held.error is None):
             return
-        held.is_accepted = True
-        held.on_accepted(os.getpid(), time.monotonic())
+        held.is_accepted, held.started_s = True, time.monotonic()
+        held.on_accepted(os.getpid(), held.started_s)
+        if held.is_timed:
+            self._progress.watch()
         # Not by `held.job`: the first batch may begin before `submit` has returned it, and the job would have no limits.
         if held.is_timed and held.soft_timeout_s:
             held.timers.append(self._answers.run_later(held.soft_timeout_s, partial(self._soft_timeout, held)))
@@ -239,9 +253,13 @@ class EnginePool(PoolBase):
         """Count a job that was traced, and settle it once this round's results are stored."""
         times = times_of(held.job, held.request.task)
         self.jobs.counts.answered(held.queue, times.num_tokens)
-        stored = partial(self.jobs.job_counts.stored, times, became, done)
+        stored = partial(self._stored, held, partial(self.jobs.job_counts.stored, times, became, done))
         give_back = partial(_give_back, held)
         self._answers.after_storing(partial(self._settle, held, stored), partial(self._settle, held, give_back))
+
+    def _stored(self, held: HeldJob, then: Callable[[], None]) -> None:
+        held.reported_s = 0.0  # its result has taken the place of what was reported
+        then()
 
     def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
         """Acknowledge a job, or give it back. It is held until then: a reconnect would give it back and it ran again."""
@@ -280,6 +298,7 @@ class EnginePool(PoolBase):
         for timer in held.timers:
             timer.cancel()
         held.is_forgotten = True
+        self._progress.take_back([held])
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         self.jobs.discard(held)
 
