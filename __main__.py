@@ -2,7 +2,7 @@
 
     workers status drain scale devices convert        workers/commands.py
     check                                             core/check.py
-    models forget embed rerank dead exporter          tasks/commands.py
+    models forget embed rerank cancel dead exporter   tasks/commands.py
     dataset                                           tasks/datasets/commands.py
     flower                                            deploy/flower/__main__.py
     demo                                              deploy/demo/__main__.py
@@ -43,6 +43,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "forget": (_TASKS, "Withdraw a model that no worker will serve again."),
         "embed": (_TASKS, "Embed a file of texts into a .npy file, or files of rows into a folder."),
         "rerank": (_TASKS, "Rank a file of passages for a query."),
+        "cancel": (_TASKS, "Cancel jobs that wait or run."),
         "dataset": ("embedq.tasks.datasets.commands", "Embed or rerank the rows of files, millions of them."),
     },
     "Begin": {

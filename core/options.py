@@ -55,6 +55,12 @@ MAX_COUNT = 2**31 - 1
 #: Longer instructions are probably texts passed as the wrong argument.
 MAX_INSTRUCTION_CHARACTERS = 10_000
 
+#: A job of more rows is bulk whatever its priority: it is seconds of work on a CPU.
+MAX_INTERACTIVE_ROWS = 1_000
+
+#: Celery's priorities on Redis are 0 to 9, 0 first; up to this one a job is interactive.
+MAX_INTERACTIVE_PRIORITY = 4
+
 
 class _Options:
     """Base of `EmbedOptions` and `RerankOptions`: builds and checks them from keyword arguments."""

@@ -6,6 +6,7 @@
     ranking = tasks.rerank.delay("a question", ["a text", "another"]).get()  # Ranking
     jobs = tasks.embed_many([["a text"], ["another"]])                       # many jobs, few round trips
     vectors = await tasks.aget(jobs[0], timeout=30)                          # in asyncio
+    tasks.cancel(jobs)                                                       # nobody wants them any more
     tasks.connect(app)                                 # chains, groups and chords with tasks of your own application
 
 Arguments are checked here, at the call, and never reach the queue if they are wrong. Loads no
@@ -21,7 +22,15 @@ import sys
 from embedq.core.results import Embeddings, Ranking
 from embedq.tasks import datasets
 from embedq.tasks.application import app, config, key_prefix
-from embedq.tasks.calls import aget, embed, embed_many, rerank, rerank_many
+from embedq.tasks.calls import (
+    acancel,
+    aget,
+    cancel,
+    embed,
+    embed_many,
+    rerank,
+    rerank_many,
+)
 from embedq.tasks.connect import connect
 from embedq.tasks.engine_task import EngineTask, ready_answer
 from embedq.tasks.maps import MapTask
@@ -31,8 +40,10 @@ __all__ = [
     "EngineTask",
     "MapTask",
     "Ranking",
+    "acancel",
     "aget",
     "app",
+    "cancel",
     "config",
     "connect",
     "datasets",

@@ -21,6 +21,7 @@ for _command in (
     commands.forget,
     commands.embed,
     commands.rerank,
+    commands.cancel,
     commands.dead,
     commands.exporter,
 ):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from celery.result import AsyncResult, ResultSet
 
+    from embedq.tasks.cancelling import Cancellable, Found
+
 
 @app.task(base=EngineTask, bind=True, shared=False, name="tasks.embed", options_class=EmbedOptions)
 def embed(self: EngineTask, texts: list[str], **options: Any) -> Embeddings:
@@ -93,3 +95,24 @@ async def aget(job: AsyncResult | ResultSet | list[Any] | tuple[Any, ...], timeo
     from embedq.tasks.awaiting import wait_for
 
     return await wait_for(job, timeout)
+
+
+def cancel(jobs: Cancellable, wait_s: float = 1.0) -> dict[str, Found]:
+    """Cancel jobs: results, ids, a group, chain or chord, or a list of them. Returns what each was found as, by id.
+
+    "waiting" or "running": its place is free. "done": it has its answer, and this came too late. "unknown": no worker has
+    said within `wait_s` seconds that it knows the job; it may be of no queue that a worker reads, or not be sent yet, and is
+    dropped if it comes. Whoever waits for a job that is not done gets celery.exceptions.TaskRevokedError at once, and so
+    does whoever sends another job under that id within a week. ServerUnavailable if the server cannot be reached. Any thread
+    may call it.
+    """
+    from embedq.tasks import cancelling, steps
+
+    return steps.run(app, cancelling.cancel(app, jobs, wait_s), cancelling.FAILED)
+
+
+async def acancel(jobs: Cancellable, wait_s: float = 1.0) -> dict[str, Found]:
+    """`cancel` in asyncio: returns and raises the same, and blocks nobody."""
+    from embedq.tasks import cancelling, steps
+
+    return await steps.arun(app, cancelling.cancel(app, jobs, wait_s), cancelling.FAILED)

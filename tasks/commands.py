@@ -21,7 +21,7 @@ from celery.exceptions import CeleryError
 from celery.exceptions import TimeoutError as NoAnswer
 
 from embedq import tasks
-from embedq.core.command_line import CONTEXT, examples, needs
+from embedq.core.command_line import CONTEXT, EXIT_DONE, EXIT_FAILED, examples, needs
 from embedq.core.errors import InvalidInput, OperatorError
 from embedq.tasks.datasets.commands import embed_files, names
 from embedq.tasks.dead import DeadLetters, Letter, dead_letters
@@ -295,6 +295,30 @@ def exporter(port: int, host: str) -> None:
     from embedq.tasks.exporter import run
 
     run(host, port)
+
+
+#: What `cancel` says of a job, by what it was found as.
+_CANCELLED_AS = {
+    "waiting": "cancelled, it waited",
+    "running": "cancelled, it ran",
+    "done": "not cancelled: it has its answer",
+    "unknown": "not found; it is dropped if a worker meets it",
+}
+
+
+@click.command(context_settings=CONTEXT, epilog=examples("embedq cancel 2fd1c0a2-5c1c-4f0e-9f6e-0f4a2c9d7b11"))
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+def cancel(ids: tuple[str, ...]) -> int:
+    """Cancel jobs that wait or run.
+
+    ID is a job's id, as Flower and the logs show it. Whoever waits for it gets TaskRevokedError at once, and its place is
+    free. Prints a line for each; the exit code is 1 if one of them could not be cancelled.
+    """
+    with _server():
+        found = tasks.cancel(ids)
+    for job_id, word in found.items():
+        click.echo(f"{_shown(job_id)}: {_CANCELLED_AS[word]}")
+    return EXIT_DONE if {"waiting", "running"}.issuperset(found.values()) else EXIT_FAILED
 
 
 @click.group(context_settings=CONTEXT, epilog=examples("embedq dead list", "embedq dead replay 1795264840084-0"))

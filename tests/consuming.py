@@ -47,6 +47,7 @@ def context(**fields: Any) -> WorkerContext:
         max_bulk_wait_s=2.0,
         running=tuple,
         is_alive=lambda: True,
+        cancel=lambda ids: {},
         fail=lambda message, error: None,
         end=lambda reason: None,
         last_beat=Beat,

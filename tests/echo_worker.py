@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from typing import Any
 
 from celery import Celery
@@ -46,6 +47,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def cancel(ids: Collection[str]) -> dict[str, str]:
+    """Let Celery drop those that arrive."""
+    state.revoked.update(ids)
+    return {}
+
+
 def main() -> None:
     logs.set_up("INFO")
     context = WorkerContext(
@@ -56,6 +63,7 @@ def main() -> None:
         max_bulk_wait_s=2.0,
         running=lambda: [request.id for request in tuple(state.active_requests)],
         is_alive=lambda: True,
+        cancel=cancel,
         fail=failure_writer(app),
         end=lambda reason: os._exit(EXIT_BROKEN),
         last_beat=Beat,

@@ -159,6 +159,30 @@ def test_a_producer_gets_its_errors(producer: Producing, expression: str, error:
     assert caught.value.name == error
 
 
+def test_a_producer_that_is_allowed_to_cancels_and_others_are_told_that_they_may_not(
+    guarded: Guarded, producer: Producing, admin: redis.Redis
+) -> None:
+    """The rights stand in deploy/acl/README.md, to be added."""
+    calls = [
+        "jobs.update(late=tasks.embed.apply_async((['a'],), countdown=600)) or tasks.cancel(jobs['late'])[jobs['late'].id]",
+        "jobs.update(late=tasks.embed.apply_async((['a'],), countdown=600)) or asyncio.run(tasks.acancel(jobs['late'])).popitem()[1]",
+    ]
+    for call in calls:
+        with pytest.raises(Failed, match="cannot be cancelled"):
+            producer.do(call)
+    admin.acl_log_reset()
+    described = (ROOT / "deploy" / "acl" / "README.md").read_text(encoding="utf-8")
+    (selectors,) = re.findall(r"`(\(\+eval .*?\))`", described)
+    for selector in re.findall(r"\(.*?\)", selectors):
+        admin.execute_command("ACL", "SETUSER", "producer", selector)
+    assert [producer.do(call) for call in calls] == ["waiting", "waiting"]
+    assert refused(admin) == []
+    users = USERS.read_text(encoding="utf-8")
+    assert selectors in users.partition("user operator")[2]
+    (own,) = re.findall(r"^user producer on \S+ (.*)$", users, re.MULTILINE)
+    admin.execute_command("ACL", "SETUSER", "producer", "clearselectors", *re.findall(r"\(.*?\)", own))
+
+
 @pytest.mark.usefixtures("nothing_refused")
 def test_jobs_of_a_killed_worker_are_done_by_the_next(guarded: Guarded, producer: Producing, worker: Running) -> None:
     (child,) = (int(line.rpartition("pid=")[2].split()[0]) for line in worker.wait_for("action=worker_ready"))
@@ -208,6 +232,14 @@ def test_an_operator_handles_dead_letters_models_and_workers(
     assert command(guarded, "embedq.tasks", "models").startswith("minilm  embed")
     admin.hset("embedq:models", "gone", admin.hget("embedq:models", "minilm").replace('"minilm"', '"gone"'))
     assert "gone: forgotten" in command(guarded, "embedq.tasks", "forget", "gone")
+    admin.set("celery-task-meta-done", '{"status": "SUCCESS", "result": null}')
+    arguments = [sys.executable, "-m", "embedq", "cancel", "done", "nobodys"]
+    with Running(arguments, {"EMBEDQ_REDIS_URL": guarded.url("operator")}) as running:
+        assert running.wait() == 1
+    assert running.output.splitlines() == [
+        "done: not cancelled: it has its answer",
+        "nobodys: not found; it is dropped if a worker meets it",
+    ]
     assert "minilm.cpu" in command(guarded, "embedq", "status")
     assert "pong" in command(guarded, "celery", "-A", "embedq.tasks", "inspect", "ping", "-t", "10")
 

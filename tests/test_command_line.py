@@ -66,7 +66,7 @@ def all_commands(command: click.Command = embedq, path: tuple[str, ...] = ()) ->
 
 
 def test_these_are_the_commands() -> None:
-    names = "workers status drain scale devices models forget embed rerank dataset dead exporter flower check convert demo completion"
+    names = "workers status drain scale devices models forget embed rerank cancel dataset dead exporter flower check convert demo completion"
     assert set(NAMES) == set(names.split())
     below = {
         one: {words[1] for words in all_commands() if len(words) == 2 and words[0] == one} for one in names.split()

@@ -346,7 +346,7 @@ def test_a_server_that_does_not_tell_is_asked_a_few_times_a_second(
         assert "tracking_refused" in [getattr(record, "action", "") for record in caplog.records]
         client.config_resetstat()
         worker.run_for(2)
-        assert 5 <= calls(client, "eval", "evalsha") <= 12
+        assert 5 <= calls(client, "eval", "evalsha") <= 17  # of them some for cancelled jobs
         start_s = time.perf_counter()
         send(url, "a", 1)
         worker.run_until(lambda: worker.got)

@@ -15,12 +15,15 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from celery.exceptions import TaskRevokedError
 from playwright.sync_api import Page
 from playwright.sync_api import TimeoutError as NotShown
 
 from embedq import tasks
 from embedq.deploy import flower
+from tests import bulk
 from tests.browser import find_browser, open_page
+from tests.events import Events
 from tests.running import Running, require
 
 #: An event takes milliseconds to its page; a busy machine takes longer.
@@ -138,6 +141,31 @@ def test_it_asks_for_a_password_unless_told_not_to(worker: dict[str, str], given
         request = urllib.request.Request(f"{address}/workers", headers={"Authorization": f"Basic {token}"})
         assert urllib.request.urlopen(request).status == 200
         running.stop(flower.STOP_TIMEOUT_S)
+
+
+@pytest.mark.timing
+def test_its_buttons_free_a_waiting_and_a_running_job(worker: dict[str, str]) -> None:
+    """As the page does it: Revoke for a job that waits, Terminate for one that runs."""
+    environment = {"EMBEDQ_REDIS_URL": worker["EMBEDQ_REDIS_URL"], "FLOWER_BASIC_AUTH": "somebody:secret-word"}
+    with Running(flower.command(0, "--read_only=False"), environment) as running, Events() as events:
+        address = running.wait_for(flower.READY)[0].rpartition(" ")[2]
+        with bulk.busy(10_000, events) as job:
+            waiting = tasks.embed.apply_async((bulk.texts(10_000, seed=2),), priority=0)
+            events.wait_for("received", waiting.id)
+            for pressed, button in ((waiting, ""), (job, "?terminate=true")):
+                started_s = time.monotonic()
+                ask(f"{address}/api/task/revoke/{pressed.id}{button}")
+                with pytest.raises(TaskRevokedError):
+                    pressed.get(timeout=TIMEOUT_S)
+                assert time.monotonic() - started_s < 0.5
+                events.wait_for("revoked", pressed.id)
+        running.stop(flower.STOP_TIMEOUT_S)
+
+
+def ask(url: str) -> None:
+    token = base64.b64encode(b"somebody:secret-word").decode()
+    request = urllib.request.Request(url, method="POST", headers={"Authorization": f"Basic {token}"})
+    assert urllib.request.urlopen(request).status == 200
 
 
 def test_a_job_for_later_shows_no_text_on_its_workers_page(page: Page, address: str) -> None:

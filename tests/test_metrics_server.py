@@ -121,6 +121,13 @@ def test_a_revoked_job_is_counted_once_it_is_dropped(address: str) -> None:
     assert Scrape(address).value("embedq_jobs_total", outcome="revoked") == 1
 
 
+def test_a_cancelled_job_is_counted_as_revoked(address: str) -> None:
+    before = Scrape(address).value("embedq_jobs_total", outcome="revoked")
+    job = tasks.embed.apply_async((["never"],), SEEN, countdown=60)
+    assert tasks.cancel(job) == {job.id: "waiting"}
+    wait_until(lambda: Scrape(address).value("embedq_jobs_total", outcome="revoked") == before + 1)
+
+
 def reports(client: redis.Redis) -> list[Report]:
     """What the worker under test last told."""
     return [report for name, report in Speeds(client).present().items() if name == NAME]

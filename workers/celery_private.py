@@ -242,6 +242,19 @@ class RequestBase(Request):
         fields: dict[str, Any] = self._request_dict
         return fields
 
+    def unschedule(self) -> None:
+        """Take back its countdown: it is not handed to the pool any more."""
+        if self._eta_timer_entry is not None:
+            self._eta_timer_entry.cancel()
+            self._eta_timer_entry.args = ()  # the timer keeps the entry until it is due, and with it the texts
+
+    def when_revoked(self, reason: str) -> None:
+        """Called once it is answered with REVOKED: "revoked", "terminated" or "expired"."""
+
+    def _announce_revoked(self, reason: str, *rest: Any) -> None:
+        super()._announce_revoked(reason, *rest)
+        self.when_revoked(reason)
+
     def show_arguments_as(self, args: str, kwargs: str) -> None:
         """Replace what events, inspection and logs show of the arguments."""
         # Both places: events and logs read the one, the tracer's messages the other.

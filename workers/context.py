@@ -6,7 +6,7 @@ Each is therefore a class made for one `WorkerContext`: see `transport.install`,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -64,6 +64,9 @@ class WorkerContext:
     #: Asked before each renewal of leases, on its thread. False lets every lease run out, so that other workers take
     #: the jobs of one whose engine hangs.
     is_alive: Callable[[], bool]
+    #: Frees the places of cancelled jobs, given their ids: those it holds at once, others as they arrive. Returns what each
+    #: of those it held was found as: "running" or "waiting".
+    cancel: Callable[[Collection[str]], Mapping[str, str]]
     #: Stores the failure of a poisoned job, given its message and the error, for its producer.
     fail: Callable[[Any, Poisoned], None]
     #: Ends this process at once, given the reason: a thread that jobs need ended unexpectedly. Their leases then run out.

@@ -135,6 +135,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
         max_bulk_wait_s=settings.max_bulk_wait_s,
         running=held.running,
         is_alive=lambda: held.is_alive,
+        cancel=held.cancel,
         fail=telling_runs(failure_writer(tasks.app)),
         end=partial(_end_at_once, code=EXIT_BROKEN),
         last_beat=lambda: heart.last,

@@ -19,6 +19,8 @@ import numpy as np
 
 from embedq import __version__
 from embedq.core.models import Model, Outputs
+from embedq.core.options import MAX_INTERACTIVE_PRIORITY as MAX_INTERACTIVE_PRIORITY
+from embedq.core.options import MAX_INTERACTIVE_ROWS as MAX_INTERACTIVE_ROWS
 from embedq.core.results import Timings, timed
 from embedq.core.sequence import Sequence, Tokens, Wanted
 
@@ -31,12 +33,6 @@ SLICE = 256
 #: Characters after which a slice ends, at a row: of long texts 256 rows would keep a thread from interactive jobs for
 #: seconds. More than 256 rows of a thousand characters, which stay one slice.
 _SLICE_CHARACTERS = 500_000
-
-#: A job of more rows is bulk whatever its priority: it is seconds of work on a CPU.
-MAX_INTERACTIVE_ROWS = 1_000
-
-#: Celery's priorities on Redis are 0 to 9, 0 first; up to this one a job is interactive.
-MAX_INTERACTIVE_PRIORITY = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +96,11 @@ class Job:
     @property
     def is_opened(self) -> bool:
         return self._num_left >= 0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Rows that are computed, and all rows; (0, 0) before it is opened."""
+        return (self.call.num_rows - self._num_left, self.call.num_rows) if self.is_opened else (0, 0)
 
     def open(self) -> None:
         """Check the call and allocate its rows; raises the call's errors. Called once, by one thread."""

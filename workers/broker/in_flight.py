@@ -39,6 +39,8 @@ class InFlight:
         self._acknowledged: list[str] = []
         #: Tag, and whether to give it back or to bury it.
         self._rejected: list[tuple[str, bool]] = []
+        #: Up to which cancelled jobs are known, in microseconds of the server's clock; negative before the first are asked for.
+        self.cancelled_us = b"-1"
 
     def __len__(self) -> int:
         return len(self._owners)

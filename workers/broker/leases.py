@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 
 from embedq import __version__
 from embedq.core.guarded_thread import GuardedThread
+from embedq.tasks.cancelling import CANCELLED_KEY, WORDS_KEY
 from embedq.workers.celery_private import Consumer
 from embedq.workers.context import WorkerContext
 
@@ -42,6 +43,18 @@ _FOREIGN_LEASE_S = 3600
 
 #: Seconds that a job's attempts are remembered while nobody holds it: it waits in its queue, or is gone.
 _RECORD_S = 86_400
+
+
+#: Our own keys, in the order of `transport.lua`.
+_OWN_KEYS = (
+    "embedq:jobs",
+    "embedq:dead",
+    "embedq:delayed",
+    "embedq:delayed_jobs",
+    CANCELLED_KEY,
+    WORDS_KEY,
+    "embedq:cancel_scans",
+)
 
 
 class LeasingChannel(Protocol):
@@ -77,10 +90,14 @@ class Leases:
     def __init__(self, channel: LeasingChannel) -> None:
         self._channel = channel
         prefix = channel.global_keyprefix
-        own = ("embedq:jobs", "embedq:dead", "embedq:delayed", "embedq:delayed_jobs")
-        self.keys = [prefix + name for name in (channel.unacked_key, channel.unacked_index_key, *own)]
+        self.keys = [prefix + name for name in (channel.unacked_key, channel.unacked_index_key, *_OWN_KEYS)]
         self._cursor: Any = 0
         self._client: Any = None
+
+    @property
+    def key_of_cancelled(self) -> bytes:
+        """The key that names the cancelled jobs."""
+        return self.keys[2 + _OWN_KEYS.index(CANCELLED_KEY)].encode()
 
     @property
     def client(self) -> Any:
@@ -142,6 +159,11 @@ class Leases:
     def bury(self, tag: str, reason: str, detail: str = "") -> bool:
         """Make a job in flight a dead letter; False if it is no longer in flight."""
         return bool(self._run("bury", self._channel.max_dead_letters, tag, reason, detail))
+
+    def say(self, words: Mapping[str, str]) -> None:
+        """Tell whoever cancelled these jobs what each was found as, and that its place is free."""
+        for part in _in_parts(words):
+            self._run("say", *(one for job_id in part for one in (job_id, words[job_id])))
 
     def _run(self, *arguments: Any) -> Any:
         return self._script(keys=self.keys, args=arguments, client=self.client)

@@ -13,7 +13,11 @@
 --         5  embedq:delayed zset    delivery tag of a job that waits for its ETA here, because the worker
 --                                   that met it holds as many such jobs as it may; scored by the ETA (seconds)
 --         6  embedq:delayed_jobs hash   delivery tag -> list TAB message
---         7… the lists of the queues, in the order in which they are to be emptied (only for "fetch")
+--         7  embedq:cancelled zset  id of a cancelled job, scored by when it was cancelled (us); forgotten after a week
+--         8  embedq:cancel_words hash   id of a cancelled job -> what a worker found it as, "running" or "waiting", once its
+--                                   place is free; the key is gone an hour after the last of them
+--         9  embedq:cancel_scans hash   list -> the last cancellation (us) for which its messages were looked through
+--         10… the lists of the queues, in the order in which they are to be emptied (only for "fetch" and "cancelled")
 --
 -- Order of writes: first where a job goes, then where it comes from. A script that the server refuses
 -- or breaks off half-way (out of memory, a key of another type) then leaves a job twice, never not at all.
@@ -23,7 +27,8 @@
 -- VERSION is embedq's; `workers/broker/leases.py` sets it in a line before these.
 
 local UNACKED, INDEX, JOBS, DEAD, DELAYED, DELAYED_JOBS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local FIRST_LIST = 7
+local CANCELLED, CANCEL_WORDS, CANCEL_SCANS = KEYS[7], KEYS[8], KEYS[9]
+local FIRST_LIST = 10
 
 -- Messages looked at in one call, good and bad: bounds how long the server does nothing else.
 local MAX_LOOKED_AT = 1000
@@ -37,6 +42,13 @@ local MAX_RETURNED = 256
 -- A job whose ETA is nearer than this is taken, whatever its ETA: workers look once a second, and hold it until the
 -- very moment by their own clocks.
 local EARLY_S = 2
+
+-- Messages and bytes looked through for cancelled jobs in one call, messages at a time and messages taken, for the same
+-- reason. What lies beyond is met by a fetch; it is not found at once, and not computed either.
+local MAX_SCANNED, MAX_BYTES_SCANNED, SCANNED_AT_ONCE, MAX_CANCELLED = 10000, 64 * 1024 * 1024, 100, 256
+
+-- Seconds after which nobody waits any more for what workers found cancelled jobs as.
+local WORDS_S = 3600
 
 -- A delivery tag is a uuid. Anything much longer is no tag, and would be kept as a key three times over;
 -- nor is anything but printable ASCII, which workers could not even name in their logs.
@@ -115,7 +127,7 @@ local function eta_of(message)
   return sign == '+' and at - offset or at + offset
 end
 
--- Returns the delivery tag, the end of kombu's entry and the ETA; or nil and why it is no message.
+-- Returns the delivery tag, the end of kombu's entry, the ETA and the job's id; or nil and why it is no message.
 local function read_envelope(raw, max_bytes)
   if #raw > max_bytes then
     return nil, 'larger than ' .. max_bytes .. ' bytes'
@@ -131,7 +143,14 @@ local function read_envelope(raw, max_bytes)
   local info = type(properties.delivery_info) == 'table' and properties.delivery_info or {}
   local exchange = type(info.exchange) == 'string' and info.exchange or ''
   local routing_key = type(info.routing_key) == 'string' and info.routing_key or ''
-  return tag, ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing_key) .. ']', eta_of(message)
+  local id = type(message.headers) == 'table' and message.headers.id
+  local rest = ', ' .. cjson.encode(exchange) .. ', ' .. cjson.encode(routing_key) .. ']'
+  return tag, rest, eta_of(message), type(id) == 'string' and id or nil
+end
+
+-- A line of JOBS for a delivery to a worker.
+local function line_of(taken_us, lease, raw, worker, list)
+  return string.format('%.0f\t%s\t%d\t%s\t%s', taken_us, lease, #raw, worker, list)
 end
 
 -- Moves delayed jobs back to the heads of their lists, the earliest to be taken first: those whose ETA is near, and as
@@ -165,7 +184,7 @@ end
 --       max_delayed num_part_lists max_parts
 --
 -- The first num_part_lists lists hold parts of datasets, of which at most max_parts are taken in all.
--- Takes from the lists in their order. Returns {state, list index, tag, earlier deliveries, message, …}
+-- Takes from the lists in their order. Returns {state, list index, tag, earlier deliveries, message, 1 if cancelled, …}
 -- with state 0: the lists are empty, and the connection will be told of the next message if it tracks;
 -- 1: there may be more; 2: next is a job whose last attempt this would be, for a worker that holds
 -- nothing else (may_be_alone = 1); 3: the one job returned is such a job.
@@ -173,7 +192,8 @@ end
 -- A job that died with its worker in all attempts but one is delivered alone: were it delivered with
 -- the neighbours it crashed with, all of them would die with it again and be buried as one.
 --
--- Of jobs whose ETA is not near at most max_delayed are taken; others are delayed here, where they keep nobody waiting.
+-- Of jobs whose ETA is not near at most max_delayed are taken; others are delayed here, where they keep nobody waiting. A
+-- cancelled job is taken whatever its ETA and attempts: its worker only says so.
 local function fetch()
   local worker, lease = ARGV[2], ARGV[3]
   local max_jobs, max_bytes, max_message_bytes = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -183,6 +203,7 @@ local function fetch()
   local reply, state = { 0 }, 0
   local now = now_us()
   return_delayed(now / 1000000, max_delayed)
+  local may_be_cancelled = redis.call('EXISTS', CANCELLED) == 1
   if redis.call('EXISTS', unpack(KEYS, FIRST_LIST)) == 0 then return reply end
 
   local taken, bytes, looked_at = 0, 0, 0
@@ -194,7 +215,9 @@ local function fetch()
     while state == 0 and not (is_of_parts and parts_left < 1) do
       local raw = redis.call('LINDEX', list, -1 - seen)
       if not raw then break end
-      local tag, rest, eta = read_envelope(raw, max_message_bytes)
+      local tag, rest, eta, id = read_envelope(raw, max_message_bytes)
+      local is_cancelled = may_be_cancelled and id and redis.call('ZSCORE', CANCELLED, id)
+      if is_cancelled then eta = 0 end
       if tag and (has_tag[tag] or redis.call('HEXISTS', UNACKED, tag) == 1
           or redis.call('HEXISTS', DELAYED_JOBS, tag) == 1) then
         tag, rest = nil, 'a second message with the delivery tag of a job in flight'
@@ -207,7 +230,7 @@ local function fetch()
         delayed_jobs[#delayed_jobs + 1], delayed_jobs[#delayed_jobs + 2] = tag, list .. '\t' .. raw
       else
         local lines = redis.call('HGET', JOBS, tag) or ''
-        local is_last = max_attempts > 1 and count_lines(lines) == max_attempts - 1
+        local is_last = max_attempts > 1 and count_lines(lines) == max_attempts - 1 and not is_cancelled
         if taken >= max_jobs or (taken > 0 and bytes + #raw > max_bytes) then
           state = 1
           break
@@ -215,13 +238,18 @@ local function fetch()
           state = 2
           break
         end
-        local line = string.format('%.0f\t%s\t%d\t%s\t%s', now + taken, lease, #raw, worker, list)
+        local line = line_of(now + taken, lease, raw, worker, list)
         has_tag[tag] = true
         unacked[#unacked + 1], unacked[#unacked + 2] = tag, '[' .. raw .. rest
         index[#index + 1], index[#index + 2] = seconds(now), tag
         jobs[#jobs + 1], jobs[#jobs + 2] = tag, lines == '' and line or lines .. '\n' .. line
         local n = #reply
         reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = number - FIRST_LIST, tag, lines, raw
+        reply[n + 5] = is_cancelled and 1 or 0
+        if is_cancelled then
+          redis.call('HSET', CANCEL_WORDS, id, 'waiting')
+          redis.call('EXPIRE', CANCEL_WORDS, WORDS_S)
+        end
         taken, bytes = taken + 1, bytes + #raw
         if eta > now / 1000000 + EARLY_S then max_delayed = max_delayed - 1 end
         if is_of_parts then parts_left = parts_left - 1 end
@@ -246,6 +274,86 @@ local function fetch()
   if state == 0 then redis.call('EXISTS', unpack(KEYS, FIRST_LIST)) end
   reply[1] = state
   return reply
+end
+
+-- The ids that were cancelled after `since`, as a set; empty where nobody need look for them in this list.
+local function to_look_for(list, ids, scores, since)
+  local scanned, wanted = tonumber(redis.call('HGET', CANCEL_SCANS, list) or since), {}
+  for number, id in ipairs(ids) do
+    if tonumber(scores[number]) > scanned then wanted[id] = true end
+  end
+  return wanted
+end
+
+-- Takes the messages of these jobs out of a list, as "fetch" does, for a worker that says they are cancelled. Returns whether
+-- there may be more.
+local function take_cancelled(number, wanted, reply, seen)
+  local list, worker, lease, max_bytes = KEYS[number], ARGV[2], ARGV[3], tonumber(ARGV[4])
+  local gone, now, at, taken = '\0embedq: cancelled', now_us(), 0, 0
+  while seen.messages < MAX_SCANNED and seen.bytes < MAX_BYTES_SCANNED and seen.taken < MAX_CANCELLED do
+    local slice = redis.call('LRANGE', list, at - SCANNED_AT_ONCE, at - 1)
+    if #slice == 0 then break end
+    for place = #slice, 1, -1 do
+      local raw = slice[place]
+      seen.messages, seen.bytes = seen.messages + 1, seen.bytes + #raw
+      -- The first id behind the body is the job's in whatever Celery sends: nothing else is decoded.
+      local id = raw:match('"id": ?"([^"]+)"', raw:find('"', 11, true) or 1)
+      local tag, rest, _, its_id = nil, nil, nil, nil
+      if id and wanted[id] then tag, rest, _, its_id = read_envelope(raw, max_bytes) end
+      if tag and its_id == id and redis.call('HEXISTS', UNACKED, tag) == 0 and seen.taken < MAX_CANCELLED then
+        local lines = redis.call('HGET', JOBS, tag) or ''
+        local line = line_of(now + seen.taken, lease, raw, worker, list)
+        redis.call('HSET', UNACKED, tag, '[' .. raw .. rest)
+        redis.call('ZADD', INDEX, seconds(now), tag)
+        redis.call('HSET', JOBS, tag, lines == '' and line or lines .. '\n' .. line)
+        redis.call('HSET', CANCEL_WORDS, id, 'waiting')
+        redis.call('LSET', list, at - 1 - (#slice - place), gone)
+        local n = #reply
+        reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] = number - FIRST_LIST, tag, lines, raw, 1
+        seen.taken, taken = seen.taken + 1, taken + 1
+      end
+    end
+    at = at - #slice
+  end
+  if taken > 0 then
+    redis.call('LREM', list, 0, gone)
+    redis.call('EXPIRE', CANCEL_WORDS, WORDS_S)
+  end
+  return seen.taken >= MAX_CANCELLED
+end
+
+-- cancelled worker lease_s max_message_bytes since_us
+--   -> {when the last job was cancelled (us), whether there are more, {id…}, list index, tag, deliveries, message, 1, …}
+--
+-- The jobs that were cancelled after `since_us`, which is negative where only the time is wanted. Their messages, as far as
+-- they still wait, are taken out of the lists of this call; of all workers the first to come looks for them.
+local function cancelled()
+  local since = tonumber(ARGV[5])
+  local latest = redis.call('ZRANGE', CANCELLED, -1, -1, 'WITHSCORES')[2] or '0'
+  local reply = { latest, 0, {} }
+  if since < 0 or tonumber(latest) <= since then return reply end
+  local found, ids, scores = redis.call('ZRANGE', CANCELLED, '(' .. ARGV[5], '+inf', 'BYSCORE', 'WITHSCORES'), {}, {}
+  for number = 1, #found, 2 do ids[#ids + 1], scores[#scores + 1] = found[number], found[number + 1] end
+  reply[3] = ids
+  local seen = { messages = 0, bytes = 0, taken = 0 }
+  for number = FIRST_LIST, #KEYS do
+    local wanted = to_look_for(KEYS[number], ids, scores, since)
+    if next(wanted) then
+      if take_cancelled(number, wanted, reply, seen) then
+        reply[2] = 1
+        break
+      end
+      redis.call('HSET', CANCEL_SCANS, KEYS[number], latest)
+      redis.call('EXPIRE', CANCEL_SCANS, WORDS_S)
+    end
+  end
+  return reply
+end
+
+-- say id word… : tells whoever cancelled these jobs what they were found as
+local function say()
+  redis.call('HSET', CANCEL_WORDS, unpack(ARGV, 2))
+  redis.call('EXPIRE', CANCEL_WORDS, WORDS_S)
 end
 
 -- renew worker tag… -> the tags that this worker no longer holds
@@ -395,6 +503,7 @@ local function bury_one()
 end
 
 local operations = {
-  fetch = fetch, renew = renew, ack = ack, give_back = give_back, expire = expire, abandon = abandon, bury = bury_one,
+  fetch = fetch, cancelled = cancelled, say = say, renew = renew, ack = ack, give_back = give_back, expire = expire,
+  abandon = abandon, bury = bury_one,
 }
 return operations[ARGV[1]]()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from queue import Empty
@@ -183,9 +183,18 @@ class Channel(ChannelBase):
             return None
 
     def _take(self, answer: list[Any]) -> None:
-        for job in self.fetch.take(answer):
+        jobs, cancelled = self.fetch.take(answer)
+        for job in jobs:
             self.qos.taken.add(job.tag, self.qos)
             self._arrived.append(job)
+        if cancelled and (words := self.context.cancel(cancelled)):
+            self._say(words)
+
+    def _say(self, words: Mapping[str, str]) -> None:
+        try:
+            self.leases.say(words)
+        except redis.RedisError as error:  # whoever cancelled them waits in vain for a second; the jobs are gone
+            log.warning("cancelled jobs cannot be reported", extra={"action": "words_lost", "error": repr(error)})
 
     def _deliver_arrived(self) -> int:
         """Deliver the fetched jobs; returns how many. A channel that closes keeps them, to give them back."""
@@ -208,13 +217,15 @@ class Channel(ChannelBase):
         return num_delivered
 
     def _deliver(self, job: Fetched) -> None:
-        if len(job.deliveries) >= self.max_attempts:
+        if len(job.deliveries) >= self.max_attempts and not job.is_cancelled:
             bury_poisoned(self, job)
             return
         payload = _read_envelope(job.raw)
         if job.deliveries:
             payload["headers"]["redelivered"] = True
             payload["properties"]["delivery_info"]["redelivered"] = True
+        if job.is_cancelled:
+            self.context.cancel([payload["headers"]["id"]])  # Celery drops it as it arrives
         self.deliver(payload, job.queue)
         if job.queue in self._no_ack_queues:
             self.qos.ack(job.tag)

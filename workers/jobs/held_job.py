@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -27,6 +27,16 @@ class JobRequest(Protocol):
     request_dict: dict[str, Any]
     delivery_info: dict[str, Any] | None
     num_bytes: int
+
+    @property
+    def is_reported(self) -> bool:
+        """True if its sender knows that a job may say that it has started."""
+        ...
+
+    @property
+    def is_leased(self) -> bool:
+        """False once another worker holds it."""
+        ...
 
     @property
     def priority(self) -> int:
@@ -66,6 +76,10 @@ class HeldJob:
         #: Raised as the task's own error instead of the engine's answer.
         self.error: Exception | None = None
         self.is_accepted = False
+        #: `time.monotonic()` when its first batch began, and when its progress was reported last; 0 before that.
+        self.started_s, self.reported_s = 0.0, 0.0
+        #: The progress that was reported last.
+        self.reported: tuple[int, int] | None = None
         #: Whether its time limits are kept here: a job of the engine's. Celery keeps none in this pool.
         self.is_timed = False
         #: Whether it is over for the pool: acknowledged, given back or dropped.
@@ -82,6 +96,21 @@ class HeldJob:
     def waits(self) -> bool:
         """True while none of it is computed."""
         return self.job is not None and not self.job.is_over and not self.is_accepted
+
+    @property
+    def is_running(self) -> bool:
+        """True while the engine computes it."""
+        return self.is_timed and self.is_accepted and self.job is not None and not self.job.is_over
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Rows that are computed, and all rows; (0, 0) before its call is opened."""
+        return self.job.progress if self.job else (0, 0)
+
+    @property
+    def is_news(self) -> bool:
+        """True if its progress is another than was reported, its sender wants to know, and it is this worker's to report."""
+        return self.reported != self.progress and self.request.is_reported and self.request.is_leased
 
     @property
     def queue(self) -> str:
@@ -123,6 +152,8 @@ class HeldJobs:
         self._lock = threading.Lock()
         self._is_empty = threading.Condition(self._lock)
         self._jobs: set[HeldJob] = set()
+        #: Ends cancelled jobs and returns what each was found as; the pool sets it.
+        self.on_cancelled: Callable[[Collection[str]], dict[str, str]] = lambda ids: {}
         #: Whether jobs that the engine has answered can be answered to their producers; the pool sets it.
         self.is_answering: Callable[[], bool] = lambda: True
 
@@ -156,6 +187,11 @@ class HeldJobs:
         )
         max_priority = 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY
         return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed, self.parts.room())
+
+    def cancel(self, ids: Collection[str]) -> dict[str, str]:
+        """Free the places of cancelled jobs; returns "running" or "waiting" for each that is here. On the event loop."""
+        state.revoked.update(ids)  # also those that Celery gets only now
+        return self.on_cancelled(ids)
 
     def running(self) -> list[str]:
         """Ids of the jobs that stay here when a connection breaks: all that the engine has will be answered."""

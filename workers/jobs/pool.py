@@ -14,23 +14,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, ClassVar
 
 from billiard.einfo import ExceptionInfo
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.worker import state
 from celery.worker.state import task_ready
 
 from embedq import tasks
 from embedq.core.errors import DeviceFailure, InvalidInput, ServerUnavailable
 from embedq.tasks.datasets.part_task import PartTask
-from embedq.workers.celery_private import PoolBase
+from embedq.workers.celery_private import PoolBase, RequestBase
 from embedq.workers.context import DRAINING, WorkerContext
 from embedq.workers.jobs.answer_thread import AnswersThread
 from embedq.workers.jobs.held_job import HeldJob, HeldJobs
 from embedq.workers.jobs.other_tasks import OtherTasksThread
+from embedq.workers.jobs.progress import ProgressReports
 from embedq.workers.jobs.request import EngineRequest
 from embedq.workers.monitoring.job_counters import outcome_of, times_of
 
@@ -57,7 +59,11 @@ class EnginePool(PoolBase):
         self._answers = AnswersThread(lambda: self.app.backend.batch(), self.context.end)
         self._others = OtherTasksThread(self.context.end)
         self.jobs.parts.on_broken = self.context.end
+        self._progress = ProgressReports(
+            self.jobs, self._answers, lambda: self.app.backend, self.context.name, self._end_cancelled
+        )
         self.jobs.is_answering = lambda: self._answers.is_alive
+        self.jobs.on_cancelled = self.cancel
         self.jobs.is_open = True
 
     def on_apply(self, target: Any, args: Any, kwargs: Any, **options: Any) -> HeldJob:
@@ -80,6 +86,40 @@ class EnginePool(PoolBase):
         """Remove waiting jobs that were revoked or have expired from the engine's backlog."""
         for held in self.jobs.all():
             self._drop_if_revoked(held)
+
+    def cancel(self, ids: Collection[str]) -> dict[str, str]:
+        """End jobs that Celery knows as revoked, in whatever state; returns "running" or "waiting" for each that was here.
+
+        Called on the event loop.
+        """
+        found = {job_id: state.requests[job_id] for job_id in ids if job_id in state.requests}
+        if not found:
+            return {}
+        held = {one.request.id: one for one in self.jobs.all()}
+        running = {job_id for job_id in found if job_id in held and held[job_id].is_accepted}
+        for job_id, request in found.items():
+            try:
+                self._cancel(request, held.get(job_id), job_id in running)
+            except Exception:  # its answer cannot be stored again; it is computed, and its result refused
+                log.exception("a cancelled job cannot be ended", extra={"action": "cancel_failed", "job": job_id})
+        return {job_id: "running" if job_id in running else "waiting" for job_id in found}
+
+    def _cancel(self, request: Any, held: HeldJob | None, is_running: bool) -> None:
+        if is_running or not isinstance(request, EngineRequest):
+            RequestBase.terminate(request, self)
+        elif held:
+            self._drop_if_revoked(held)
+        else:  # it waits for its countdown
+            request.unschedule()
+            request.revoked()
+
+    def _end_cancelled(self, ids: list[str]) -> None:
+        """End cancelled jobs that this worker was not told of, once this round's results are stored."""
+
+        def end() -> None:
+            self.jobs.cancel(ids)
+
+        self._answers.after_storing(end, end)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Do nothing: `HeldJob.terminate` has dropped the job, and it has no process that could be killed."""
@@ -184,8 +224,10 @@ class EnginePool(PoolBase):
         """Start a job for Celery: its first rows are in a batch. Its time limits begin now."""
         if held.is_accepted or held.is_forgotten or (held.job and held.job.answer.cancelled() and held.error is None):
             return
-        held.is_accepted = True
-        held.on_accepted(os.getpid(), time.monotonic())
+        held.is_accepted, held.started_s = True, time.monotonic()
+        held.on_accepted(os.getpid(), held.started_s)
+        if held.is_timed:
+            self._progress.watch()
         # Not by `held.job`: the first batch may begin before `submit` has returned it, and the job would have no limits.
         if held.is_timed and held.soft_timeout_s:
             held.timers.append(self._answers.run_later(held.soft_timeout_s, partial(self._soft_timeout, held)))
@@ -212,9 +254,13 @@ class EnginePool(PoolBase):
         """Count a job that was traced, and settle it once this round's results are stored."""
         times = times_of(held.job, held.request.task)
         self.jobs.counts.answered(held.queue, times.num_tokens)
-        stored = partial(self.jobs.job_counts.stored, times, became, done)
+        stored = partial(self._stored, held, partial(self.jobs.job_counts.stored, times, became, done))
         give_back = partial(_give_back, held)
         self._answers.after_storing(partial(self._settle, held, stored), partial(self._settle, held, give_back))
+
+    def _stored(self, held: HeldJob, then: Callable[[], None]) -> None:
+        held.reported_s = 0.0  # its result has taken the place of what was reported
+        then()
 
     def _settle(self, held: HeldJob, do: Callable[[], None]) -> None:
         """Acknowledge a job, or give it back. It is held until then: a reconnect would give it back and it ran again."""
@@ -253,6 +299,7 @@ class EnginePool(PoolBase):
         for timer in held.timers:
             timer.cancel()
         held.is_forgotten = True
+        self._progress.take_back([held])
         held.job = None  # its answer refers back to us: without this, results would stay until a garbage collection
         self.jobs.discard(held)
 

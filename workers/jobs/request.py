@@ -99,6 +99,24 @@ class EngineRequest(RequestBase):
         """The moment from which it is no longer wanted, as `time.time()` counts; None for never."""
         return self.expires.timestamp() if self.expires else None
 
+    @property
+    def is_reported(self) -> bool:
+        """True if its sender knows that a job may say that it has started: Celery's name their origin, and know all states.
+
+        A program that speaks the wire itself may take whatever stands at the key for the answer.
+        """
+        return bool(self.fields.get("origin"))
+
+    @property
+    def is_leased(self) -> bool:
+        """False once another worker holds it, because this one did not get on: then that one says how it goes."""
+        channel = self.message.channel
+        return channel is None or self.message.delivery_tag in channel.qos.taken
+
+    def when_revoked(self, reason: str) -> None:
+        """Log it: whoever looks for a job's end must find it."""
+        log.info("a job is not wanted any more", extra={"action": "job_revoked", "job": self.id, "reason": reason})
+
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Stop it: a waiting job leaves the backlog, a running one's rows are dropped."""
         if self.time_start:

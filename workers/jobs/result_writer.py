@@ -1,8 +1,9 @@
 """Writes results to Redis by one atomic script, and keeps them until they are written.
 
 Input: keys and blobs, in the order they were stored. Output: each blob at its key, and published on the channel of the
-same name. A stored SUCCESS stays: the script reads and writes in one step, so that of two workers that race one result
-remains and is published. Knows nothing of jobs; of a blob it knows that the status comes first.
+same name. A stored SUCCESS stays, and so does the answer of whoever cancelled the job (`tasks/cancelling.py`): the script
+reads and writes in one step, so that of two that race one result remains and is published. Knows nothing of jobs; of a
+blob it knows that the status comes first.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ log = logging.getLogger(__name__)
 _STORE = """
 local num_stored = 0
 for i, key in ipairs(KEYS) do
-    local head = redis.pcall('GETRANGE', key, 0, 19)
+    local head = redis.pcall('GETRANGE', key, 0, 25)
     local is_final = type(head) == 'string'
-        and (string.sub(head, 2, 16) == '\\166status\\167SUCCESS' or head == '{"status": "SUCCESS"')
+        and (string.sub(head, 2, 16) == '\\166status\\167SUCCESS' or string.sub(head, 1, 20) == '{"status": "SUCCESS"'
+            or string.sub(head, 2) == '\\166status\\167REVOKED\\169cancelled')
     if not is_final then
         local seconds, blob = ARGV[2 * i - 1], ARGV[2 * i]
         if seconds == '0' then

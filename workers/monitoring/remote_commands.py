@@ -4,6 +4,7 @@ celery -A embedq.tasks inspect embedq_stats       batches, tokens, padding, time
 celery -A embedq.tasks inspect embedq_status      its last heartbeat: state, jobs/s, tokens/s, what waits, memory
 celery -A embedq.tasks control shutdown           drains, as SIGTERM does
 celery -A embedq.tasks control revoke JOB_ID      as in Celery; a waiting job leaves the backlog at once
+celery -A embedq.tasks control terminate TERM ID  the same for a running job; `embedq cancel` does both, and is remembered
 """
 
 from __future__ import annotations

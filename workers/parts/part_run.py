@@ -125,6 +125,11 @@ class PartRun:
     def computed_s(self) -> float:
         return max(0.0, self.ended_s - self.started_s)
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Rows that are computed, and all that are to be; (0, 0) before they are read."""
+        return (self.feed.num_done if self.feed else 0), self._num_rows
+
     def left_s(self) -> float | None:
         """Seconds until all rows are computed, at the speed so far, equal texts counted apart; None before a row is."""
         done = self.feed.num_done if self.feed else 0
