@@ -91,5 +91,5 @@ def test_beat_sends_beside_ours(plain: Running, worker: dict[str, str], tmp_path
     command = ["-A", "tests.json_application", "beat", "-l", "INFO", "-s", str(tmp_path / "schedule")]
     with Running([*CELERY, *command], worker) as running:
         running.wait_for("Sending due task note")
+        plain.wait_for("Task json.note[", count=2)  # received and succeeded: said before it is sent
         assert running.stop() == 0
-    plain.wait_for("Task json.note[", count=2)  # received and succeeded
