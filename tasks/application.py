@@ -140,6 +140,14 @@ class Application(OwnCelery):
         elif self._is_eager_for_others and not is_eager:
             self.conf.task_always_eager = self._is_eager_for_others = False
 
+    def move_to(self, url: str) -> None:
+        """Use the server at `url` from now on, and have the connected applications that used ours use it too. For tests."""
+        former = self.conf.broker_url
+        for app in [self, *self.connected]:
+            if app is self or (app.configured and app.conf.broker_url == former):
+                app.conf.update(broker_url=url, result_backend=url)
+        self.drop_connections()
+
     def look_up_from(self, url: str) -> None:
         """Follow the embedded server, beginning with `url`, as `celeryconfig.redis_url` found it."""
         self._looked_up = url

@@ -106,20 +106,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], log: Path, timeout_s: fl
 def _sending_to(folder: str, url: str | None) -> Iterator[str]:
     """Send this process's jobs to the server at `url`, or to the embedded one in `folder`; yields its URL."""
     app, wire = tasks.app, tasks.config.wire
-    before, of_wire = (
-        {name: app.conf[name] for name in ("broker_url", "result_backend", "task_always_eager")},
-        dict(wire),
-    )
+    before, is_eager, of_wire = app.conf.broker_url, app.conf.task_always_eager, dict(wire)
     wire.update(data_dir=folder, redis_url=url or "")
     found = url or tasks.config.redis_url()
     wire["redis_url"] = os.environ["EMBEDQ_REDIS_URL"] = found
-    app.conf.update(broker_url=found, result_backend=found, task_always_eager=False)
-    app.drop_connections()
+    app.conf.task_always_eager = False
+    app.move_to(found)
     try:
         yield found
     finally:
         app.pool.force_close_all()
         app.backend.client.close()
         wire.update(of_wire)
-        app.conf.update(before)
-        app.drop_connections()
+        app.move_to(before)
+        app.conf.task_always_eager = is_eager

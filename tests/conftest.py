@@ -120,8 +120,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     tasks.config.wire["data_dir"] = str(tmp_path_factory.mktemp("server"))
     with embedded.server() as url:
-        tasks.app.conf.update(broker_url=url, result_backend=url)
-        tasks.app.drop_connections()  # a test without a server may have made some
+        tasks.app.move_to(url)
         yield url
         tasks.app.close()
 

@@ -31,7 +31,7 @@ def start_workers(sources: Path, url: str, notes: Path, num_workers: int = 1, **
         "EMBEDQ_REDIS_URL": url,
         "EMBEDQ_CONFIG": "",
         "CHAOS_NOTES": str(notes),
-        "EMBEDQ_MODELS": "light=/nowhere",
+        "EMBEDQ_MODELS": f"light={notes}",  # any directory: nothing is loaded from it
         "PYTHONPATH": str(sources),
     }
     command = [sys.executable, "-m", "tests.chaos.light_worker", str(num_workers)]

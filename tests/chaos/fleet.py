@@ -18,7 +18,7 @@ LEASE_S = 2
 
 #: Passes are small and slow beside them, so that workers hold jobs, some tens each, at any moment.
 _SETTINGS = {
-    "EMBEDQ_MODELS": f"{ALIAS}=/nowhere",
+    "EMBEDQ_MODELS": f"{ALIAS}={Path(__file__).parent}",  # any directory: nothing is loaded from it
     "EMBEDQ_MAX_BATCH_TOKENS": "288",
     "EMBEDQ_WINDOW_BATCHES": "8",
     "EMBEDQ_LEASE_S": str(LEASE_S),
