@@ -6,6 +6,7 @@
     ranking = tasks.rerank.delay("a question", ["a text", "another"]).get()  # Ranking
     jobs = tasks.embed_many([["a text"], ["another"]])                       # many jobs, few round trips
     vectors = await tasks.aget(jobs[0], timeout=30)                          # in asyncio
+    tasks.estimate(1_000), tasks.eta(jobs[0])                                # seconds until they are done
     tasks.cancel(jobs)                                                       # nobody wants them any more
     tasks.connect(app)                                 # chains, groups and chords with tasks of your own application
 
@@ -24,10 +25,14 @@ from embedq.tasks import datasets
 from embedq.tasks.application import app, config, key_prefix
 from embedq.tasks.calls import (
     acancel,
+    aestimate,
+    aeta,
     aget,
     cancel,
     embed,
     embed_many,
+    estimate,
+    eta,
     rerank,
     rerank_many,
 )
@@ -41,6 +46,8 @@ __all__ = [
     "MapTask",
     "Ranking",
     "acancel",
+    "aestimate",
+    "aeta",
     "aget",
     "app",
     "cancel",
@@ -49,6 +56,8 @@ __all__ = [
     "datasets",
     "embed",
     "embed_many",
+    "estimate",
+    "eta",
     "key_prefix",
     "ready_answer",
     "rerank",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from embedq.core.errors import InvalidInput
 from embedq.core.options import EmbedOptions, RerankOptions
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from celery.result import AsyncResult, ResultSet
 
     from embedq.tasks.cancelling import Cancellable, Found
+
+
+#: Said where the server fails.
+_NO_ESTIMATE = "nothing can be estimated"
 
 
 @app.task(base=EngineTask, bind=True, shared=False, name="tasks.embed", options_class=EmbedOptions)
@@ -116,3 +120,57 @@ async def acancel(jobs: Cancellable, wait_s: float = 1.0) -> dict[str, Found]:
     from embedq.tasks import cancelling, steps
 
     return await steps.arun(app, cancelling.cancel(app, jobs, wait_s), cancelling.FAILED)
+
+
+def estimate(
+    num_texts: int,
+    *,
+    kind: Literal["embed", "rerank"] = "embed",
+    model: str | None = None,
+    priority: int = 0,
+    num_characters: int | None = None,
+) -> float | None:
+    """Seconds until a job of so many texts or passages would be done if it were sent now; None if nobody has measured the model.
+
+    By the speed of the workers present, what they hold and what waits. The texts are taken to be as long as those of the
+    queue's latest jobs, unless `num_characters` says how long they are together. Without workers, the seconds that one would
+    take. ServerUnavailable if the server cannot be reached. Any thread may call it.
+    """
+    from embedq.tasks import estimating, steps
+
+    return steps.run(app, estimating.estimate(app, num_texts, kind, model, priority, num_characters), _NO_ESTIMATE)
+
+
+async def aestimate(
+    num_texts: int,
+    *,
+    kind: Literal["embed", "rerank"] = "embed",
+    model: str | None = None,
+    priority: int = 0,
+    num_characters: int | None = None,
+) -> float | None:
+    """`estimate` in asyncio: returns and raises the same, and blocks nobody."""
+    from embedq.tasks import estimating, steps
+
+    return await steps.arun(
+        app, estimating.estimate(app, num_texts, kind, model, priority, num_characters), _NO_ESTIMATE
+    )
+
+
+def eta(job: AsyncResult | str, priority: int | None = None) -> float | None:
+    """Seconds until a job is done, given by its result or id: 0 if it is done, None if nobody has measured its model.
+
+    Of a running job by its progress so far, of one that waits by its place in its queue. One that a worker has taken and not
+    begun is taken for bulk, unless the `priority` that it was sent with says otherwise. ServerUnavailable if the server
+    cannot be reached. Any thread may call it.
+    """
+    from embedq.tasks import estimating, steps
+
+    return steps.run(app, estimating.eta(app, job, priority), _NO_ESTIMATE)
+
+
+async def aeta(job: AsyncResult | str, priority: int | None = None) -> float | None:
+    """`eta` in asyncio: returns and raises the same, and blocks nobody."""
+    from embedq.tasks import estimating, steps
+
+    return await steps.arun(app, estimating.eta(app, job, priority), _NO_ESTIMATE)

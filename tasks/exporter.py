@@ -27,7 +27,7 @@ from embedq import tasks
 from embedq.tasks.backlog_estimate import estimate
 from embedq.tasks.dead import DeadLetters
 from embedq.tasks.metrics import EXPORTER, Families
-from embedq.tasks.models import Registry, Served
+from embedq.tasks.models import Registry, queues_of
 from embedq.tasks.scraping import Scraping
 from embedq.tasks.server_errors import reaching_the_server
 from embedq.tasks.speeds import Report, Speed, Speeds
@@ -35,9 +35,6 @@ from embedq.tasks.speeds import Report, Speed, Speeds
 #: Tokens that one worker is assumed to compute in a second, and a job to have, where no worker has ever measured: low
 #: enough that a backlog is seen at once, and a finite number, because KEDA takes an infinite one for none.
 UNMEASURED = Speed(1_000.0, {"any": 256.0})
-
-#: The model of a default queue for which none is announced.
-UNKNOWN = "unknown"
 
 #: Of each list its length, and the end of the message that is next: its properties stand there, behind a body that
 #: may have megabytes. `ARGV[1]` bytes of it.
@@ -143,16 +140,6 @@ class QueueCollector:
 
     def _key(self, queue: str, step: int) -> str:
         return f"{self._prefix}{queue}{self._separator}{step}" if step else f"{self._prefix}{queue}"
-
-
-def queues_of(models: Mapping[str, Served]) -> dict[str, tuple[str, str]]:
-    """(model, kind) by queue: the queues of each model, as its workers serve them, and those of the defaults."""
-    queues = {tasks.config.queue_name(kind, alias): (alias, kind) for alias in models for kind in ("embed", "rerank")}
-    queues |= {tasks.config.parts_queue(alias): (alias, "part") for alias in models}
-    for kind in ("embed", "rerank"):
-        default = next((alias for alias, model in models.items() if kind in model.default_for), UNKNOWN)
-        queues[tasks.config.queue_name(kind)] = default, kind
-    return queues
 
 
 def backlog(queued: Mapping[str, int], alias: str, reports: list[Report], latest: Speed) -> tuple[float, float]:

@@ -26,10 +26,14 @@ from typing import Any
 
 import redis
 
+from embedq import celeryconfig as config
 from embedq.core.errors import InvalidInput, InvalidSettings, UnknownModel
 from embedq.tasks.speeds import MAX_AGE_S, WORKERS_KEY
 
 KEY = "embedq:models"
+
+#: The model of a default queue for which none is announced.
+UNKNOWN = "unknown"
 
 #: Checks and announces in one step: of workers that start together each sees what the one before it announced.
 _ANNOUNCE = Path(__file__).with_name("announce.lua").read_text(encoding="utf-8")
@@ -110,8 +114,7 @@ class Registry:
         with self._client.pipeline(transaction=False) as pipe:
             (seconds, microseconds), values = pipe.time().hgetall(self._key).execute()
         now_s = seconds + microseconds / 1e6
-        found = {alias.decode(errors="replace"): _read(value) for alias, value in values.items()}
-        self._seen = {alias: model for alias, model in found.items() if model and not model.is_expired(now_s)}
+        self._seen = read_all(values, now_s)
         self._fresh_until_s = time.monotonic() + FRESH_S
         return self._seen, now_s
 
@@ -171,6 +174,22 @@ class Registry:
     def forget(self, alias: str) -> bool:
         """Remove an announcement; False if there was none. Workers announce again when they start."""
         return bool(self._client.hdel(self._key, alias))
+
+
+def read_all(found: Mapping[bytes, bytes], now_s: float) -> dict[str, Served]:
+    """The announced models by alias, of all that is kept; malformed and expired announcements are left out."""
+    models = {alias.decode(errors="replace"): _read(value) for alias, value in found.items()}
+    return {alias: model for alias, model in models.items() if model and not model.is_expired(now_s)}
+
+
+def queues_of(models: Mapping[str, Served]) -> dict[str, tuple[str, str]]:
+    """(model, kind) by queue: the queues of each model, as its workers serve them, and those of the defaults."""
+    queues = {config.queue_name(kind, alias): (alias, kind) for alias in models for kind in ("embed", "rerank")}
+    queues |= {config.parts_queue(alias): (alias, "part") for alias in models}
+    for kind in ("embed", "rerank"):
+        default = next((alias for alias, model in models.items() if kind in model.default_for), UNKNOWN)
+        queues[config.queue_name(kind)] = default, kind
+    return queues
 
 
 def _read(value: bytes) -> Served | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ WORKERS_KEY, SPEEDS_KEY = "embedq:workers", "embedq:speeds"
 #: Seconds between two reports of a worker, and seconds after its last report when it counts as gone: two may be lost.
 INTERVAL_S = 5.0
 MAX_AGE_S = 3.5 * INTERVAL_S
+
+#: The same between the reports of a worker that holds jobs: senders estimate by them when theirs will be done.
+BUSY_INTERVAL_S = 1.0
 
 #: Seconds after the last report when the key expires, with what dead workers left in it.
 _EXPIRES_S = 3600
@@ -43,6 +47,21 @@ class Speed:
     tokens_per_second: float = 0.0
     #: By queue of the model, the mean tokens of its latest jobs.
     tokens_per_job: dict[str, float] = field(default_factory=dict)
+    #: By queue, the mean tokens of a text or passage, and of a character of one, in the latest jobs whose senders say how
+    #: many they hold. Empty for workers before 0.2.0.
+    tokens_per_text: dict[str, float] = field(default_factory=dict)
+    tokens_per_character: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The work that a worker holds at one moment."""
+
+    #: By model, the tokens that wait for a batch, and the part of them that is interactive.
+    waiting: dict[str, float] = field(default_factory=dict)
+    interactive: float = 0.0
+    #: Tokens of a batch; 0 while none is computed.
+    batch_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +73,7 @@ class Report:
     models: dict[str, Speed]
     #: Of embedq, in the worker; empty for workers before 0.2.0.
     version: str = ""
+    load: Load = field(default_factory=Load)
 
 
 class Speeds:
@@ -63,9 +83,9 @@ class Speeds:
         self._client = client
         self._workers, self._latest = prefix + WORKERS_KEY, prefix + SPEEDS_KEY
 
-    def publish(self, worker: str, models: dict[str, Speed]) -> None:
+    def publish(self, worker: str, models: dict[str, Speed], load: Load | None = None) -> None:
         """Publish or renew `worker`'s report. redis.RedisError if the server cannot be reached."""
-        report = Report(self._now_s(), models, __version__)
+        report = Report(self._now_s(), models, __version__, load or Load())
         measured = {alias: json.dumps(asdict(one)) for alias, one in models.items() if one.tokens_per_second}
         with self._client.pipeline(transaction=False) as pipe:
             pipe.hset(self._workers, worker, json.dumps(asdict(report)))
@@ -88,23 +108,28 @@ class Speeds:
 
     def present(self) -> dict[str, Report]:
         """The reports of the workers present, by name."""
-        now_s = self._now_s()
-        found = {
-            name.decode(errors="replace"): _report(value) for name, value in self._client.hgetall(self._workers).items()
-        }
-        return {name: report for name, report in found.items() if report and _is_present(report, now_s)}
+        return present(self._client.hgetall(self._workers), self._now_s())
 
     def latest(self) -> dict[str, Speed]:
         """The last measurement of each model, by any worker."""
-        found = {
-            alias.decode(errors="replace"): _speed(value) for alias, value in self._client.hgetall(self._latest).items()
-        }
-        return {alias: speed for alias, speed in found.items() if speed}
+        return latest(self._client.hgetall(self._latest))
 
     def _now_s(self) -> float:
         """Unix time by the server's clock: those of hosts may differ by more than a report's age."""
         seconds, microseconds = self._client.time()
         return float(seconds) + float(microseconds) / 1e6
+
+
+def present(found: Mapping[bytes, bytes], now_s: float) -> dict[str, Report]:
+    """The reports of the workers present, by name, of all that are kept; `now_s` is Unix time by the server's clock."""
+    reports = {name.decode(errors="replace"): _report(value) for name, value in found.items()}
+    return {name: report for name, report in reports.items() if report and _is_present(report, now_s)}
+
+
+def latest(found: Mapping[bytes, bytes]) -> dict[str, Speed]:
+    """The measurements by alias, of all that are kept."""
+    speeds = {alias.decode(errors="replace"): _speed(value) for alias, value in found.items()}
+    return {alias: speed for alias, speed in speeds.items() if speed}
 
 
 def known_speeds(given: Any) -> dict[str, Speed]:
@@ -123,7 +148,8 @@ def _report(value: bytes) -> Report | None:
         given = json.loads(value) if len(value) <= _MAX_BYTES else {}
         version = given.get("version", "")
         models = {str(alias): _checked(one) for alias, one in given["models"].items()}
-        return Report(_number(given["told_s"]), models, version if isinstance(version, str) else "")
+        load = _load(given.get("load", {}))
+        return Report(_number(given["told_s"]), models, version if isinstance(version, str) else "", load)
     except _MALFORMED:
         return None
 
@@ -137,8 +163,17 @@ def _speed(value: bytes) -> Speed | None:
 
 def _checked(given: Any) -> Speed:
     """Read one measurement: fields that are missing or unknown are another version's."""
-    sizes = {str(queue): _number(size) for queue, size in given.get("tokens_per_job", {}).items()}
-    return Speed(_number(given.get("tokens_per_second", 0.0)), sizes)
+    sizes = (_numbers(given.get(name, {})) for name in ("tokens_per_job", "tokens_per_text", "tokens_per_character"))
+    return Speed(_number(given.get("tokens_per_second", 0.0)), *sizes)
+
+
+def _load(given: Any) -> Load:
+    numbers = (_number(given.get(name, 0.0)) for name in ("interactive", "batch_tokens"))
+    return Load(_numbers(given.get("waiting", {})), *numbers)
+
+
+def _numbers(given: Any) -> dict[str, float]:
+    return {str(name): _number(number) for name, number in given.items()}
 
 
 def _speed_of(given: Any) -> Speed | None:

@@ -13,9 +13,9 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 
 from embedq import __version__
-from embedq.tasks.exporter import UNMEASURED, QueueCollector, backlog, queues_of
+from embedq.tasks.exporter import UNMEASURED, QueueCollector, backlog
 from embedq.tasks.metrics import EXPORTER
-from embedq.tasks.models import Registry, Served
+from embedq.tasks.models import Registry, Served, queues_of
 from embedq.tasks.speeds import SPEEDS_KEY, WORKERS_KEY, Report, Speed, Speeds
 from tests.own_server import OwnServer
 from tests.running import Running

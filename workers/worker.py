@@ -166,7 +166,7 @@ def serve(engine: Engine, settings: Settings, health: Health, heart: Heart) -> i
     health.serves(context.name, held)
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
     renew = partial(tasks.embed.registry.renew, announcements(engine), context.name, settings.replace_revision)
-    with SpeedReports(speeds, context.name, health, lambda: heart.last.models, renew):
+    with SpeedReports(speeds, context.name, health, lambda: heart.last.models, renew, held.load):
         worker.start()
     return EXIT_BROKEN if worker.exitcode == EX_FAILURE else int(worker.exitcode or 0)
 

@@ -13,6 +13,7 @@
     flower    memory of Flower over many jobs
     scale     a thousand workers simulated; with --measure what a job costs the server
     fairness  what bulk gets, and interactive jobs pay for it, when the encode threads are overloaded
+    estimates how far estimates of when a job is done are from what comes
     datasets  a dataset through a worker against its engine alone; memory; millions of rows planned
     quality   what bfloat16 and int8 cost in search, against float32
 
@@ -41,6 +42,7 @@ COMMANDS = [
     "flower",
     "scale",
     "fairness",
+    "estimates",
     "datasets",
 ]
 

@@ -12,6 +12,7 @@ from celery.worker import state
 from embedq.core.batching.job import MAX_INTERACTIVE_PRIORITY, Call, Job
 from embedq.core.engine import Engine
 from embedq.tasks.maps import MapTask
+from embedq.tasks.speeds import Load
 from embedq.workers.context import Room
 from embedq.workers.jobs.answer_thread import Timer
 from embedq.workers.monitoring.job_counters import Counts, JobCounts
@@ -187,6 +188,16 @@ class HeldJobs:
         )
         max_priority = 9 if takes_bulk else MAX_INTERACTIVE_PRIORITY
         return Room(max_jobs, max_bytes, max_priority, batch_bytes, max_delayed, self.parts.room())
+
+    def load(self) -> Load:
+        """The work that waits in the engine at this moment."""
+        engine = self.engine
+        by_class = engine.waiting_tokens(False), engine.waiting_tokens(True)
+        return Load(
+            {alias: float(tokens) for alias, tokens in engine.waiting_by_model().items()},
+            round(by_class[0] / max(1, sum(by_class)), 3),
+            float(engine.backlog.largest_budget) if self._jobs else 0.0,
+        )
 
     def cancel(self, ids: Collection[str]) -> dict[str, str]:
         """Free the places of cancelled jobs; returns "running" or "waiting" for each that is here. On the event loop."""

@@ -253,7 +253,7 @@ class EnginePool(PoolBase):
     def _after_answer(self, held: HeldJob, became: str, done: Callable[[], None]) -> None:
         """Count a job that was traced, and settle it once this round's results are stored."""
         times = times_of(held.job, held.request.task)
-        self.jobs.counts.answered(held.queue, times.num_tokens)
+        self.jobs.counts.answered(held.queue, times.num_tokens, getattr(held.request, "amount", None))
         stored = partial(self._stored, held, partial(self.jobs.job_counts.stored, times, became, done))
         give_back = partial(_give_back, held)
         self._answers.after_storing(partial(self._settle, held, stored), partial(self._settle, held, give_back))

@@ -23,7 +23,7 @@ from embedq.workers.jobs.message_schema import check_shape
 log = logging.getLogger(__name__)
 
 #: The summaries that our producers write; anything else is a repr of the texts and is not shown.
-_SUMMARY = re.compile(r"[\d,]+ (texts?|passages?), [\d,]+ characters|rows [\d,]+–[\d,]+ of [\w.,=@+?/ -]{1,80}")
+_SUMMARY = re.compile(r"([\d,]+) (?:texts?|passages?), ([\d,]+) characters|rows [\d,]+–[\d,]+ of [\w.,=@+?/ -]{1,80}")
 
 
 #: Stands for arguments that may be texts.
@@ -72,8 +72,12 @@ class EngineRequest(RequestBase):
             self.fields["delivery_info"] = self.fields["delivery_info"] | {"redelivered": False}
         if self.fields.keys() <= _HEADERS:
             self.fields.setdefault("headers", {})  # there are none: Celery would look for them again
-        if not _SUMMARY.fullmatch(self.argsrepr or ""):
+        #: How many texts and characters its sender says it holds; None if it does not say.
+        self.amount: tuple[int, int] | None = None
+        if not (summary := _SUMMARY.fullmatch(self.argsrepr or "")):
             self.show_arguments_as(*_summary(kwargs.get("task"), kwargs["body"]))
+        elif summary[1]:
+            self.amount = _number(summary[1]), _number(summary[2])
 
     def acknowledge(self) -> None:
         """Acknowledge the job together with others that are done."""
@@ -139,6 +143,10 @@ def _with_ids_as_texts(fields: dict[str, Any]) -> dict[str, Any]:
     if not any(isinstance(value, UUID) for value in fields.values()):
         return fields
     return {name: str(value) if isinstance(value, UUID) else value for name, value in fields.items()}
+
+
+def _number(digits: str) -> int:
+    return int(digits.replace(",", "")[:15] or 0)
 
 
 def _is_chord_part(body: Any) -> bool:

@@ -17,7 +17,7 @@ from embedq.tasks.speeds import Speed
 from embedq.workers.context import DRAINING, READY, Lifecycle
 from embedq.workers.heartbeat_line import INTERVAL_S, VARIABLE, Beat
 from embedq.workers.monitoring.idle_memory import IdleMemory
-from embedq.workers.monitoring.job_counters import JobsOfWorker
+from embedq.workers.monitoring.job_counters import Counts, JobsOfWorker
 from embedq.workers.monitoring.rates import PassCounts, Rates
 from embedq.workers.queues import queues_of
 
@@ -105,17 +105,18 @@ class Heart:
             jobs_s=round(jobs_s, 2),
             tokens_s=round(tokens_s, 1),
             busy=round(self._rates.busy, 3),
-            models=_measured(queues, self._rates.speeds, counts.tokens_per_job()),
+            models=_measured(queues, self._rates.speeds, counts),
             memory_bytes=sum(memory_bytes(device)[0] for device in {model.device for model in engine.models.values()}),
         )
 
 
-def _measured(queues: dict[str, str], speeds: dict[str, float], sizes: dict[str, float]) -> dict[str, Speed]:
-    """Returns what was measured of each model that has queues: its speed, and the size of a job by queue."""
+def _measured(queues: dict[str, str], speeds: dict[str, float], counts: Counts) -> dict[str, Speed]:
+    """Returns what was measured of each model that has queues: its speed, and the sizes of jobs and texts by queue."""
+    sizes = counts.tokens_per_job(), counts.tokens_per_text(), counts.tokens_per_character()
     return {
         model: Speed(
             round(speeds.get(model, 0.0), 1),
-            {queue: sizes[queue] for queue, of in queues.items() if of == model and queue in sizes},
+            *({queue: one[queue] for queue, of in queues.items() if of == model and queue in one} for one in sizes),
         )
         for model in dict.fromkeys(queues.values())
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
@@ -50,6 +50,9 @@ class Counts:
         self.num_turns = 0
         #: Per queue, the tokens of an answered job.
         self._sizes: dict[str, DecayedMean] = {}
+        #: Per queue, the tokens of a text and of a character, over the jobs whose senders say how many they hold.
+        self._per_text: dict[str, DecayedMean] = {}
+        self._per_character: dict[str, DecayedMean] = {}
         self._busy_s = 0.0
         self._busy_since_s: float | None = None
 
@@ -68,17 +71,36 @@ class Counts:
         since_s = self._busy_since_s
         return self._busy_s + (time.monotonic() - since_s if since_s is not None else 0.0)
 
-    def answered(self, queue: str, num_tokens: int) -> None:
-        """Record that a job of `queue` was answered. Only the answers thread may call it."""
+    def answered(self, queue: str, num_tokens: int, amount: tuple[int, int] | None = None) -> None:
+        """Record that a job of `queue` was answered. Only the answers thread may call it.
+
+        `amount` is how many texts and characters its sender says it holds.
+        """
         self.num_jobs += 1
         if num_tokens and (queue in self._sizes or len(self._sizes) < _MAX_QUEUES):
             if queue not in self._sizes:
-                self._sizes[queue] = DecayedMean(_HALF_LIFE_JOBS)
+                for means in (self._sizes, self._per_text, self._per_character):
+                    means[queue] = DecayedMean(_HALF_LIFE_JOBS)
             self._sizes[queue].add(num_tokens)
+            if amount and all(amount):
+                self._per_text[queue].add(num_tokens, weight=amount[0])
+                self._per_character[queue].add(num_tokens, weight=amount[1])
 
     def tokens_per_job(self) -> dict[str, float]:
         """By queue, the mean tokens of its latest jobs."""
-        return {queue: round(size.mean, 1) for queue, size in tuple(self._sizes.items()) if size.weight}
+        return _means(self._sizes, 1)
+
+    def tokens_per_text(self) -> dict[str, float]:
+        """By queue, the mean tokens of a text or passage of its latest jobs."""
+        return _means(self._per_text, 2)
+
+    def tokens_per_character(self) -> dict[str, float]:
+        """By queue, the mean tokens of a character of its latest jobs."""
+        return _means(self._per_character, 4)
+
+
+def _means(by_queue: Mapping[str, DecayedMean], digits: int) -> dict[str, float]:
+    return {queue: round(one.mean, digits) for queue, one in tuple(by_queue.items()) if one.weight}
 
 
 class Times(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +16,7 @@ import redis
 
 from embedq.core.errors import InvalidSettings
 from embedq.core.guarded_thread import GuardedThread
-from embedq.tasks.speeds import INTERVAL_S, Speed, Speeds
+from embedq.tasks.speeds import BUSY_INTERVAL_S, INTERVAL_S, Load, Speed, Speeds
 from embedq.workers.monitoring.health import Health
 
 log = logging.getLogger(__name__)
@@ -31,8 +32,9 @@ class SpeedReports:
         health: Health,
         measured: Callable[[], dict[str, Speed]],
         renew: Callable[[], None],
+        load: Callable[[], Load] = Load,
     ) -> None:
-        self._renew = renew
+        self._renew, self._load = renew, load
         self._speeds = speeds
         self._worker = worker
         self._health = health
@@ -50,13 +52,19 @@ class SpeedReports:
 
     def _run(self) -> None:
         is_published = self._try(self._speeds.tidy)
-        while not self._is_over.wait(INTERVAL_S if is_published else INTERVAL_S / 5):
+        told, next_s = Load(), 0.0
+        while not self._is_over.wait(BUSY_INTERVAL_S):
+            now_s, load = time.monotonic(), self._load()
+            is_busy = bool(load.batch_tokens or told.batch_tokens)
+            if is_published and not is_busy and now_s < next_s:
+                continue
             models = self._measured()
             is_present = self._health.ready()[0] and self._health.live()[0]
-            if is_present:
+            if is_present and now_s >= next_s:
+                next_s = now_s + INTERVAL_S - BUSY_INTERVAL_S / 2
                 self._try(self._renew)
             if models and is_present:
-                is_published = self._try(partial(self._speeds.publish, self._worker, models))
+                told, is_published = load, self._try(partial(self._speeds.publish, self._worker, models, load))
             elif is_published:
                 self._try(lambda: self._speeds.withdraw(self._worker))  # it takes no jobs: nobody should count on it
                 is_published = False
