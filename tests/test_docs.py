@@ -33,7 +33,7 @@ PROSE = ("text",)
 
 #: Programs of others that people are told to type.
 PROGRAMS = {".venv/bin/pip", "cat", "cd", "celery", "cp", "docker", "export", "kubectl", "make", "pip", "printf"}
-PROGRAMS |= {"eval", "ls", "python", "python3", "sed", "systemctl", "uvicorn"}
+PROGRAMS |= {"eval", "ls", "python", "python3", "sed", "systemctl", "tar", "uvicorn"}
 
 #: Blocks that tests of their own run -> the file of those tests.
 NAMED = {

@@ -8,6 +8,7 @@ from itertools import chain
 import pytest
 
 from embedq.tasks.metrics import BUILD, EXPORTER, OUTCOMES, STAGES, WORKER, Families, Metric
+from embedq.testing import fixtures
 from tests.running import ROOT
 
 ALL = WORKER | EXPORTER
@@ -26,13 +27,13 @@ FILES = sorted(
 #: What looks like a metric of ours in a query: a value of a label, an alert's or a rule's name do not.
 _NAME = re.compile(r"(?<![\w:/-])embedq_[a-z_]+(?=[\s{\[()`\"',]|$)")
 
-#: In code blocks, and not metrics: commands of remote control.
-_COMMANDS = {"embedq_stats", "embedq_status"}
+#: In code blocks, and not metrics: commands of remote control, and the fixtures of `embedq.testing`.
+_OTHERS = {"embedq_stats", "embedq_status"} | {name for name in vars(fixtures) if name.startswith("embedq_")}
 
 
 def named(text: str) -> set[str]:
     """Metrics that a text names; of a histogram its own name."""
-    return {_own(name) for name in _NAME.findall(text)} - _COMMANDS
+    return {_own(name) for name in _NAME.findall(text)} - _OTHERS
 
 
 def _own(name: str) -> str:

@@ -79,6 +79,8 @@ class ProgressReports:
         self._worker = worker
         self._cancel = cancel
         self._is_looking = False
+        #: From this process's clock to Unix time; looked up once, so that a job's start is the same in every report.
+        self._epoch_s = time.time() - time.monotonic()
 
     def watch(self) -> None:
         """A job has started: look at the jobs that run once it has run for long, and then now and again."""
@@ -107,19 +109,19 @@ class ProgressReports:
         keys = [backend.get_key_for_task(held.request.id) for held in due]
         for held in due:
             held.reported_s, held.reported = now_s, held.progress
-        reports = [backend.encode(self._meta(held, now_s)) for held in due]
+        reports = [backend.encode(self._meta(held)) for held in due]
         report = backend.client.register_script(_REPORT)
         told = report(keys=keys, args=[int(backend.expires or 0), *reports])
         if cancelled := [held.request.id for held, is_cancelled in zip(due, told, strict=True) if is_cancelled]:
             self._cancel(cancelled)
 
-    def _meta(self, held: HeldJob, now_s: float) -> dict[str, Any]:
+    def _meta(self, held: HeldJob) -> dict[str, Any]:
         """Celery's map of a job that has started, with more of how it goes."""
         done, total = held.progress
         info = {
             "hostname": self._worker,
             "pid": os.getpid(),
-            "started": round(time.time() - (now_s - held.started_s), 3),
+            "started": round(self._epoch_s + held.started_s, 3),
             "done": done,
             "total": total,
         }
