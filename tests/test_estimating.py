@@ -222,7 +222,7 @@ def events(worker: dict[str, str]) -> Iterator[Events]:
 
 @pytest.mark.timing
 def test_a_real_worker_s_jobs_end_about_when_they_were_said_to(events: Events) -> None:
-    """The short form of `python -m tests.bench estimates`: within a factor of two, half a second aside."""
+    """The short form of `python -m tests.bench estimates`, which tells by how much they are wrong: here by less than thrice."""
     num_texts = bulk.num_texts_of(1.5)  # which is work that it measures itself by
     deadline_s = time.monotonic() + TIMEOUT_S
     speeds = Speeds(tasks.app.backend.client, tasks.key_prefix(tasks.app))
@@ -240,7 +240,7 @@ def test_a_real_worker_s_jobs_end_about_when_they_were_said_to(events: Events) -
     took_s = time.monotonic() - started_s
     for said in (said_s, left_s):
         assert said is not None
-        assert took_s / 2 - 0.5 < said < took_s * 2 + 0.5
+        assert took_s / 3 - 0.5 < said < took_s * 3 + 0.5
     for one in background:
         one.get(timeout=TIMEOUT_S)
     with suppress(redis.RedisError):

@@ -27,6 +27,9 @@ _PAUSE_S = 0.1
 
 _CHANNEL = "celery-task-meta-"
 
+#: First bytes of a blob, which name the job's state.
+_HEAD_BYTES = 64
+
 
 class Answers:
     """Which jobs have a result, and how often each result was published; a thread of its own."""
@@ -48,7 +51,7 @@ class Answers:
     def look_for(self, ids: list[str]) -> None:
         """Ask the server for results whose news was missed while the subscription was broken."""
         missing = [job_id for job_id in ids if job_id not in self.known]
-        found = {job_id for job_id in missing if self._client.exists(_CHANNEL + job_id)}
+        found = {job_id for job_id in missing if _is_answer(self._client.getrange(_CHANNEL + job_id, 0, _HEAD_BYTES))}
         with self.changed:
             self.known |= found
             self.changed.notify_all()
@@ -62,13 +65,18 @@ class Answers:
             self._is_over.wait(_PAUSE_S)
 
     def _note(self, message: dict | None) -> None:
-        if message is None:
+        if message is None or not _is_answer(message["data"]):
             return
         job_id = message["channel"].decode().removeprefix(_CHANNEL)
         with self.changed:
             self.num_published[job_id] += 1
             self.known.add(job_id)
             self.changed.notify_all()
+
+
+def _is_answer(blob: bytes) -> bool:
+    """Returns True for a result, False for nothing and for the report of a job that has started."""
+    return bool(blob) and b"STARTED" not in blob[:_HEAD_BYTES]
 
 
 class Load:
