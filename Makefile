@@ -24,6 +24,9 @@ SITE   := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 # Processes of the tests that run side by side.
 PROCESSES = $(shell $(BIN)/python -c "import os; print(min(8, (os.cpu_count() or 1) + 1))")
 
+# The tests that failed last; none, which is an error, if nothing did because no test was run.
+AGAIN = --last-failed --last-failed-no-failures none
+
 # Each has a file of pinned requirements in tests/bench/peers/requirements.
 PEERS  := sentence-transformers onnx openvino flagembedding infinity
 
@@ -33,15 +36,17 @@ demo: $(VENV)/.demo
 	$(BIN)/embedq demo $(if $(KEEP),--keep)
 
 # All: what measures no time side by side, in one process more than there are cores, because many tests wait for other
-# processes; then, one at a time, what is marked `timing`.
+# processes; then, one at a time, what is marked `timing`. What failed is run once more, alone: beside others, on a busy
+# machine, a wait may be too short. What fails alone as well fails.
 test: $(VENV)/.test
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	status=0; \
 	$(BIN)/python -m pytest -m "not timing" -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=10 \
-	  || status=$$?; \
-	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 || status=$$?; \
+	  || $(BIN)/python -m pytest -m "not timing" $(AGAIN) || status=$$?; \
+	$(BIN)/python -m pytest $$(grep -lr "pytest.mark.timing" tests/test_*.py) -m timing --durations=10 \
+	  || $(BIN)/python -m pytest -m timing $(AGAIN) || status=$$?; \
 	exit $$status
 endif
 
