@@ -90,7 +90,9 @@ def run(size: Size, seed: int, say: Callable[[str], None], appendfsync: str = "a
             _settle(client)
             states_of = check_results(client, load.sent)
             left = in_flight(client) + sum(client.llen(key) for key in client.scan_iter("embed*", _type="list"))
-            num_dead = len(dead_letters(client))
+            dead = [(letter["reason"], letter["detail"], letter["deliveries"]) for letter in dead_letters(client)]
+        if dead:
+            say(f"dead letters: {dead}")
         fleet.stop()
         done = read(fleet.notes)
         by_themselves = {pid: code for pid, code in fleet.ended.items() if code not in (0, -9)}
@@ -101,7 +103,7 @@ def run(size: Size, seed: int, say: Callable[[str], None], appendfsync: str = "a
             *_of_jobs(load, answers, done, states_of),
             Figure("lost", "jobs without a result", len(lost), "jobs", 0, is_limit=True),
             Figure("left", "jobs left in a queue or in flight", left, "jobs", 0, is_limit=True),
-            Figure("dead", "dead letters", num_dead, "jobs", 0, is_limit=True),
+            Figure("dead", "dead letters", len(dead), "jobs", 0, is_limit=True),
             Figure("exits", "workers that ended by themselves", len(by_themselves), "workers", 0, is_limit=True),
         ]
 
